@@ -1,0 +1,139 @@
+"""Scores and their uncertainty: exact match, intervals, paired differences.
+
+Pure functions on numbers and strings. Every estimate comes as an `Estimate`, which carries its number of items and its
+95 % interval; a bare mean does not leave this file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Estimate", "exact_match", "mean_estimate", "normalise_answer", "paired_difference", "proportion"]
+
+Z95 = 1.959963984540054  # 97.5 % point of the standard normal distribution
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        n: number of items behind it.
+        chance: what guessing would score, or None where guessing has no meaning.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    chance: float | None = None
+
+    @property
+    def resolution(self) -> float:
+        """The smallest step a proportion over n items can move by, 1/n."""
+        return 1.0 / self.n
+
+    @property
+    def above_chance(self) -> bool | None:
+        """Whether the whole interval lies above chance; None without a chance level."""
+        return None if self.chance is None else self.low > self.chance
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] n={self.n}"
+
+
+def proportion(successes: int, n: int, *, chance: float | None = None) -> Estimate:
+    """Estimate a proportion with Wilson's 95 % interval.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22.
+
+    >>> print(proportion(8, 10))
+    0.800 [0.490, 0.943] n=10
+
+    Raises:
+        ValueError: if ``n`` is not positive or ``successes`` is outside 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    p, z2 = successes / n, Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return Estimate(p, low, high, n, chance)
+
+
+def mean_estimate(
+    values: Sequence[float], *, chance: float | None = None, seed: int = 0, draws: int = 2_000
+) -> Estimate:
+    """Estimate a mean with a percentile bootstrap interval over items.
+
+    Args:
+        values: one number an item.
+        chance: what guessing would score.
+        seed: of the resampling; the same values and seed give the same interval.
+        draws: resamples.
+
+    Raises:
+        ValueError: if ``values`` is empty.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError("a mean needs at least one value")
+    low, high = np.quantile(_resampled_means(array, seed, draws), [0.025, 0.975])
+    return Estimate(float(array.mean()), float(low), float(high), array.size, chance)
+
+
+def paired_difference(
+    before: Sequence[float], after: Sequence[float], *, seed: int = 0, draws: int = 2_000
+) -> Estimate:
+    """Estimate the mean of ``after - before`` over the same items; chance is 0.
+
+    The difference is inside the noise when the interval contains 0.
+
+    Raises:
+        ValueError: if the two differ in length or are empty.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"paired scores need equal lengths, got {len(before)} and {len(after)}")
+    gains = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    return mean_estimate(gains.tolist(), chance=0.0, seed=seed, draws=draws)
+
+
+def _resampled_means(values: np.ndarray, seed: int, draws: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    chunk = max(1, 4_000_000 // values.size)  # bounds memory for long lists
+    parts = []
+    for start in range(0, draws, chunk):
+        picks = generator.integers(0, values.size, size=(min(chunk, draws - start), values.size))
+        parts.append(values[picks].mean(axis=1))
+    return np.concatenate(parts)
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation.replace("-", ""))
+
+
+def normalise_answer(text: str) -> str:
+    """Lower-case, drop punctuation (hyphens stay), articles and extra spaces, as SQuAD's scorer does.
+
+    >>> normalise_answer("The 3rd of  May, 1912.")
+    '3rd of may 1912'
+
+    Source: Rajpurkar et al. 2016, arXiv:1606.05250, evaluation script's rules.
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, answer: str) -> bool:
+    """Say whether two answers are equal after `normalise_answer`."""
+    return normalise_answer(prediction) == normalise_answer(answer)

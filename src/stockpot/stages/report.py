@@ -1,0 +1,193 @@
+"""Turn the figures of a cook into one self-contained HTML page.
+
+The page needs no network and no script: charts are drawn with Altair and embedded as SVG, so it opens from disk, prints,
+and follows the reader's light or dark setting. Every figure shown is in the JSON beside it; this file computes none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import jinja2
+import vl_convert as vlc
+
+__all__ = ["curve_chart", "score_chart", "write_report"]
+
+INK = "#7a7f87"  # readable on white and on near-black
+COLOURS = ["#2f7ed8", "#d9822b", "#3a9d5d", "#b0509b"]
+
+
+def curve_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, title: str) -> str:
+    """Draw lines over a common axis; returns SVG.
+
+    Args:
+        series: name to its (x, y) points.
+        x: what the horizontal axis shows, with its unit.
+        y: the same for the vertical axis.
+        title: what a screen reader should say.
+    """
+    rows = [{"x": a, "y": b, "series": name} for name, points in series.items() for a, b in points]
+    chart = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("x:Q", title=x),
+            y=alt.Y("y:Q", title=y, scale=alt.Scale(zero=False)),
+            color=alt.Color("series:N", title=None, scale=alt.Scale(domain=list(series), range=COLOURS)),
+        )
+    )
+    return _svg(chart.properties(width=560, height=230), title)
+
+
+def score_chart(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
+    """Draw scores with their 95 % intervals, one line a task and one colour a model; returns SVG.
+
+    Args:
+        rows: mappings with ``task``, ``model``, ``value``, ``low``, ``high`` and ``chance`` (number or None).
+        title: what a screen reader should say.
+    """
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    base = alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
+    task = alt.Y("task:N", title=None, sort=None)
+    offset = alt.YOffset("model:N", sort=models)
+    colour = alt.Color("model:N", title=None, sort=models, scale=alt.Scale(domain=models, range=COLOURS))
+    domain = alt.Scale(domain=[0, 1])
+    intervals = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", title="share right, with 95 % interval", scale=domain),
+        x2="high:Q",
+        y=task,
+        yOffset=offset,
+        color=colour,
+    )
+    points = base.mark_point(filled=True, size=60).encode(x="value:Q", y=task, yOffset=offset, color=colour)
+    layers = [intervals, points]
+    guessing = [{"task": row["task"], "chance": row["chance"]} for row in rows if row.get("chance")]
+    if guessing:
+        chance = alt.Chart(alt.InlineData(values=guessing))
+        layers.append(chance.mark_tick(color=INK, thickness=2, size=26).encode(x="chance:Q", y=task))
+    return _svg(alt.layer(*layers).properties(width=460, height=alt.Step(18)), title)
+
+
+def _svg(chart: alt.Chart | alt.LayerChart, title: str) -> str:
+    styled = (
+        chart.configure(background="transparent", font="sans-serif")
+        .configure_view(stroke=None)
+        .configure_axis(labelColor=INK, titleColor=INK, gridColor="#8884", domainColor=INK, tickColor=INK)
+        .configure_legend(labelColor=INK, orient="top")
+    )
+    svg: str = vlc.vegalite_to_svg(styled.to_json())
+    label = jinja2.filters.escape(title)
+    return re.sub(r"<svg ", f'<svg role="img" aria-label="{label}" ', svg, count=1)
+
+
+def write_report(folder: Path, figures: Mapping[str, Any], charts: Sequence[tuple[str, str, str]]) -> Path:
+    """Write ``report.html`` and ``report.json`` into a folder, each whole or not at all.
+
+    Args:
+        folder: where to write.
+        figures: plain values; see the template below for the keys it shows.
+        charts: (heading, SVG, sentence under it) in the order of the page.
+
+    Returns:
+        The path of the page.
+    """
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(PAGE).render(figures=figures, charts=charts)
+    for name, text in (("report.json", json.dumps(figures, ensure_ascii=False, indent=1)), ("report.html", page)):
+        temporary = folder / f"{name}.part"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / name)
+    return folder / "report.html"
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ figures.title }}</title>
+<style>
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.number, th.number { text-align: right; }
+.scroll { overflow-x: auto; }
+code, pre { font: .92em ui-monospace, monospace; background: var(--soft); border-radius: 4px; padding: .1em .3em; }
+pre { padding: .7rem; overflow-x: auto; }
+svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; } figcaption { opacity: .75; }
+@media print { body { max-width: none; } }
+</style>
+</head>
+<body>
+<h1>{{ figures.title }}</h1>
+<p>{{ figures.summary }}</p>
+
+<h2>What was done</h2>
+<div class="scroll"><table>
+<thead><tr><th>stage</th><th class="number">seconds</th><th>result</th><th>command to repeat it</th></tr></thead>
+<tbody>
+{% for stage in figures.stages %}
+<tr><td>{{ stage.name }}</td><td class="number">{{ "%.0f"|format(stage.seconds) }}</td><td>{{ stage.result }}</td>
+<td><code>{{ stage.command }}</code></td></tr>
+{% endfor %}
+</tbody></table></div>
+
+{% for heading, svg, sentence in charts %}
+<h2>{{ heading }}</h2>
+<figure>{{ svg|safe }}<figcaption>{{ sentence }}</figcaption></figure>
+{% endfor %}
+
+<h2>Scores</h2>
+<p>Exact match is a greedy answer equal to the right one. Choice is the likeliest of the given answers. Intervals are 95 %.</p>
+<div class="scroll"><table>
+<thead><tr><th>task</th><th>metric</th><th>model</th><th class="number">score</th><th>95 % interval</th>
+<th class="number">chance</th><th class="number">items</th></tr></thead>
+<tbody>
+{% for row in figures.scores %}
+<tr><td>{{ row.task }}</td><td>{{ row.metric }}</td><td>{{ row.model }}</td>
+<td class="number">{{ "%.3f"|format(row.value) }}</td><td>{{ "%.3f to %.3f"|format(row.low, row.high) }}</td>
+<td class="number">{{ "–" if row.chance is none else "%.2f"|format(row.chance) }}</td><td class="number">{{ row.n }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+
+<h2>What instruction tuning added</h2>
+<div class="scroll"><table>
+<thead><tr><th>task</th><th class="number">gain in exact match</th><th>95 % interval (paired)</th><th>reading</th></tr></thead>
+<tbody>
+{% for row in figures.gains %}
+<tr><td>{{ row.task }}</td><td class="number">{{ "%+.3f"|format(row.value) }}</td>
+<td>{{ "%+.3f to %+.3f"|format(row.low, row.high) }}</td><td>{{ row.reading }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+
+<h2>The same questions before and after</h2>
+{% for sample in figures.samples %}
+<div class="scroll"><table>
+<tbody><tr><th>question</th><td>{{ sample.question }}</td></tr>
+<tr><th>base model</th><td>{{ sample.base }}</td></tr>
+<tr><th>after instruction tuning</th><td>{{ sample.tuned }}</td></tr>
+<tr><th>right answer</th><td>{{ sample.answer }}</td></tr></tbody></table></div><br>
+{% endfor %}
+
+<h2>The tokenizer at work</h2>
+<p>{{ figures.tokenizer.sentence }}</p>
+<p>{% for piece in figures.tokenizer.pieces %}<code>{{ piece }}</code> {% endfor %}</p>
+
+<h2>The machine and the settings</h2>
+<div class="scroll"><table><tbody>
+{% for name, value in figures.environment.items() %}
+<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+<p>Every number on this page is in <code>report.json</code> beside it.</p>
+</body>
+</html>
+"""

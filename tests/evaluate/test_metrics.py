@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stockpot.evaluate.metrics import exact_match, mean_estimate, paired_difference, proportion
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilsons_interval_contains_the_proportion_and_stays_within_0_and_1(counts):
+    successes, n = counts
+    estimate = proportion(successes, n)
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+
+
+def test_wilsons_interval_by_hand():
+    # p = 8/10, z = 1.96: centre (0.8 + 0.19207) / 1.38415, half 0.22632
+    estimate = proportion(8, 10)
+    assert (estimate.low, estimate.high) == pytest.approx((0.49016, 0.94332), abs=1e-4)
+
+
+def test_wilsons_interval_covers_the_truth_about_19_times_in_20():
+    generator = np.random.default_rng(0)
+    draws = generator.binomial(40, 0.3, size=4_000)
+    covered = np.mean([(e := proportion(int(k), 40)).low <= 0.3 <= e.high for k in draws])
+    assert 0.93 < covered < 0.97
+
+
+def test_the_bootstrap_interval_is_close_to_the_normal_one_for_many_values():
+    values = np.random.default_rng(1).normal(2.0, 1.0, size=2_000)
+    estimate = mean_estimate(values.tolist())
+    half = 1.96 * values.std() / np.sqrt(values.size)
+    assert estimate.high - estimate.low == pytest.approx(2 * half, rel=0.1)
+    assert estimate == mean_estimate(values.tolist())
+
+
+def test_a_paired_difference_sees_what_unpaired_intervals_hide():
+    before = [0.0, 1.0] * 50
+    after = [*before]
+    after[0:10] = [1.0] * 10  # five items changed, all for the better
+    gain = paired_difference(before, after)
+    assert gain.value == pytest.approx(0.05)
+    assert gain.low > 0
+    assert gain.above_chance
+
+
+def test_no_difference_is_reported_as_none():
+    gain = paired_difference([0.0, 1.0, 1.0], [0.0, 1.0, 1.0])
+    assert (gain.low, gain.value, gain.high) == (0.0, 0.0, 0.0)
+    assert not gain.above_chance
+
+
+@pytest.mark.parametrize(("n", "k"), [(0, 0), (3, 4), (3, -1)])
+def test_impossible_counts_are_refused(n, k):
+    with pytest.raises(ValueError, match="successes"):
+        proportion(k, n)
+
+
+def test_exact_match_forgives_case_articles_and_punctuation_only():
+    assert exact_match("The 3rd of May.", "3rd of may")
+    assert not exact_match("3rd of June", "3rd of May")
+    assert not exact_match("12", "-12")
