@@ -1,8 +1,8 @@
-"""Settings: what a setting is, how recipes, ``--set`` and flags merge into one, and how a mistake in them is told.
+"""Settings: what they are, how recipes, ``--set`` and flags merge, and how a mistake in them is told.
 
-The order is: defaults < recipe files < ``--set a.b=c`` < named flags. Every mistake becomes one ``ConfigError`` that names the place, the
-key, the value, what was expected and the nearest valid key. This file knows no stage and no setting by name; it reads recipes and writes
-none (a run folder does that), and the environment never changes what it returns.
+The order is: defaults < recipe files < ``--set a.b=c`` < named flags. Every mistake becomes one
+``ConfigError`` that names the place, the key, the value, what was expected and the nearest valid key. This
+file knows no stage and no setting by name, and no environment variable changes what it returns.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class _KnownErrors(type(BaseModel)):  # type: ignore[misc]
 class Settings(BaseModel, metaclass=_KnownErrors):
     """The base of every settings object: frozen, and unknown keys are an error.
 
-    A field's type, default and ``description`` are the only source of help texts, documentation and error messages.
+    A field's type, default and ``description`` are the only source of help texts, docs and error messages.
     ``None`` means off or automatic; in TOML and ``--set`` it is written ``"none"``.
 
     Raises:
-        ConfigError: if a value is wrong, naming the key, the value, what was expected and the nearest valid key.
+        ConfigError: if a value is wrong, naming the key, what was expected and the nearest valid key.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,7 +65,7 @@ class Settings(BaseModel, metaclass=_KnownErrors):
         return None if type(None) in members and not means_itself else value
 
 
-# --- merging -----------------------------------------------------------------------------------------------------
+# --- merging ---
 
 
 @dataclass
@@ -76,7 +76,7 @@ class _Origins:
     places: dict[Path_, str] = field(default_factory=dict)
 
     def of(self, path: Path_) -> str:
-        """The place of ``path``, or of the nearest table around it."""
+        """Name the place of ``path``, or of the nearest table around it."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.places:
                 return self.places[path[:length]]
@@ -97,7 +97,7 @@ def build(
         cls: the settings class to build.
         table: the recipe table this class is read from; ``None`` reads the whole file.
         recipe_files: recipe names or files; later ones win.
-        sets: ``key=value`` strings; dotted keys reach into nested settings, values are read as TOML, else as text.
+        sets: ``key=value`` strings; dotted keys reach into nested settings; values are TOML, else text.
         flags: dotted key → value of the named flags; ``None`` means "not given".
 
     Raises:
@@ -164,17 +164,17 @@ def _parse_set(item: str) -> tuple[Path_, Any]:
         return parts, text
 
 
-# --- recipes -----------------------------------------------------------------------------------------------------
+# --- recipes ---
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package: name → file."""
+    """List the recipes that come with the package: name → file."""
     folder = Path(str(resources.files("stockpot"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def find_recipe(ref: str | Path) -> Path:
-    """Find a recipe by file or by shipped name; a name that is both means the shipped one unless it has a suffix.
+    """Find a recipe by shipped name or by file; a name that is both means the shipped one.
 
     Raises:
         ConfigError: if there is neither; names the nearest shipped recipe.
@@ -238,7 +238,7 @@ _KEY = re.compile(r"\s*((?:[\w-]+|\"[^\"]*\")(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"))*)
 
 
 def _lines(text: str, name: str) -> Iterator[tuple[Path_, str]]:
-    """Each key's ``file:line``; a scan good enough for messages (keys inside multi-line strings may be listed too)."""
+    """Yield each key's ``file:line``; good enough for messages (keys inside long strings are listed too)."""
     table: Path_ = ()
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.match(line):
@@ -283,13 +283,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         fields = type(value).model_fields
         dumped = value.model_dump(mode="json")
-        kept = {
+        return {
             name: OFF if dumped[name] is None else _plain(_settings_or(getattr(value, name), dumped[name]))
             for name in fields
             if name in dumped
             and not (dumped[name] is None and fields[name].get_default(call_default_factory=True) is None)
         }
-        return kept
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, (list, tuple)):
@@ -304,11 +303,11 @@ def _settings_or(original: Any, dumped: Any) -> Any:
     return original if nested else dumped
 
 
-# --- explaining --------------------------------------------------------------------------------------------------
+# --- explaining ---
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """The plain types inside unions and ``Annotated``."""
+    """Yield the plain types inside unions and ``Annotated``."""
     if get_origin(annotation) in (Union, types.UnionType):
         for member in get_args(annotation):
             yield from _members(member)
@@ -360,9 +359,7 @@ def _real_path(loc: Sequence[str | int], values: Any, *, missing: bool) -> Path_
     """Drop the union member names that pydantic puts into its locations."""
     path: list[str | int] = []
     for position, part in enumerate(loc):
-        if isinstance(values, Mapping) and part in values:
-            values = values[part]
-        elif isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values):
+        if _holds(values, part):
             values = values[part]
         elif isinstance(values, BaseModel) and isinstance(part, str) and hasattr(values, part):
             values = getattr(values, part)
@@ -370,6 +367,12 @@ def _real_path(loc: Sequence[str | int], values: Any, *, missing: bool) -> Path_
             continue
         path.append(part)
     return tuple(path)
+
+
+def _holds(values: Any, part: str | int) -> bool:
+    if isinstance(values, (list, tuple)):
+        return isinstance(part, int) and part < len(values)
+    return isinstance(values, Mapping) and part in values
 
 
 def _expected(problem: Any) -> str:

@@ -1,0 +1,492 @@
+"""Run: one folder is one run.
+
+This file decides what a run folder holds (manifest, recipe, metrics, checkpoints, log), what may change on
+resume, and which checkpoint is good. It never opens a model: what is inside a checkpoint is the business of
+the function that writes it. It does not import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import time
+import tomllib
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from stockpot import durable, origin
+from stockpot.config import to_toml
+from stockpot.durable import fingerprint, verify, write_atomically
+from stockpot.errors import CheckpointError, ConfigError, TrainError
+
+__all__ = ["Run", "Status", "fingerprint", "is_run", "verify", "write_atomically"]
+
+Status = Literal["running", "done", "failed", "interrupted"]
+
+MANIFEST, RECIPE, METRICS, LOG = "manifest.json", "recipe.toml", "metrics.jsonl", "log.txt"
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+class Run:
+    """A run folder: made by ``create`` (which takes its lock) or read by ``open``.
+
+    As a context manager it finishes itself: *done* at the end of the block, *interrupted* on Ctrl-C, *failed*
+    on any other error.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: durable.FolderLock | None) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock = lock
+        self._since = time.monotonic()
+        self._whole: dict[Path, str | None] = {}  # checkpoints already verified → what is wrong
+        self._warned: set[Path] = set()
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        *,
+        stage: str,
+        recipe: Mapping[str, Any],
+        parent: str | Path | Run | None = None,
+        resume: bool = False,
+        command: str | None = None,
+        may_change: Collection[str] = (),
+    ) -> Run:
+        """Start a run in ``folder``, or continue the one that is there.
+
+        On resume, half-written checkpoints are removed and ``metrics.jsonl`` is cut back to the newest whole
+        checkpoint, so that no step appears twice.
+
+        Args:
+            folder: where the run lives; made if absent.
+            stage: the verb that runs, such as ``"pretrain"``.
+            recipe: stage name → its resolved settings; written to ``recipe.toml`` before anything else.
+            parent: the run or model folder this one starts from.
+            resume: continue; the settings must be those of the run, but for ``may_change``.
+            command: the command line; by default that of this process.
+            may_change: dotted recipe keys that may differ on resume, such as ``"pretrain.loop.steps"``.
+
+        Raises:
+            CheckpointError: if the folder is in use, holds something else, or has no run to resume.
+            ConfigError: if resumed with other settings.
+        """
+        path = Path(folder)
+        made = _new_folder(path, resume)
+        lock = _take_lock(path)
+        try:
+            _check_free(path, stage, resume, made)
+            text = to_toml(
+                recipe,
+                comment=f"The settings of this run. To repeat it:\nstockpot {stage} --recipe {path / RECIPE}",
+            )
+            run = cls(path, _new_manifest(stage, recipe, parent, command), lock)
+            if (path / MANIFEST).exists():
+                run._continue(text, may_change)
+            with durable.one_line_when_full(path):
+                write_atomically(path / RECIPE, text)
+                run._write_manifest()
+        except BaseException:
+            lock.release()
+            raise
+        run.journal(f"{'resumed' if resume else 'started'} {stage}: {run.manifest['command']}")
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Open a run for reading.
+
+        Raises:
+            CheckpointError: if ``folder`` is not a run or its manifest is damaged.
+        """
+        path = Path(folder)
+        if not (path / MANIFEST).is_file():
+            raise CheckpointError(
+                f"{path}: not a run folder (it has no {MANIFEST}).", "`stockpot runs` lists the runs here."
+            )
+        return cls(path, _read_manifest(path), None)
+
+    def _continue(self, recipe_text: str, may_change: Collection[str]) -> None:
+        """Take over what an earlier process left here, cut back to its newest whole checkpoint."""
+        old = _read_manifest(self.path)
+        _check_same_settings(self.path, recipe_text, may_change)
+        for folder in (self.path, self.path / "checkpoints"):
+            durable.clean(folder)
+        newest = self.latest_checkpoint()
+        step = newest[0] if newest else 0
+        if newest is None:
+            warnings.warn(
+                f"{self.path} has no whole checkpoint; it starts again.", RuntimeWarning, stacklevel=4
+            )
+        for later, path in self._steps():
+            if later > step:  # damaged, and it must not outlive a good one when old checkpoints are deleted
+                _remove(path)
+        _cut_metrics(self.path / METRICS, step)
+        fresh = {name: self.manifest[name] for name in ("status", "pid", "host")}
+        again = {"at": origin.now(), "step": step} | {
+            name: self.manifest[name] for name in ("command", "versions")
+        }
+        self.manifest = (
+            self.manifest | old | fresh | {"ended": None, "resumed": [*old.get("resumed", []), again]}
+        )
+        self.manifest.pop("error", None)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is None:
+            return
+        if error is None:
+            self.finish("done")
+            return
+        status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        # The first error is the one to tell; on a full disk the manifest cannot be written either.
+        with contextlib.suppress(OSError, TrainError):
+            self.finish(status, error=f"{type(error).__name__}: {error}".strip(": "))
+        self._release()
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> Status:
+        """How the run stands now: *running* only while a process holds the folder's lock."""
+        said: Status = self.manifest["status"]
+        if said != "running" or self._lock is not None or durable.is_locked(self.path):
+            return said
+        return "interrupted"
+
+    @property
+    def model_path(self) -> Path:
+        """The model folder the run stands for: the one it points to, else its newest whole checkpoint.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        link, file = self.path / "model", self.path / "model.txt"
+        if link.is_dir():
+            return link.resolve()
+        if file.is_file() and (pointed := self.path / file.read_text(encoding="utf-8").strip()).is_dir():
+            return pointed.resolve()
+        if newest := self.latest_checkpoint():
+            return newest[1]
+        raise CheckpointError(
+            f"{self.path}: the run has no model yet (status: {self.status}).",
+            "Let it finish, or use --resume.",
+        )
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """Read one metric's logged values as ``(step, value)``; one that was not finite reads as NaN."""
+        rows = _read_metrics(self.path / METRICS)
+        return [(row["step"], math.nan if row[name] is None else row[name]) for row in rows if name in row]
+
+    def last(self, name: str) -> float:
+        """Read the last logged value of a metric.
+
+        Raises:
+            KeyError: if the run never logged it.
+        """
+        values = self.series(name)
+        if not values:
+            raise KeyError(f"{name!r} was never logged in {self.path / METRICS}")
+        return values[-1][1]
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def log(self, step: int, **metrics: float) -> None:
+        """Append one JSON object with ``step`` and ``metrics`` to ``metrics.jsonl``."""
+        self._own()
+        row = {"step": step} | {name: _number(value) for name, value in metrics.items()}
+        with durable.one_line_when_full(self.path):
+            durable.append(self.path / METRICS, json.dumps(row, allow_nan=False) + "\n")
+
+    def journal(self, text: str) -> None:
+        """Append a dated line to ``log.txt``."""
+        self._own()
+        with durable.one_line_when_full(self.path):
+            durable.append(self.path / LOG, f"{origin.now()} {' '.join(text.split())}\n")
+
+    def note(self, **fields: Any) -> None:
+        """Write facts into the manifest (data fingerprints, token counts …); a table joins the one there."""
+        self._own()
+        for name, value in fields.items():
+            old = self.manifest.get(name)
+            self.manifest[name] = (
+                old | dict(value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+            )
+        with durable.one_line_when_full(self.path):
+            self._write_manifest()
+
+    def checkpoint(self, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
+        """Write a checkpoint that is whole or absent, then delete the oldest ones.
+
+        Args:
+            step: the optimiser step it belongs to.
+            write: fills the empty folder it is given.
+            keep: how many of the newest to keep (at least 1); the one ``model`` points to stays as well.
+
+        Raises:
+            TrainError: if the disk is full; the earlier checkpoints are intact.
+        """
+        self._own()
+        final = self.path / "checkpoints" / f"step-{step:06d}"
+        newest = self._steps()[:1]
+        with durable.one_line_when_full(self.path, intact=newest[0][1] if newest else None):
+            with durable.fill_atomically(final, step=step) as half:
+                write(half)
+            self._whole[final] = None
+            self._prune(max(keep, 1))
+        return final
+
+    def latest_checkpoint(self) -> tuple[int, Path] | None:
+        """Find the newest whole checkpoint, ``(step, folder)``; warns about each damaged one it passes."""
+        for step, path in self._steps():
+            if path not in self._whole:
+                self._whole[path] = verify(path)
+            wrong = self._whole[path]
+            if wrong is None:
+                return step, path
+            if path not in self._warned:
+                self._warned.add(path)
+                warnings.warn(
+                    f"{path} is damaged ({wrong}) and is passed over.", RuntimeWarning, stacklevel=2
+                )
+        return None
+
+    def set_model(self, checkpoint: str | Path) -> None:
+        """Let ``model`` point to a folder of this run (a link; ``model.txt`` where links are unavailable)."""
+        self._own()
+        target = Path(checkpoint).resolve()
+        relative = target.relative_to(self.path.resolve())
+        link, fresh = self.path / "model", durable.half_name(self.path / "model")
+        fresh.unlink(missing_ok=True)
+        try:
+            fresh.symlink_to(relative, target_is_directory=True)
+            fresh.replace(link)
+            (self.path / "model.txt").unlink(missing_ok=True)
+        except (OSError, NotImplementedError):
+            fresh.unlink(missing_ok=True)
+            write_atomically(self.path / "model.txt", f"{relative.as_posix()}\n")
+        durable.sync(self.path)
+
+    def finish(self, status: Status, **fields: Any) -> None:
+        """Write how the run ended, last of all, and give the folder free. Finishing twice does nothing."""
+        if self._lock is None:
+            return
+        seconds = self.manifest.get("seconds", 0) + time.monotonic() - self._since
+        self.journal(f"ended: {status}" + "".join(f", {name}: {value}" for name, value in fields.items()))
+        self.manifest |= fields | {"ended": origin.now(), "seconds": round(seconds, 1), "status": status}
+        with durable.one_line_when_full(self.path):
+            self._write_manifest()
+        self._release()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _own(self) -> None:
+        if self._lock is None:
+            raise ValueError(f"{self.path} is open for reading only (or already finished)")
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _write_manifest(self) -> None:
+        write_atomically(
+            self.path / MANIFEST, json.dumps(self.manifest, indent=2, ensure_ascii=False, default=str) + "\n"
+        )
+
+    def _steps(self) -> list[tuple[int, Path]]:
+        """List all checkpoints, newest first."""
+        folder = self.path / "checkpoints"
+        names = [(match, path) for path in folder.glob("step-*") if (match := _STEP.fullmatch(path.name))]
+        return sorted(((int(match[1]), path) for match, path in names), reverse=True)
+
+    def _prune(self, keep: int) -> None:
+        pointed = (self.path / "model").resolve()
+        for _, path in self._steps()[keep:]:
+            if path.resolve() != pointed:
+                _remove(path)
+
+
+# --- folders ---
+
+
+def is_run(folder: str | Path) -> bool:
+    """Tell whether a folder is a run, by what it holds."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def _remove(checkpoint: Path) -> None:
+    # Renamed first: a half-deleted checkpoint must not look like a damaged one.
+    shutil.rmtree(checkpoint.rename(durable.half_name(checkpoint)), ignore_errors=True)
+
+
+def _new_folder(path: Path, resume: bool) -> bool:
+    """Make the folder; True if it was not there."""
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path}: a run needs a folder, and this is a file.", "Choose another --out.")
+    made = not path.exists()
+    if made and resume:
+        raise CheckpointError(f"{path}: there is no run to resume.", "Leave out --resume, or check the name.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: the folder cannot be made ({error.strerror}).", "Choose another --out."
+        ) from None
+    return made
+
+
+def _take_lock(path: Path) -> durable.FolderLock:
+    try:
+        return durable.lock_folder(path)
+    except BlockingIOError:
+        owner = _read_manifest(path) if is_run(path) else {}
+        who = f"process {owner['pid']} on {owner['host']}" if "pid" in owner else "another process"
+        raise CheckpointError(
+            f"{path}: in use by {who}.", "Wait for it to end, or choose another --out."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written to ({error.strerror}).", "Choose another --out."
+        ) from None
+
+
+def _check_free(path: Path, stage: str, resume: bool, made: bool) -> None:
+    if is_run(path):
+        old = _read_manifest(path)
+        if not resume:
+            raise CheckpointError(
+                f"{path}: already holds a {old.get('stage')} run.",
+                "Continue it with --resume, or choose another --out.",
+            )
+        if old.get("stage") != stage:
+            raise CheckpointError(
+                f"{path}: holds a {old.get('stage')} run, not {stage}.", "Choose another --out."
+            )
+    elif not made and any(
+        not other.name.startswith((durable.LOCK, durable.HALF, RECIPE)) for other in path.iterdir()
+    ):
+        raise CheckpointError(
+            f"{path}: holds other files and no run.", "Choose an empty or new folder for --out."
+        )
+
+
+def _check_same_settings(path: Path, text: str, may_change: Collection[str]) -> None:
+    try:
+        old = _flat(tomllib.loads((path / RECIPE).read_text(encoding="utf-8")))
+    except FileNotFoundError:  # killed between the two first writes
+        return
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise CheckpointError(f"{path / RECIPE}: damaged; the run cannot be resumed safely.") from None
+    new = _flat(tomllib.loads(text))
+    for key in [*old, *new]:
+        if old.get(key) != new.get(key) and key not in may_change:
+            was, now = (table.get(key, "the default") for table in (old, new))
+            raise ConfigError(
+                f"{path}: cannot resume with {key} = {now!r}; the run has {was!r}.",
+                f"Resume with the run's own settings: --recipe {path / RECIPE}",
+            )
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+# --- the manifest ---
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path / MANIFEST}: cannot be read ({error}).", "The run's checkpoints may still be whole."
+        ) from None
+    if not isinstance(manifest, dict) or "stage" not in manifest or "status" not in manifest:
+        raise CheckpointError(f"{path / MANIFEST}: not the manifest of a run (it lacks stage or status).")
+    return manifest
+
+
+def _new_manifest(
+    stage: str, recipe: Mapping[str, Any], parent: str | Path | Run | None, command: str | None
+) -> dict[str, Any]:
+    own = tomllib.loads(to_toml(recipe)).get(stage, {})
+    loop = own.get("loop")
+    return {
+        "stage": stage,
+        "status": "running",
+        "parent": _parent(parent),
+        "started": origin.now(),
+        "ended": None,
+        "command": command or origin.command_line(),
+        "seed": own.get("seed", loop.get("seed") if isinstance(loop, dict) else None),
+        "versions": origin.versions(),
+        "git": origin.git(),
+        "hardware": origin.hardware(),
+        "data": [],
+        "tokens": {},
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+    }
+
+
+def _parent(parent: str | Path | Run | None) -> dict[str, Any] | None:
+    if parent is None:
+        return None
+    if isinstance(parent, Run):
+        parent = parent.path
+    where = Path(parent)
+    if not where.exists():  # a hub id
+        return {"path": str(parent), "fingerprint": None}
+    model = Run.open(where).model_path if is_run(where) else where
+    return {"path": str(parent), "model": str(model), "fingerprint": fingerprint(model)["sha256"]}
+
+
+# --- metrics ---
+
+
+def _number(value: Any) -> Any:
+    """Turn a metric into JSON: whole numbers stay whole, what is not finite becomes null."""
+    if isinstance(value, (bool, int, str)):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the logged rows; a line torn by kill -9 is passed over."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield row
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop the rows after ``step`` and any torn line."""
+    if path.exists():
+        kept = [json.dumps(row) + "\n" for row in _read_metrics(path) if row["step"] <= step]
+        write_atomically(path, "".join(kept))
