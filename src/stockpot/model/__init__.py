@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: one Transformer for encoders, decoders and encoder-decoders."""

@@ -1,0 +1,214 @@
+"""Attention: every token gathers what it needs from the tokens it may see.
+
+Decides how queries, keys and values are made (one fused product), normalised, rotated, grouped, cached and combined. What a
+token may see and how distances are scored arrives ready made in a :class:`View`, one for all layers of a kind.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stockpot.model.cache import CacheStep, KVCache
+from stockpot.model.config import StackConfig
+from stockpot.model.norms import RMSNorm
+from stockpot.model.positions import rotate
+
+__all__ = ["CrossAttention", "SelfAttention", "View", "attend"]
+
+Heads = Float[Tensor, "batch heads seq head_dim"]
+KeyHeads = Float[Tensor, "batch kv_heads keys head_dim"]
+States = Float[Tensor, "batch seq dim"]
+Weights = Float[Tensor, "batch heads seq keys"]
+
+
+class View(NamedTuple):
+    """What the layers of one kind see.
+
+    Attributes:
+        mask: bool ``(batch or 1, 1, seq, keys)``, True = visible; or a float bias ``(batch or 1, heads, seq, keys)``;
+            ``None``: no restriction but ``causal``.
+        causal: queries and keys are the same positions, and later ones are hidden.
+        rotary: angles ``(batch or 1, seq, 1, 2 * rotary_dim)`` of the queries' positions.
+    """
+
+    mask: Tensor | None = None
+    causal: bool = False
+    rotary: Tensor | None = None
+
+
+def attend(
+    queries: Heads,
+    keys: KeyHeads,
+    values: KeyHeads,
+    view: View,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+) -> Heads:
+    """Average the values by how well queries and keys match, with torch's fused kernels.
+
+    A single query per row with grouped heads (decoding) treats the group as the query length: no kernel repeats keys then.
+    """
+    heads, kv_heads, seq = queries.shape[1], keys.shape[1], queries.shape[2]
+    mask = view.mask
+    if seq == 1 and heads != kv_heads and (mask is None or mask.shape[1] == 1):
+        grouped = queries.reshape(queries.shape[0], kv_heads, heads // kv_heads, -1)
+        out = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale
+        )
+        return out.reshape(queries.shape)
+    return F.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=view.causal and mask is None and seq > 1,
+        scale=scale,
+        enable_gqa=heads != kv_heads,
+    )
+
+
+def attend_openly(
+    queries: Heads,
+    keys: KeyHeads,
+    values: KeyHeads,
+    view: View,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> tuple[Heads, Weights]:
+    """Do what :func:`attend` does step by step, so that scores can be capped and weights be looked at.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; the cap: Gemma Team 2024, arXiv:2408.00118, §2.
+    """
+    group = queries.shape[1] // keys.shape[1]
+    if group > 1:
+        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+    scores = (queries @ keys.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    hidden = torch.finfo(scores.dtype).min
+    if view.mask is not None:
+        is_bool = view.mask.dtype == torch.bool
+        scores = scores.masked_fill(~view.mask, hidden) if is_bool else scores + view.mask
+    elif view.causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, hidden)
+    weights = scores.softmax(-1)
+    mixed = F.dropout(weights, dropout) if dropout else weights
+    return mixed.to(values.dtype) @ values, weights
+
+
+class _Attention(nn.Module):
+    """What self- and cross-attention share: head sizes, query and key norms, the output projection."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.groups_of, config.head_width
+        self.inner, self.kv_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.scale = config.attention_scale or self.head_dim**-0.5
+        self.softcap = config.attention_softcap
+        self.dropout = config.dropout
+        self.qk_norm = config.qk_norm
+        if config.qk_norm is not None:
+            wide = config.qk_norm == "full"
+            self.q_norm = RMSNorm(self.inner if wide else self.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(self.kv_dim if wide else self.head_dim, config.norm_eps)
+        self.out = nn.Linear(self.inner, config.dim, bias=config.out_bias)
+
+    def _queries(self, flat: Tensor) -> Tensor:
+        """Normalise ``(batch, seq, heads * head_dim)`` and cut it into heads ``(batch, seq, heads, head_dim)``."""
+        if self.qk_norm == "full":
+            flat = self.q_norm(flat)
+        queries = flat.unflatten(-1, (self.heads, self.head_dim))
+        return self.q_norm(queries) if self.qk_norm == "head" else queries
+
+    def _keys(self, flat: Tensor) -> Tensor:
+        """Normalise ``(batch, seq, kv_heads * head_dim)`` and cut it into heads ``(batch, seq, kv_heads, head_dim)``."""
+        if self.qk_norm == "full":
+            flat = self.k_norm(flat)
+        keys = flat.unflatten(-1, (self.kv_heads, self.head_dim))
+        return self.k_norm(keys) if self.qk_norm == "head" else keys
+
+    def _mix(
+        self, queries: Tensor, keys: Tensor, values: Tensor, view: View, seen: list[Tensor] | None
+    ) -> Tensor:
+        """Attend with heads ``(batch, heads, seq, head_dim)`` and project back to ``(batch, seq, dim)``."""
+        dropout = self.dropout if self.training else 0.0
+        if seen is None and self.softcap is None:
+            mixed = attend(queries, keys, values, view, scale=self.scale, dropout=dropout)
+        else:
+            mixed, weights = attend_openly(
+                queries, keys, values, view, scale=self.scale, softcap=self.softcap, dropout=dropout
+            )
+            if seen is not None:
+                seen.append(weights)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class SelfAttention(_Attention):
+    """Attention of a sequence to itself; ``qkv`` makes queries, keys and values in one product."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__(config)
+        self.qkv = nn.Linear(config.dim, self.inner + 2 * self.kv_dim, bias=config.qkv_bias)
+
+    def forward(
+        self,
+        x: States,
+        view: View,
+        *,
+        layer: int = 0,
+        cache: KVCache | None = None,
+        step: CacheStep | None = None,
+        seen: list[Tensor] | None = None,
+    ) -> States:
+        """Return what each position gathered.
+
+        Args:
+            view: who sees whom, and the angles of positions.
+            layer: which of the cache's layers is this one's.
+            cache, step: where to store keys and values and read earlier ones from.
+            seen: a list that receives the attention weights.
+        """
+        queries, keys, values = self.qkv(x).split((self.inner, self.kv_dim, self.kv_dim), dim=-1)
+        queries, keys = self._queries(queries), self._keys(keys)
+        values = values.unflatten(-1, (self.kv_heads, self.head_dim))
+        if view.rotary is not None:
+            queries, keys = rotate(queries, view.rotary), rotate(keys, view.rotary)
+        queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+        if cache is not None and step is not None:
+            stored = cache.write(layer, keys, values, step)
+            if not step.is_fresh:
+                keys, values = stored[0].to(queries.dtype), stored[1].to(queries.dtype)
+        return self._mix(queries, keys, values, view, seen)
+
+
+class CrossAttention(_Attention):
+    """Attention to an encoder's memory; positions play no part."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__(config)
+        self.q = nn.Linear(config.dim, self.inner, bias=config.qkv_bias)
+        self.kv = nn.Linear(config.dim, 2 * self.kv_dim, bias=config.qkv_bias)
+
+    def memory_heads(self, memory: Float[Tensor, "batch src dim"]) -> tuple[KeyHeads, KeyHeads]:
+        """Turn the encoder's memory into keys and values, once per memory."""
+        keys, values = self.kv(memory).split((self.kv_dim, self.kv_dim), dim=-1)
+        keys, values = self._keys(keys), values.unflatten(-1, (self.kv_heads, self.head_dim))
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def forward(
+        self, x: States, memory: tuple[KeyHeads, KeyHeads], view: View, *, seen: list[Tensor] | None = None
+    ) -> States:
+        """Return what each position gathered from the memory's keys and values."""
+        queries = self._queries(self.q(x)).transpose(1, 2)
+        return self._mix(queries, memory[0].to(queries.dtype), memory[1].to(queries.dtype), view, seen)

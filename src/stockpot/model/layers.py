@@ -1,0 +1,141 @@
+"""One layer of a Transformer: attention, then a feed-forward, each added to what came in.
+
+Decides the feed-forward variants and where the norms stand. It does not know how many layers there are or what comes before
+and after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stockpot.model.attention import CrossAttention, KeyHeads, SelfAttention, View
+from stockpot.model.cache import CacheStep, KVCache
+from stockpot.model.config import StackConfig
+from stockpot.model.norms import LayerNorm, RMSNorm, make_norm
+
+__all__ = ["ACTIVATIONS", "Block", "FeedForward"]
+
+States = Float[Tensor, "batch seq dim"]
+
+
+def relu2(x: Tensor) -> Tensor:
+    """Return the square of the positive part. Source: So et al. 2021, arXiv:2109.08668, §3."""
+    return F.relu(x).square()
+
+
+_gelu_tanh = partial(F.gelu, approximate="tanh")
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+    "geglu_tanh": _gelu_tanh,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "relu2": relu2,
+    "silu": F.silu,
+}
+
+
+class FeedForward(nn.Module):
+    """Widen, bend, narrow; gated kinds make gate and value in one product, gate first.
+
+    Source: Shazeer 2020, arXiv:2002.05202, eq. 5–6 (gated kinds).
+    """
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.is_gated, self.activation = config.is_gated, ACTIVATIONS[config.ffn]
+        wide = config.ffn_width * (2 if self.is_gated else 1)
+        self.up = nn.Linear(config.dim, wide, bias=config.ffn_bias)
+        self.down = nn.Linear(config.ffn_width, config.dim, bias=config.ffn_bias)
+
+    def forward(self, x: States) -> States:
+        """Transform every position on its own."""
+        if self.is_gated:
+            gate, value = self.up(x).chunk(2, dim=-1)
+            out: Tensor = self.down(self.activation(gate) * value)
+        else:
+            out = self.down(self.activation(self.up(x)))
+        return out
+
+
+class Block(nn.Module):
+    """One layer. A norm is before its sublayer (``*_norm``), after it (``*_post_norm``), or both."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.cross = CrossAttention(config) if config.cross else None
+        self.ffn = FeedForward(config)
+        self.dropout = config.dropout
+        self.parallel, self.norms_sum = config.parallel, config.norm_place == "post"
+        before = config.norm_place in ("pre", "sandwich")
+        after = config.norm_place != "pre"
+        self.attention_norm, self.attention_post_norm = _norms(config, before, after)
+        self.cross_norm, self.cross_post_norm = _norms(
+            config, before and config.cross, after and config.cross
+        )
+        self.ffn_norm, self.ffn_post_norm = _norms(config, before and not config.shared_norm, after)
+
+    def forward(
+        self,
+        x: States,
+        view: View,
+        *,
+        memory: Float[Tensor, "batch src dim"] | None = None,
+        memory_view: View | None = None,
+        layer: int = 0,
+        cache: KVCache | None = None,
+        step: CacheStep | None = None,
+        seen: list[Tensor] | None = None,
+        seen_cross: list[Tensor] | None = None,
+    ) -> States:
+        """Return the hidden states after this layer; arguments as in the attentions."""
+        entered = x if self.attention_norm is None else self.attention_norm(x)
+        gathered = self.attention(entered, view, layer=layer, cache=cache, step=step, seen=seen)
+        if self.parallel:
+            apart = entered if self.ffn_norm is None else self.ffn_norm(x)
+            return x + self._drop(gathered + self.ffn(apart))
+        x = self._join(x, gathered, self.attention_post_norm)
+        if self.cross is not None:
+            entered = x if self.cross_norm is None else self.cross_norm(x)
+            heads = self._memory_heads(self.cross, memory, cache, layer)
+            looked_up = self.cross(entered, heads, memory_view or View(), seen=seen_cross)
+            x = self._join(x, looked_up, self.cross_post_norm)
+        return self._join(x, self.ffn(x if self.ffn_norm is None else self.ffn_norm(x)), self.ffn_post_norm)
+
+    def _memory_heads(
+        self, cross: CrossAttention, memory: Tensor | None, cache: KVCache | None, layer: int
+    ) -> tuple[KeyHeads, KeyHeads]:
+        """Return the memory's keys and values: fresh ones, which the cache then keeps, or those it holds."""
+        if memory is None:
+            assert cache is not None  # the Transformer checks
+            return cache.cross[layer]
+        heads = cross.memory_heads(memory)
+        if cache is not None:
+            cache.remember(layer, *heads)
+        return heads
+
+    def _join(self, x: Tensor, change: Tensor, norm: nn.Module | None) -> Tensor:
+        """Add a sublayer's change to the stream, with the norm where it belongs."""
+        change = self._drop(change)
+        if norm is None:
+            return x + change
+        joined: Tensor = norm(x + change) if self.norms_sum else x + norm(change)
+        return joined
+
+    def _drop(self, change: Tensor) -> Tensor:
+        return F.dropout(change, self.dropout, self.training) if self.dropout else change
+
+
+def _norms(
+    config: StackConfig, before: bool, after: bool
+) -> tuple[RMSNorm | LayerNorm | None, RMSNorm | LayerNorm | None]:
+    """Make the norms of one sublayer."""
+    return make_norm(config) if before else None, make_norm(config) if after else None

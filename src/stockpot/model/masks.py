@@ -1,0 +1,69 @@
+"""Which tokens may see which.
+
+Decides visibility from positions, documents and windows, as one boolean tensor for all layers of a kind. It knows nothing of
+scores, heads or caches.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+__all__ = ["document_positions", "documents_of", "real_positions", "visible"]
+
+Documents = Int[Tensor, "batch seq"]
+
+
+def documents_of(attention_mask: Tensor) -> Tensor:
+    """Read an attention mask as document numbers: a boolean mask is document 1 and padding 0."""
+    return attention_mask.long() if attention_mask.dtype == torch.bool else attention_mask
+
+
+def visible(
+    queries: Int[Tensor, "rows seq"],
+    keys: Int[Tensor, "rows2 keys"],
+    *,
+    causal: bool,
+    window: int | None,
+    documents: tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch keys"]] | None = None,
+    both_ways: tuple[Bool[Tensor, "batch seq"], Bool[Tensor, "batch keys"]] | None = None,
+) -> Bool[Tensor, "rows3 1 seq keys"] | None:
+    """Say which keys each query sees; ``None`` when it sees all.
+
+    Padding (document 0) sees padding, so that no row of attention is ever empty.
+
+    Args:
+        queries: positions of the queries; one row stands for the whole batch.
+        keys: positions of the keys.
+        causal: hide keys after the query.
+        window: hide keys ``window`` or more positions away.
+        documents: numbers of the queries' and the keys' documents; other documents are hidden.
+        both_ways: queries and keys of a prefix that is seen in both directions, whatever ``causal`` says.
+    """
+    ahead = keys[:, None, :] - queries[:, :, None]  # (rows, seq, keys)
+    seen: Tensor | None = None
+    if causal:
+        seen = ahead <= 0
+        if both_ways is not None:
+            seen = seen | (both_ways[0][:, :, None] & both_ways[1][:, None, :])
+    if window is not None:
+        near = ahead.abs() < window
+        seen = near if seen is None else seen & near
+    if documents is not None:
+        same = documents[0][:, :, None] == documents[1][:, None, :]
+        seen = same if seen is None else seen & same
+    return None if seen is None else seen[:, None]
+
+
+def real_positions(real: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    """Number the real tokens of each row from 0; padding gets the position of the real token before it, or 0."""
+    return (real.cumsum(1) - 1).clamp(min=0)
+
+
+def document_positions(documents: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    """Number the tokens of each document from 0, wherever it starts in its row."""
+    index = torch.arange(documents.shape[1], device=documents.device)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return index - torch.where(starts, index, 0).cummax(1).values

@@ -1,0 +1,262 @@
+"""A stack of equal layers, and everything its layers share.
+
+Decides what the layers see (masks, biases, angles: computed once a call, not once a layer) and hands out the cache's slots. It
+knows no vocabulary and no loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stockpot.model.attention import View
+from stockpot.model.cache import CacheStep, KVCache
+from stockpot.model.config import ABSOLUTE, StackConfig
+from stockpot.model.layers import Block
+from stockpot.model.masks import document_positions, real_positions, visible
+from stockpot.model.norms import make_norm
+from stockpot.model.positions import (
+    PositionTable,
+    RelativeBias,
+    alibi_slopes,
+    rotary_table,
+    sinusoidal_table,
+)
+
+__all__ = ["Stack", "Trace"]
+
+States = Float[Tensor, "batch seq dim"]
+Places = tuple[int, int] | Tensor
+
+
+@dataclass
+class Trace:
+    """What a watched stack did in its latest call.
+
+    Attributes:
+        hidden: the embeddings, then the hidden states after each layer ``(batch, seq, dim)``, before the final norm.
+        attention: the weights of each layer ``(batch, heads, seq, keys)``.
+        cross: the weights of each layer's cross-attention ``(batch, heads, seq, src)``.
+    """
+
+    hidden: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    cross: list[Tensor] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forget the call before."""
+        self.hidden.clear()
+        self.attention.clear()
+        self.cross.clear()
+
+
+@dataclass
+class _Call:
+    """What one call of a stack knows about its tokens.
+
+    Attributes:
+        seq: number of new tokens a row.
+        places: where they stand, as a range common to all rows or ``(batch, seq)``.
+        keys: number of positions to look at, old and new.
+        documents: their document numbers ``(batch, seq)``, without a cache.
+        open_: which of them are seen in both directions ``(batch, seq)``.
+        step: their slots in the cache.
+    """
+
+    seq: int
+    places: Places
+    keys: int
+    documents: Tensor | None
+    open_: Tensor | None
+    step: CacheStep | None
+    has_gaps: bool
+
+
+class Stack(nn.Module):
+    """Layers, with position embeddings in front and a norm behind where the settings ask for them."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.positions = nn.Embedding(config.context, config.dim) if config.position == "learned" else None
+        self.relative = RelativeBias(config) if config.position == "relative" else None
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = make_norm(config) if config.final_norm else None
+        self._waves = sinusoidal_table(config.dim) if config.position == "sinusoidal" else None
+        self._angles = _angle_tables(config)
+        self._slopes = PositionTable(lambda _: alibi_slopes(config.heads))
+
+    def forward(
+        self,
+        x: States,
+        *,
+        documents: Int[Tensor, "batch seq"] | None = None,
+        open_: Tensor | None = None,
+        has_gaps: bool = False,
+        memory: Float[Tensor, "batch src dim"] | None = None,
+        memory_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        trace: Trace | None = None,
+    ) -> States:
+        """Return the final hidden states.
+
+        Args:
+            documents: document numbers, 0 = padding.
+            open_: bool ``(batch, seq)``: tokens of a prefix that is seen in both directions.
+            has_gaps: padding may stand between real tokens (a prefix before left-padded ids).
+            memory: the encoder's hidden states; ``None`` with a cache: those it holds already.
+            memory_mask: bool ``(batch, 1, seq or 1, src)``: which of them each token sees.
+            cache: keys and values of earlier calls; written in place.
+            trace: receives attention weights and hidden states.
+        """
+        call = self._call(x.shape[1], documents, open_, has_gaps, cache)
+        x = self._enter(x, call)
+        views = {window: self._view(call, window, x) for window in dict.fromkeys(self.config.windows)}
+        memory_view = View(mask=memory_mask)
+        if trace is not None:
+            trace.clear()
+            trace.hidden.append(x)
+        for index, layer in enumerate(self.layers):
+            x = layer(
+                x,
+                views[self.config.windows[index]],
+                memory=memory,
+                memory_view=memory_view,
+                layer=index,
+                cache=cache,
+                step=call.step,
+                seen=None if trace is None else trace.attention,
+                seen_cross=None if trace is None else trace.cross,
+            )
+            if trace is not None:
+                trace.hidden.append(x)
+        if cache is not None and call.step is not None:
+            cache.end(call.step)
+        return x if self.norm is None else self.norm(x)
+
+    def _call(
+        self, seq: int, documents: Tensor | None, open_: Tensor | None, has_gaps: bool, cache: KVCache | None
+    ) -> _Call:
+        """Find out where the new tokens stand."""
+        if cache is None:
+            places: Places = (0, seq)
+            if documents is not None and has_gaps:
+                places = real_positions(documents != 0)
+            return _Call(seq, places, seq, documents, open_, None, has_gaps)
+        step = cache.begin(seq, None if documents is None else documents != 0)
+        places = (step.start, step.extent) if step.slots is None and step.start is not None else step.slots
+        assert places is not None  # a step has a start or slots
+        return _Call(seq, places, step.extent, None, open_, step, False)
+
+    def _enter(self, x: Tensor, call: _Call) -> Tensor:
+        """Add absolute positions, which restart at each document, and normalise if asked to."""
+        if self.config.position in ABSOLUTE:
+            places = call.places
+            if call.documents is not None and not call.has_gaps:
+                places = document_positions(call.documents)
+            elif call.step is not None and call.step.counts is not None and isinstance(places, Tensor):
+                places = places.clamp(max=max(call.keys - 1, 0))  # padding's slot has no position
+            x = x + self._absolute(places, call, x)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+
+    def _absolute(self, places: Places, call: _Call, x: Tensor) -> Tensor:
+        """Look up position vectors ``(batch or 1, seq, dim)``."""
+        length = call.keys
+        if self.positions is None:
+            assert self._waves is not None
+            rows = self._waves.rows(places, x, length, x.dtype)
+        elif length > self.config.context:
+            raise ValueError(f"{length} tokens, but the learned positions end at {self.config.context}")
+        else:
+            table = self.positions.weight
+            rows = table[places[0] : places[1]] if isinstance(places, tuple) else self.positions(places)
+        return rows
+
+    def _view(self, call: _Call, window: int | None, x: Tensor) -> View:
+        """Work out what the layers with this window see."""
+        rotary = self._rotary(call, window, x)
+        whole = window is None or window >= call.keys
+        has_bias = self.config.position in ("alibi", "relative")
+        if call.documents is None and call.open_ is None and whole and not has_bias:
+            causal = self.config.attends != "bidirectional"
+            if call.step is None or call.step.is_fresh:
+                return View(causal=causal, rotary=rotary)
+            if call.seq == 1 and call.step.slots is None:
+                return View(rotary=rotary)
+        queries = _as_rows(call.places, x.device)
+        keys = queries if call.step is None else torch.arange(call.keys, device=x.device)[None]
+        mask = visible(
+            queries,
+            keys,
+            causal=self.config.attends != "bidirectional",
+            window=None if whole else window,
+            documents=None if call.documents is None else (call.documents, call.documents),
+            both_ways=_open_keys(call),
+        )
+        if has_bias:
+            mask = self._bias(keys[:, None, :] - queries[:, :, None], mask, x)
+        return View(mask=mask, rotary=rotary)
+
+    def _bias(self, distance: Tensor, seen: Tensor | None, x: Tensor) -> Tensor:
+        """Score distances ``(rows, seq, keys)`` per head, and hide what is not seen."""
+        if self.relative is not None:
+            bias: Tensor = self.relative(distance)
+        else:
+            slopes = self._slopes.upto(1, x, torch.float32)[: self.config.heads]
+            bias = -slopes[:, None, None] * distance.abs()[:, None]
+        bias = bias.to(_compute_dtype(x))
+        return bias if seen is None else bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
+
+    def _rotary(self, call: _Call, window: int | None, x: Tensor) -> Tensor | None:
+        """Look up the angles ``(batch or 1, seq, 1, 2 * rotary_dim)`` of the new tokens."""
+        table = self._angles.get(window is not None)
+        if table is None:
+            return None
+        places = call.places
+        length = call.keys
+        if call.step is not None and call.step.slots is not None:
+            places = call.step.slots.clamp(max=max(call.keys - 1, 0))
+        rows = table.rows(places, x, length, _compute_dtype(x))
+        return rows[None, :, None] if rows.ndim == 2 else rows[:, :, None]
+
+
+def _angle_tables(config: StackConfig) -> dict[bool, PositionTable]:
+    """Make the rotary tables of layers without (False) and with (True) a window."""
+    if config.position != "rope":
+        return {}
+    everywhere = rotary_table(config, config.rope_theta, config.rope_scaling)
+    if config.rope_local_theta is None:
+        return {False: everywhere, True: everywhere}
+    return {False: everywhere, True: rotary_table(config, config.rope_local_theta, None)}
+
+
+def _as_rows(places: Places, device: torch.device) -> Tensor:
+    """Return positions as ``(batch or 1, seq)``."""
+    return torch.arange(*places, device=device)[None] if isinstance(places, tuple) else places
+
+
+def _open_keys(call: _Call) -> tuple[Tensor, Tensor] | None:
+    """Return which queries and which keys belong to a prefix seen in both directions."""
+    if call.open_ is None:
+        return None
+    if call.step is None:
+        return call.open_, call.open_
+    if call.step.slots is None:
+        return call.open_, F.pad(call.open_, (call.keys - call.seq, 0))
+    slots = call.step.slots.clamp(max=call.keys)
+    keys = torch.zeros(slots.shape[0], call.keys + 1, dtype=torch.bool, device=slots.device)
+    return call.open_, keys.scatter(1, slots, call.open_)[:, : call.keys]
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the type that matrix products will have: autocast's, or the stream's own."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
