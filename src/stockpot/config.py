@@ -399,7 +399,9 @@ def _nearest(path: Path_, cls: type[BaseModel]) -> str:
     prefix = parents + "." if parents else ""
     if near := difflib.get_close_matches(str(path[-1]), siblings, n=1):
         return f"Did you mean {prefix + near[0]!r}?"
-    everywhere = {name.rpartition(".")[2]: name for name in _all_keys(cls)}
+    everywhere: dict[str, str] = {}
+    for name in _all_keys(cls):
+        everywhere.setdefault(name.rpartition(".")[2], name)
     if near := difflib.get_close_matches(str(path[-1]), everywhere, n=1, cutoff=0.75):
         return f"Did you mean {everywhere[near[0]]!r}?"
     return f"Valid keys{' in ' + parents if parents else ''}: {', '.join(siblings) or 'none'}."

@@ -95,8 +95,12 @@ class Run:
                 comment=f"The settings of this run. To repeat it:\nstockpot {stage} --recipe {path / RECIPE}",
             )
             run = cls(path, _new_manifest(stage, recipe, parent, command), lock)
-            if (path / MANIFEST).exists():
+            if is_run(path):
                 run._continue(text, may_change)
+            elif resume:
+                warnings.warn(
+                    f"{path}: nothing to continue yet; it starts afresh.", RuntimeWarning, stacklevel=2
+                )
             with durable.one_line_when_full(path):
                 write_atomically(path / RECIPE, text)
                 run._write_manifest()
@@ -114,7 +118,7 @@ class Run:
             CheckpointError: if ``folder`` is not a run or its manifest is damaged.
         """
         path = Path(folder)
-        if not (path / MANIFEST).is_file():
+        if not is_run(path):
             raise CheckpointError(
                 f"{path}: not a run folder (it has no {MANIFEST}).", "`stockpot runs` lists the runs here."
             )
@@ -179,11 +183,8 @@ class Run:
         Raises:
             CheckpointError: if there is none.
         """
-        link, file = self.path / "model", self.path / "model.txt"
-        if link.is_dir():
-            return link.resolve()
-        if file.is_file() and (pointed := self.path / file.read_text(encoding="utf-8").strip()).is_dir():
-            return pointed.resolve()
+        if pointed := self._pointed():
+            return pointed
         if newest := self.latest_checkpoint():
             return newest[1]
         raise CheckpointError(
@@ -318,8 +319,13 @@ class Run:
         names = [(match, path) for path in folder.glob("step-*") if (match := _STEP.fullmatch(path.name))]
         return sorted(((int(match[1]), path) for match, path in names), reverse=True)
 
+    def _pointed(self) -> Path | None:
+        link, file = self.path / "model", self.path / "model.txt"
+        named = self.path / file.read_text(encoding="utf-8").strip() if file.is_file() else link
+        return named.resolve() if named.is_dir() else None
+
     def _prune(self, keep: int) -> None:
-        pointed = (self.path / "model").resolve()
+        pointed = self._pointed()
         for _, path in self._steps()[keep:]:
             if path.resolve() != pointed:
                 _remove(path)
