@@ -1,11 +1,13 @@
 """Attention: every token gathers what it needs from the tokens it may see.
 
-Decides how queries, keys and values are made (one fused product), normalised, rotated, grouped, cached and combined. What a
-token may see and how distances are scored arrives ready made in a :class:`View`, one for all layers of a kind.
+Decides how queries, keys and values are made (one fused product), normalised, rotated, grouped, cached and
+combined. What a token may see and how distances are scored arrives ready made in a :class:`View`, one for all
+layers of a kind.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -13,12 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stockpot.model.cache import CacheStep, KVCache
+from stockpot.model.cache import LayerCache
 from stockpot.model.config import StackConfig
 from stockpot.model.norms import RMSNorm
 from stockpot.model.positions import rotate
 
-__all__ = ["CrossAttention", "SelfAttention", "View", "attend"]
+__all__ = ["CrossAttention", "SelfAttention", "Trace", "View", "attend", "attend_openly"]
 
 Heads = Float[Tensor, "batch heads seq head_dim"]
 KeyHeads = Float[Tensor, "batch kv_heads keys head_dim"]
@@ -30,8 +32,8 @@ class View(NamedTuple):
     """What the layers of one kind see.
 
     Attributes:
-        mask: bool ``(batch or 1, 1, seq, keys)``, True = visible; or a float bias ``(batch or 1, heads, seq, keys)``;
-            ``None``: no restriction but ``causal``.
+        mask: bool ``(batch or 1, 1, seq, keys)``, True = visible; or a float bias
+            ``(batch or 1, heads, seq, keys)``; ``None``: no restriction but ``causal``.
         causal: queries and keys are the same positions, and later ones are hidden.
         rotary: angles ``(batch or 1, seq, 1, 2 * rotary_dim)`` of the queries' positions.
     """
@@ -39,6 +41,26 @@ class View(NamedTuple):
     mask: Tensor | None = None
     causal: bool = False
     rotary: Tensor | None = None
+
+
+@dataclass
+class Trace:
+    """What a watched stack did in its latest call.
+
+    Attributes:
+        hidden: the embeddings, then the hidden states after each layer ``(batch, seq, dim)``, before the
+            final norm.
+        attention: the weights of each layer ``(batch, heads, seq, keys)``.
+        cross: the weights of each layer's cross-attention ``(batch, heads, seq, src)``.
+    """
+
+    hidden: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    cross: list[Tensor] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forget the call before."""
+        self.hidden, self.attention, self.cross = [], [], []
 
 
 def attend(
@@ -52,7 +74,8 @@ def attend(
 ) -> Heads:
     """Average the values by how well queries and keys match, with torch's fused kernels.
 
-    A single query per row with grouped heads (decoding) treats the group as the query length: no kernel repeats keys then.
+    A single query per row with grouped heads (decoding) treats the group as the query length: no kernel
+    repeats keys then.
     """
     heads, kv_heads, seq = queries.shape[1], keys.shape[1], queries.shape[2]
     mask = view.mask
@@ -124,17 +147,17 @@ class _Attention(nn.Module):
         self.out = nn.Linear(self.inner, config.dim, bias=config.out_bias)
 
     def _queries(self, flat: Tensor) -> Tensor:
-        """Normalise ``(batch, seq, heads * head_dim)`` and cut it into heads ``(batch, seq, heads, head_dim)``."""
+        """Normalise ``(batch, seq, heads * head_dim)``, cut into ``(batch, seq, heads, head_dim)``."""
         if self.qk_norm == "full":
             flat = self.q_norm(flat)
-        queries = flat.unflatten(-1, (self.heads, self.head_dim))
+        queries = flat.view(*flat.shape[:2], self.heads, self.head_dim)
         return self.q_norm(queries) if self.qk_norm == "head" else queries
 
     def _keys(self, flat: Tensor) -> Tensor:
-        """Normalise ``(batch, seq, kv_heads * head_dim)`` and cut it into heads ``(batch, seq, kv_heads, head_dim)``."""
+        """Normalise ``(batch, seq, kv_heads * head_dim)``, cut into ``(batch, seq, kv_heads, head_dim)``."""
         if self.qk_norm == "full":
             flat = self.k_norm(flat)
-        keys = flat.unflatten(-1, (self.kv_heads, self.head_dim))
+        keys = flat.view(*flat.shape[:2], self.kv_heads, self.head_dim)
         return self.k_norm(keys) if self.qk_norm == "head" else keys
 
     def _mix(
@@ -166,29 +189,25 @@ class SelfAttention(_Attention):
         x: States,
         view: View,
         *,
-        layer: int = 0,
-        cache: KVCache | None = None,
-        step: CacheStep | None = None,
+        store: LayerCache | None = None,
         seen: list[Tensor] | None = None,
     ) -> States:
         """Return what each position gathered.
 
         Args:
+            x: hidden states.
             view: who sees whom, and the angles of positions.
-            layer: which of the cache's layers is this one's.
-            cache, step: where to store keys and values and read earlier ones from.
+            store: keeps keys and values, and gives back earlier ones.
             seen: a list that receives the attention weights.
         """
         queries, keys, values = self.qkv(x).split((self.inner, self.kv_dim, self.kv_dim), dim=-1)
         queries, keys = self._queries(queries), self._keys(keys)
-        values = values.unflatten(-1, (self.kv_heads, self.head_dim))
+        values = values.view(*values.shape[:2], self.kv_heads, self.head_dim)
         if view.rotary is not None:
             queries, keys = rotate(queries, view.rotary), rotate(keys, view.rotary)
         queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
-        if cache is not None and step is not None:
-            stored = cache.write(layer, keys, values, step)
-            if not step.is_fresh:
-                keys, values = stored[0].to(queries.dtype), stored[1].to(queries.dtype)
+        if store is not None:
+            keys, values = store.write(keys, values)
         return self._mix(queries, keys, values, view, seen)
 
 
@@ -203,7 +222,7 @@ class CrossAttention(_Attention):
     def memory_heads(self, memory: Float[Tensor, "batch src dim"]) -> tuple[KeyHeads, KeyHeads]:
         """Turn the encoder's memory into keys and values, once per memory."""
         keys, values = self.kv(memory).split((self.kv_dim, self.kv_dim), dim=-1)
-        keys, values = self._keys(keys), values.unflatten(-1, (self.kv_heads, self.head_dim))
+        keys, values = self._keys(keys), values.view(*values.shape[:2], self.kv_heads, self.head_dim)
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     def forward(

@@ -1,20 +1,23 @@
 """Keys and values of earlier positions, so that a token is computed once.
 
-The caller makes a cache, hands it to every call and owns it; the model only writes into it, in place. Each row has its own
-length, and real tokens are stored without gaps: padding in a batch, left or right, takes no place. What a position means
-(angles, windows, biases) is not decided here.
+The caller makes a cache, hands it to every call and owns it; the model only writes into it, in place. Each
+row has its own length, and real tokens are stored without gaps: padding in a batch, left or right, takes no
+place. What a position means (angles, windows, biases) is not decided here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["CacheStep", "KVCache"]
+__all__ = ["CacheStep", "KVCache", "LayerCache"]
+
+KeyHeads = Float[Tensor, "batch kv_heads keys head_dim"]
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,18 @@ class CacheStep:
     """Where the tokens of one call go; made by :meth:`KVCache.begin`.
 
     Attributes:
+        seq: tokens per row in this call, padding included.
         extent: number of slots that may hold something after this call.
         start: first slot, when all rows write to the same slots; otherwise ``None``.
-        slots: the slot of every token ``(batch, seq)``, when rows differ; padding goes to the spare last slot.
+        slots: slot of each token ``(batch, seq)``, when rows differ; padding goes to the spare last slot.
         counts: how many tokens each row gains ``(batch,)``; ``None``: all of them.
     """
 
     seq: int
     extent: int
-    start: int | None
-    slots: Int[Tensor, "batch seq"] | None
-    counts: Int[Tensor, " batch"] | None
+    start: int | None = None
+    slots: Int[Tensor, "batch seq"] | None = None
+    counts: Int[Tensor, " batch"] | None = None
 
     @property
     def is_fresh(self) -> bool:
@@ -41,14 +45,16 @@ class CacheStep:
 
 
 class KVCache:
-    """Preallocated keys and values of every layer, and an encoder's memory for cross-attention.
+    """Preallocated keys and values of every layer, and those of an encoder's memory.
 
     Attributes:
         keys, values: per layer ``(batch, kv_heads, capacity + 1, head_dim)``; the last slot is spare.
         lengths: tokens stored in each row ``(batch,)``, int64.
         extent: an upper bound of ``lengths``, known without asking the device.
-        cross: per layer the keys and values of the encoder's memory, written by the first call that brings one.
-        memory_mask: which positions of the memory are real.
+        capacity: tokens a row can hold.
+        is_even: whether all rows are known to have the same length, ``extent``.
+        cross: per layer the memory's keys and values, written by the calls that bring a memory.
+        memory_mask: which positions of the memory are real ``(batch, src)``; ``None``: all.
     """
 
     def __init__(
@@ -73,11 +79,33 @@ class KVCache:
         self.is_even = True
         self.cross: list[tuple[Tensor, Tensor]] = []
         self.memory_mask: Tensor | None = None
+        self._whole: tuple[KVCache, slice] | None = None
 
     @property
     def batch(self) -> int:
         """Number of rows."""
         return self.lengths.shape[0]
+
+    def rows(self, start: int, stop: int) -> KVCache:
+        """Return a cache of some rows that shares this one's storage.
+
+        So a request can be read into its row while the others wait. Use the part, then the whole: writing to
+        the whole makes earlier parts stale.
+        """
+        if not 0 <= start < stop <= self.batch:
+            raise ValueError(f"rows {start} to {stop} do not exist in a cache of {self.batch}")
+        part = object.__new__(KVCache)
+        part.keys = [keys[start:stop] for keys in self.keys]
+        part.values = [values[start:stop] for values in self.values]
+        part.lengths = self.lengths[start:stop]
+        part.capacity, part.extent, part.is_even = self.capacity, self.extent, self.is_even
+        part.cross = [(keys[start:stop], values[start:stop]) for keys, values in self.cross]
+        part.memory_mask = None if self.memory_mask is None else self.memory_mask[start:stop]
+        part._whole = (self, slice(start, stop))
+        if not self.is_even:
+            part.tighten()
+            part.is_even = part.batch == 1
+        return part
 
     def begin(self, seq: int, real: Bool[Tensor, "batch seq"] | None = None) -> CacheStep:
         """Plan where ``seq`` more tokens a row go; ``real`` marks those that are not padding.
@@ -85,25 +113,31 @@ class KVCache:
         Raises:
             ValueError: if they do not fit.
         """
-        if real is None and self.is_even:
-            self._check(self.extent + seq)
-            return CacheStep(seq, self.extent + seq, self.extent, None, None)
-        if real is None:
-            slots = self.lengths[:, None] + torch.arange(seq, device=self.lengths.device)
-            self._fit(seq)
-            return CacheStep(seq, self.extent + seq, None, slots, None)
-        counts = real.sum(1)
-        grown = self.extent + seq if seq == 1 else int((self.lengths + counts).max())
-        if grown > self.capacity:
-            grown = int((self.lengths + counts).max())
-        self._check(grown)
-        slots = torch.where(real, self.lengths[:, None] + real.cumsum(1) - 1, self.capacity)
-        return CacheStep(seq, max(grown, 1), None, slots, counts)
+        if real is not None:
+            return self._begin_ragged(seq, real)
+        if self.extent + seq > self.capacity and not self.is_even:
+            self.tighten()
+        self._check(self.extent + seq)
+        if self.is_even:
+            return CacheStep(seq, self.extent + seq, start=self.extent)
+        slots = self.lengths[:, None] + torch.arange(seq, device=self.lengths.device)
+        return CacheStep(seq, self.extent + seq, slots=slots)
 
-    def write(
-        self, layer: int, keys: Float[Tensor, "batch kv_heads seq head_dim"], values: Tensor, step: CacheStep
-    ) -> tuple[Float[Tensor, "batch kv_heads keys head_dim"], Float[Tensor, "batch kv_heads keys head_dim"]]:
-        """Store one layer's new keys and values; return all of that layer's, old and new, up to ``step.extent``."""
+    def _begin_ragged(self, seq: int, real: Tensor) -> CacheStep:
+        """Plan for rows that gain different numbers of tokens; asks the device unless ``seq`` is 1."""
+        counts = real.sum(1)
+        extent = self.extent + 1
+        if seq > 1 or extent > self.capacity:
+            extent = max(int((self.lengths + counts).max()), 1)
+        self._check(extent)
+        slots = torch.where(real, self.lengths[:, None] + real.cumsum(1) - 1, self.capacity)
+        return CacheStep(seq, extent, slots=slots, counts=counts)
+
+    def write(self, layer: int, keys: KeyHeads, values: KeyHeads, step: CacheStep) -> tuple[Tensor, Tensor]:
+        """Store one layer's new keys and values; return all of that layer's, up to ``step.extent``.
+
+        Shapes: in ``(batch, kv_heads, seq, head_dim)``, out ``(batch, kv_heads, extent, head_dim)``.
+        """
         for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
             if step.slots is None:
                 store[:, :, step.start : step.extent] = new
@@ -114,18 +148,45 @@ class KVCache:
 
     def end(self, step: CacheStep) -> None:
         """Count the tokens of ``step`` as stored."""
-        if step.counts is None:
-            self.lengths += step.seq
-        else:
-            self.lengths += step.counts
-            self.is_even = False
+        self.lengths += step.seq if step.counts is None else step.counts
         self.extent = step.extent
+        if step.counts is not None:
+            self.is_even = self.batch == 1 and step.seq > 1  # then the extent was asked for, and is exact
+        if self._whole is not None:
+            whole = self._whole[0]
+            whole.extent, whole.is_even = max(whole.extent, self.extent), False
 
-    def remember(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Keep one layer's keys and values of an encoder's memory."""
+    def remember(self, layer: int, keys: KeyHeads, values: KeyHeads) -> None:
+        """Keep one layer's keys and values of an encoder's memory, in the order of layers."""
         if layer == 0:
             self.cross = []
         self.cross.append((keys, values))
+        if self._whole is not None:
+            whole, rows = self._whole
+            whole._place_memory(layer, rows, keys, values, self.memory_mask)
+
+    def _place_memory(
+        self, layer: int, rows: slice, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> None:
+        """Put a part's memory into its rows, making room where its source is the longest so far."""
+        src = keys.shape[2]
+        if len(self.cross) <= layer:
+            room = (self.batch, keys.shape[1], src, keys.shape[3])
+            self.cross.append((keys.new_zeros(room), values.new_zeros(room)))
+        grow = max(src - self.cross[layer][0].shape[2], 0)
+        mine = tuple(torch.nn.functional.pad(held, (0, 0, 0, grow)) for held in self.cross[layer])
+        mine[0][rows, :, :src], mine[1][rows, :, :src] = keys, values
+        self.cross[layer] = (mine[0], mine[1])
+        if layer == 0:
+            width = mine[0].shape[2]
+            held = self.memory_mask
+            fresh = torch.zeros(self.batch, width, dtype=torch.bool, device=keys.device)
+            fresh[:, 0] = True  # a row without memory still averages something
+            if held is not None:
+                fresh[:, : held.shape[1]] = held
+            fresh[rows] = False
+            fresh[rows, :src] = True if mask is None else mask
+            self.memory_mask = fresh
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget what the given rows hold; ``None``: everything, the memory included."""
@@ -143,7 +204,7 @@ class KVCache:
             self.lengths.clamp_(max=lengths)
             self.extent = min(self.extent, lengths)
             return
-        torch.minimum(self.lengths, lengths, out=self.lengths)
+        self.lengths.copy_(torch.minimum(self.lengths, lengths))
         self.is_even = False
         self.tighten()
 
@@ -162,13 +223,32 @@ class KVCache:
         """Lower ``extent`` to the longest row; asks the device."""
         self.extent = int(self.lengths.max())
 
-    def _fit(self, seq: int) -> None:
-        if self.extent + seq > self.capacity:
-            self.tighten()
-        self._check(self.extent + seq)
-
     def _check(self, needed: int) -> None:
         if needed > self.capacity:
             raise ValueError(
-                f"the cache holds {self.capacity} tokens a row, and this call would make it {needed}"
+                f"the cache holds {self.capacity} tokens a row; this call would make it {needed}"
             )
+
+
+class LayerCache(NamedTuple):
+    """One layer's part of a cache during one call."""
+
+    cache: KVCache
+    layer: int
+    step: CacheStep
+
+    def write(self, keys: KeyHeads, values: KeyHeads) -> tuple[Tensor, Tensor]:
+        """Store new keys and values and return those to attend to, in the type of the new ones."""
+        held = self.cache.write(self.layer, keys, values, self.step)
+        if self.step.is_fresh:
+            return keys, values
+        return held[0].to(keys.dtype), held[1].to(values.dtype)
+
+    def remember(self, keys: KeyHeads, values: KeyHeads) -> None:
+        """Keep the memory's keys and values."""
+        self.cache.remember(self.layer, keys, values)
+
+    @property
+    def memory(self) -> tuple[Tensor, Tensor]:
+        """The memory's keys and values."""
+        return self.cache.cross[self.layer]

@@ -1,8 +1,8 @@
 """The settings of a model: what a stack of layers is made of, and how many stacks there are.
 
-Decides every size and every choice of part, refuses impossible combinations before a weight exists, and counts
-parameters and arithmetic without building anything. It knows no file format and no model family: a family is a set of
-values of these fields (see ``stockpot.weights.families``).
+Decides every size and every choice of part, refuses impossible combinations before a weight exists, and
+counts parameters and arithmetic without building anything. It knows no file format and no model family: a
+family is a set of values of these fields.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class StackConfig(Settings):
 
     @property
     def ffn_width(self) -> int:
-        """Inner width of the feed-forward; the automatic one is a multiple of 64 where that is small change."""
+        """Inner width of the feed-forward; an automatic one is a multiple of 64, or of 8 in tiny models."""
         if self.ffn_dim is not None:
             return self.ffn_dim
         if self.ffn not in GATED:
@@ -292,9 +292,10 @@ class ModelConfig(Settings):
     def flops_per_token(self, context: int | None = None) -> float:
         """Estimate the arithmetic of training on one token, forward and backward.
 
-        Counts 6 operations per weight of a matrix product (embedding look-ups are free, the output matrix is not) and
-        12 · layers · heads · head_dim · length for attention, with no discount for the causal half, so that figures compare
-        with other projects'. A windowed layer counts its window. An encoder-decoder counts one source and one target token.
+        Counts 6 operations per weight of a matrix product (embedding look-ups are free, the output matrix is
+        not) and 12 · layers · heads · head_dim · length for attention, with no discount for the causal half,
+        so that figures compare with other projects'. A windowed layer counts its window. An encoder-decoder
+        counts one source and one target token.
 
         Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
         """
@@ -323,7 +324,7 @@ def _sizes(layers: int, dim: int, heads: int | None, context: int, choices: dict
 
 
 def _split(choices: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separate the choices of a stack from those of the whole model; unknown names go to the stack, which refuses them."""
+    """Separate a stack's choices from the whole model's; the stack refuses unknown names."""
     whole = {name: value for name, value in choices.items() if name in ModelConfig.model_fields}
     return whole, {name: value for name, value in choices.items() if name not in whole}
 
@@ -345,7 +346,7 @@ def decoder(
     vocab_size: int = 8192,
     **choices: Any,
 ) -> ModelConfig:
-    """Describe a decoder (GPT): rotary positions, RMS pre-norm, normalised queries and keys, SwiGLU, no biases.
+    """Describe a decoder (GPT): rotary positions, RMS pre-norm, QK-norm, SwiGLU, no biases.
 
     ``choices`` are any further fields of :class:`StackConfig` or :class:`ModelConfig`.
     """

@@ -20,7 +20,10 @@ States = Float[Tensor, "batch seq dim"]
 
 
 class MaskedHead(nn.Module):
-    """A dense layer, GELU and a norm before the output matrix. Source: Devlin et al. 2018, the released code."""
+    """A dense layer, GELU and a norm before the output matrix.
+
+    Source: Devlin et al. 2018, the released code.
+    """
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
@@ -34,7 +37,10 @@ class MaskedHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Scores for a whole sequence, read from its first token. Source: Devlin et al. 2018, arXiv:1810.04805, §3."""
+    """Scores for a whole sequence, read from its first token.
+
+    Source: Devlin et al. 2018, arXiv:1810.04805, §3.
+    """
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -48,7 +54,7 @@ class ClassificationHead(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """One number per position; starts at zero. As a reward it is read at the last real token (:func:`last_real`)."""
+    """One number per position, zero at first; as a reward it is read at the last real token."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -63,8 +69,8 @@ class ValueHead(nn.Module):
 
 
 def last_real(
-    values: Float[Tensor, "batch seq *rest"], attention_mask: Tensor | None
-) -> Float[Tensor, "batch *rest"]:
+    values: Float[Tensor, "batch seq ..."], attention_mask: Tensor | None
+) -> Float[Tensor, "batch ..."]:
     """Pick what stands at the last real token of each row."""
     if attention_mask is None:
         return values[:, -1]

@@ -3,11 +3,13 @@
 Decides one rule for every size and depth, so that neither asks for new settings:
 
 * A matrix starts with spread 1 / sqrt(inputs): inputs of size 1 give outputs of size 1.
-* What writes to the residual stream starts at zero (``zero_init``), so that a model of any depth starts as its embeddings and the
-  first steps see a plain gradient; without it, at 1 / sqrt(2 · layers) of the rule above. Where a norm follows the sublayer, the norm's
-  gain takes that part: the gradient of a norm at zero would explode.
-* Embeddings start with spread 1 / sqrt(dim). A tied output matrix would then score the current token sqrt(dim) too high; the
-  gain of the last norm starts at 1 / sqrt(dim) to undo that, so that the first loss is ln(vocab) and the file stays a standard one.
+* What writes to the residual stream starts at zero (``zero_init``), so that a model of any depth starts as
+  its embeddings and the first steps see a plain gradient; without it, at 1 / sqrt(2 · layers) of the rule
+  above. Where a norm follows the sublayer, the norm's gain takes that part: the gradient of a norm at zero
+  would explode.
+* Embeddings start with spread 1 / sqrt(dim). A tied output matrix would then score the current token
+  sqrt(dim) too high; the gain of the last norm starts at 1 / sqrt(dim) to undo that, so that the first loss
+  is ln(vocab) and the file stays a standard one.
 
 Sources: Zhang et al. 2019, arXiv:1901.09321 (zero branches); Radford et al. 2019 (1 / sqrt(2 · layers)).
 """
@@ -18,7 +20,9 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from stockpot.model.norms import LayerNorm, RMSNorm
 
 if TYPE_CHECKING:
     from stockpot.model.layers import Block
@@ -59,7 +63,7 @@ def _quieten(stack: Stack, *, zero: bool) -> None:
             writer.mul_(factor)
 
 
-def _writers(layer: Block, *, place: str) -> list[nn.Parameter]:
+def _writers(layer: Block, *, place: str) -> list[Tensor]:
     """Return the weights that decide how much a layer adds."""
     if place in ("output", "sandwich"):
         norms = (layer.attention_post_norm, layer.cross_post_norm, layer.ffn_post_norm)
@@ -70,7 +74,7 @@ def _writers(layer: Block, *, place: str) -> list[nn.Parameter]:
     return [linear.weight for linear in linears]
 
 
-def _last_norm(model: Transformer) -> nn.Module | None:
+def _last_norm(model: Transformer) -> RMSNorm | LayerNorm | None:
     """Find the norm whose output meets the output matrix."""
     if model.masked_head is not None:
         return model.masked_head.norm

@@ -1,7 +1,7 @@
 """One layer of a Transformer: attention, then a feed-forward, each added to what came in.
 
-Decides the feed-forward variants and where the norms stand. It does not know how many layers there are or what comes before
-and after them.
+Decides the feed-forward variants and where the norms stand. It does not know how many layers there are or
+what comes before and after them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stockpot.model.attention import CrossAttention, KeyHeads, SelfAttention, View
-from stockpot.model.cache import CacheStep, KVCache
+from stockpot.model.attention import CrossAttention, SelfAttention, Trace, View
+from stockpot.model.cache import LayerCache
 from stockpot.model.config import StackConfig
 from stockpot.model.norms import LayerNorm, RMSNorm, make_norm
 
 __all__ = ["ACTIVATIONS", "Block", "FeedForward"]
 
 States = Float[Tensor, "batch seq dim"]
+ALL = View()
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -89,37 +90,43 @@ class Block(nn.Module):
         view: View,
         *,
         memory: Float[Tensor, "batch src dim"] | None = None,
-        memory_view: View | None = None,
-        layer: int = 0,
-        cache: KVCache | None = None,
-        step: CacheStep | None = None,
-        seen: list[Tensor] | None = None,
-        seen_cross: list[Tensor] | None = None,
+        memory_view: View = ALL,
+        store: LayerCache | None = None,
+        trace: Trace | None = None,
     ) -> States:
-        """Return the hidden states after this layer; arguments as in the attentions."""
+        """Return the hidden states after this layer.
+
+        Args:
+            x: the hidden states before it.
+            view: who sees whom within the sequence.
+            memory: an encoder's hidden states; ``None``: those whose keys and values ``store`` holds.
+            memory_view: who sees what of the memory.
+            store: this layer's part of a cache.
+            trace: receives the attention weights.
+        """
         entered = x if self.attention_norm is None else self.attention_norm(x)
-        gathered = self.attention(entered, view, layer=layer, cache=cache, step=step, seen=seen)
+        gathered = self.attention(entered, view, store=store, seen=None if trace is None else trace.attention)
         if self.parallel:
             apart = entered if self.ffn_norm is None else self.ffn_norm(x)
             return x + self._drop(gathered + self.ffn(apart))
         x = self._join(x, gathered, self.attention_post_norm)
         if self.cross is not None:
             entered = x if self.cross_norm is None else self.cross_norm(x)
-            heads = self._memory_heads(self.cross, memory, cache, layer)
-            looked_up = self.cross(entered, heads, memory_view or View(), seen=seen_cross)
-            x = self._join(x, looked_up, self.cross_post_norm)
+            heads = self._memory_heads(self.cross, memory, store)
+            seen = None if trace is None else trace.cross
+            x = self._join(x, self.cross(entered, heads, memory_view, seen=seen), self.cross_post_norm)
         return self._join(x, self.ffn(x if self.ffn_norm is None else self.ffn_norm(x)), self.ffn_post_norm)
 
     def _memory_heads(
-        self, cross: CrossAttention, memory: Tensor | None, cache: KVCache | None, layer: int
-    ) -> tuple[KeyHeads, KeyHeads]:
+        self, cross: CrossAttention, memory: Tensor | None, store: LayerCache | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the memory's keys and values: fresh ones, which the cache then keeps, or those it holds."""
         if memory is None:
-            assert cache is not None  # the Transformer checks
-            return cache.cross[layer]
-        heads = cross.memory_heads(memory)
-        if cache is not None:
-            cache.remember(layer, *heads)
+            assert store is not None  # the Transformer checks
+            return store.memory
+        heads: tuple[Tensor, Tensor] = cross.memory_heads(memory)
+        if store is not None:
+            store.remember(*heads)
         return heads
 
     def _join(self, x: Tensor, change: Tensor, norm: nn.Module | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Which tokens may see which.
 
-Decides visibility from positions, documents and windows, as one boolean tensor for all layers of a kind. It knows nothing of
-scores, heads or caches.
+Decides visibility from positions, documents and windows, as one boolean tensor for all layers of a kind. It
+knows nothing of scores, heads or caches.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def visible(
 
 
 def real_positions(real: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """Number the real tokens of each row from 0; padding gets the position of the real token before it, or 0."""
+    """Count the real tokens of each row from 0; padding takes the number before it, or 0."""
     return (real.cumsum(1) - 1).clamp(min=0)
 
 
 def document_positions(documents: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """Number the tokens of each document from 0, wherever it starts in its row."""
+    """Count the tokens of each document from 0, wherever it starts in its row."""
     index = torch.arange(documents.shape[1], device=documents.device)
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]

@@ -15,7 +15,10 @@ States = Float[Tensor, "... dim"]
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square, then scale. Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4."""
+    """Divide by the root mean square, then scale.
+
+    Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
+    """
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -28,7 +31,10 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Subtract the mean, divide by the deviation, then scale and shift. Source: Ba et al. 2016, arXiv:1607.06450."""
+    """Subtract the mean, divide by the deviation, scale and shift.
+
+    Source: Ba et al. 2016, arXiv:1607.06450.
+    """
 
     def __init__(self, dim: int, eps: float, *, has_bias: bool) -> None:
         super().__init__()

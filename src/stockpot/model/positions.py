@@ -1,7 +1,7 @@
 """How a model knows where a token stands.
 
-Decides the tables and biases of rotary, sinusoidal, ALiBi and T5-style positions. Rotary and sinusoidal tables are computed
-in float32 on the device that asks, kept outside the module's buffers (so that casting a model can never round them), and
+Decides the tables and biases of rotary, sinusoidal, ALiBi and T5-style positions. Tables are computed in
+float32, kept per device outside the module's buffers (so that casting a model can never round them), and
 grown in powers of two. It does not decide which tokens may see each other: that is ``masks``.
 """
 
@@ -48,11 +48,12 @@ class PositionTable:
 
 
 def rotary_table(config: StackConfig, theta: float, scaling: RopeScaling | None) -> PositionTable:
-    """Make the table of rotary factors: row ``p`` holds ``cos(p·f)`` twice, then ``-sin(p·f)`` and ``sin(p·f)``.
+    """Make the table of rotary factors: ``cos(p·f)`` twice, then ``-sin(p·f)`` and ``sin(p·f)``.
 
     Shape of the table: ``(positions, 2 * rotary_dim)``. See :func:`rotate` for the layout.
 
-    Source: Su et al. 2021, arXiv:2104.09864, eq. 34, in the layout that rotates value i with value i + rotary_dim / 2.
+    Source: Su et al. 2021, arXiv:2104.09864, eq. 34, with value i
+    paired with value i + rotary_dim / 2.
     """
     frequencies, size = _frequencies(config.rotary_dim, theta, scaling)
 
@@ -98,7 +99,7 @@ def _llama3(plain: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def _yarn(plain: Tensor, size: int, theta: float, scaling: RopeScaling) -> tuple[Tensor, float]:
-    """Blend by the number of turns within the old context. Source: Peng et al. 2023, arXiv:2309.00071, §3.2–3.4."""
+    """Blend by the turns within the old context. Source: Peng et al. 2023, arXiv:2309.00071, §3."""
 
     def index_at(turns: float) -> float:
         return size * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -128,8 +129,8 @@ def sinusoidal_table(dim: int) -> PositionTable:
 def alibi_slopes(heads: int) -> Float[Tensor, " heads"]:
     """Return the slope of each head's distance penalty.
 
-    Source: Press et al. 2021, arXiv:2108.12409, §3; for head counts that are no power of two, the authors' code takes every
-    second slope of the next power.
+    Source: Press et al. 2021, arXiv:2108.12409, §3; for head counts that are no power of two, the
+    authors' code adds every second slope of the next power.
     """
     power = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
@@ -151,7 +152,8 @@ class RelativeBias(nn.Module):
 
     def forward(self, distance: Int[Tensor, "rows seq keys"]) -> Float[Tensor, "rows heads seq keys"]:
         """Return the bias for ``distance`` = position of the key minus position of the query."""
-        return self.table(self.bucket(distance)).permute(0, 3, 1, 2)
+        bias: Tensor = self.table(self.bucket(distance))
+        return bias.permute(0, 3, 1, 2)
 
     def bucket(self, distance: Int[Tensor, "rows seq keys"]) -> Int[Tensor, "rows seq keys"]:
         """Map distances to buckets: exact when near, logarithmic when far, one half for each direction."""

@@ -1,20 +1,20 @@
 """A stack of equal layers, and everything its layers share.
 
-Decides what the layers see (masks, biases, angles: computed once a call, not once a layer) and hands out the cache's slots. It
-knows no vocabulary and no loss.
+Decides what the layers see (masks, biases, angles: computed once a call, not once a layer) and hands out the
+cache's slots. It knows no vocabulary and no loss.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stockpot.model.attention import View
-from stockpot.model.cache import CacheStep, KVCache
+from stockpot.model.attention import Trace, View
+from stockpot.model.cache import CacheStep, KVCache, LayerCache
 from stockpot.model.config import ABSOLUTE, StackConfig
 from stockpot.model.layers import Block
 from stockpot.model.masks import document_positions, real_positions, visible
@@ -27,31 +27,10 @@ from stockpot.model.positions import (
     sinusoidal_table,
 )
 
-__all__ = ["Stack", "Trace"]
+__all__ = ["Stack"]
 
 States = Float[Tensor, "batch seq dim"]
 Places = tuple[int, int] | Tensor
-
-
-@dataclass
-class Trace:
-    """What a watched stack did in its latest call.
-
-    Attributes:
-        hidden: the embeddings, then the hidden states after each layer ``(batch, seq, dim)``, before the final norm.
-        attention: the weights of each layer ``(batch, heads, seq, keys)``.
-        cross: the weights of each layer's cross-attention ``(batch, heads, seq, src)``.
-    """
-
-    hidden: list[Tensor] = field(default_factory=list)
-    attention: list[Tensor] = field(default_factory=list)
-    cross: list[Tensor] = field(default_factory=list)
-
-    def clear(self) -> None:
-        """Forget the call before."""
-        self.hidden.clear()
-        self.attention.clear()
-        self.cross.clear()
 
 
 @dataclass
@@ -106,6 +85,7 @@ class Stack(nn.Module):
         """Return the final hidden states.
 
         Args:
+            x: embeddings of the tokens.
             documents: document numbers, 0 = padding.
             open_: bool ``(batch, seq)``: tokens of a prefix that is seen in both directions.
             has_gaps: padding may stand between real tokens (a prefix before left-padded ids).
@@ -122,17 +102,9 @@ class Stack(nn.Module):
             trace.clear()
             trace.hidden.append(x)
         for index, layer in enumerate(self.layers):
-            x = layer(
-                x,
-                views[self.config.windows[index]],
-                memory=memory,
-                memory_view=memory_view,
-                layer=index,
-                cache=cache,
-                step=call.step,
-                seen=None if trace is None else trace.attention,
-                seen_cross=None if trace is None else trace.cross,
-            )
+            store = None if cache is None or call.step is None else LayerCache(cache, index, call.step)
+            view = views[self.config.windows[index]]
+            x = layer(x, view, memory=memory, memory_view=memory_view, store=store, trace=trace)
             if trace is not None:
                 trace.hidden.append(x)
         if cache is not None and call.step is not None:
@@ -149,8 +121,7 @@ class Stack(nn.Module):
                 places = real_positions(documents != 0)
             return _Call(seq, places, seq, documents, open_, None, has_gaps)
         step = cache.begin(seq, None if documents is None else documents != 0)
-        places = (step.start, step.extent) if step.slots is None and step.start is not None else step.slots
-        assert places is not None  # a step has a start or slots
+        places = (step.start or 0, step.extent) if step.slots is None else step.slots
         return _Call(seq, places, step.extent, None, open_, step, False)
 
     def _enter(self, x: Tensor, call: _Call) -> Tensor:

@@ -1,6 +1,6 @@
 """The Transformer: ids in, logits and hidden states out, for all three kinds of model.
 
-Decides how embeddings, stacks and heads are joined, how weights start, and what the one ``forward`` accepts. It never computes a
+Decides how embeddings, stacks and heads are joined and what the one ``forward`` accepts. It never computes a
 loss, samples, reads a file or knows a string.
 """
 
@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stockpot.model.attention import Trace
 from stockpot.model.cache import KVCache
 from stockpot.model.config import ModelConfig
 from stockpot.model.heads import ClassificationHead, MaskedHead
 from stockpot.model.initial import initialise
 from stockpot.model.masks import documents_of
-from stockpot.model.stack import Stack, Trace
+from stockpot.model.stack import Stack
 
 __all__ = ["Output", "Seen", "Transformer"]
 
@@ -93,12 +94,11 @@ class Transformer(nn.Module):
         return self.embed.weight.device
 
     @property
-    def output_weight(self) -> nn.Parameter:
+    def output_weight(self) -> Tensor:
         """The matrix that turns hidden states into logits ``(vocab, dim)``."""
-        weight: nn.Parameter = (self.embed if self.head is None else self.head).weight  # type: ignore[assignment]
-        return weight
+        return self.embed.weight if self.head is None else self.head.weight
 
-    def forward(
+    def forward(  # noqa: PLR0913 - the seam of docs/architecture.md
         self,
         ids: Ids,
         *,
@@ -119,9 +119,11 @@ class Transformer(nn.Module):
             source_mask: like ``attention_mask``, for ``source`` or ``memory``.
             memory: the encoder's output, when it is known already.
             prefix: embeddings placed before the ids; they get no logits.
-            attention_mask: bool ``(batch, seq)``, True = real; or integers, document numbers, 0 = padding. Padding stands left or
-                right of the real tokens. With a cache every non-zero number is simply real.
-            segments: segment of each token ``(batch, seq)``; where the stack attends ``"prefix"``, segment 0 is seen both ways.
+            attention_mask: bool ``(batch, seq)``, True = real; or integers, document numbers, 0 = padding.
+                Padding stands left or right of the real tokens. With a cache every non-zero number is simply
+                real. Leave it out where nothing is padded: that path is the fastest.
+            segments: segment of each token ``(batch, seq)``; where the stack attends ``"prefix"``, those
+                of segment 0 are seen in both directions.
             cache: keys and values of earlier calls; written in place.
             last: compute logits for the last ``last`` positions only; 0: for none.
 
@@ -196,7 +198,7 @@ class Transformer(nn.Module):
 
     @contextmanager
     def watch(self) -> Iterator[Seen]:
-        """Record attention weights and hidden states of the calls inside the block; each call replaces the one before."""
+        """Record attention weights and hidden states of the latest call inside the block."""
         before, self._seen = self._seen, Seen()
         try:
             yield self._seen
@@ -244,9 +246,7 @@ class Transformer(nn.Module):
         if self.decoder is None and cache is not None:
             raise ValueError("an encoder has no use for a cache: every token sees every other")
         if prefix is not None and attention_mask is not None and attention_mask.dtype != torch.bool:
-            raise ValueError(
-                "with a prefix, attention_mask is boolean: a prefix belongs to no numbered document"
-            )
+            raise ValueError("with a prefix, attention_mask is boolean: a prefix has no document number")
 
 
 def _widen(values: Tensor | None, prefix: Tensor | None, fill: int) -> Tensor | None:
@@ -259,7 +259,7 @@ def _widen(values: Tensor | None, prefix: Tensor | None, fill: int) -> Tensor | 
 def _memory_mask(
     attention_mask: Tensor | None, source_mask: Tensor | None, cache: KVCache | None
 ) -> Tensor | None:
-    """Return which memory each token sees ``(batch, 1, seq or 1, src)``: its own document's, or all that is real."""
+    """Return the memory a token sees ``(batch, 1, seq or 1, src)``: its document's, or all that is real."""
     if source_mask is None:
         return None if cache is None or cache.memory_mask is None else cache.memory_mask[:, None, None]
     real = source_mask != 0
