@@ -1,0 +1,240 @@
+"""Conversations: messages → ids and a loss mask, through a chat template.
+
+Decides that only the template writes special tokens. What people typed stays text however a template trims, cuts or
+transforms it: spellings of special tokens inside contents are hidden behind characters that occur nowhere else, and a
+second rendering, with every character of every content kept apart, proves that no special token was put together from
+typed text. What a template may do lies in ``sandbox``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stockpot.errors import TokenizerError
+from stockpot.text.sandbox import GENERATION, Renderer, TemplateRefusedError, Worker, compile_template
+
+if TYPE_CHECKING:
+    from stockpot.text.tokenizer import Tokenizer
+
+__all__ = ["DEFAULT_TEMPLATE", "ROLES", "ChatIds", "ChatTemplate", "Message"]
+
+ROLES = ("system", "user", "assistant", "tool", "developer")
+
+_DEFAULT_SOURCE = """\
+{{- '<|bos|>' -}}
+{%- for message in messages -%}
+  {%- if message.role == 'assistant' -%}
+    {{- '<|assistant|>' -}}
+    {%- generation -%}{{- message.content + '<|end|>' -}}{%- endgeneration -%}
+  {%- elif message.role in ('system', 'user') -%}
+    {{- '<|' + message.role + '|>' + message.content + '<|end|>' -}}
+  {%- else -%}
+    {{- raise_exception('This template knows the roles system, user and assistant.') -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|assistant|>' -}}
+{%- endif -%}
+"""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Raises:
+        TokenizerError: if ``role`` is none of :data:`ROLES`, or ``content`` is no text.
+    """
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise TokenizerError(f"A message has the role {self.role!r}.", f"Roles are {', '.join(ROLES)}.")
+        if not isinstance(self.content, str):
+            raise TokenizerError(f"The content of a message is {type(self.content).__name__}, not text.")
+
+
+@dataclass(frozen=True)
+class ChatIds:
+    """An encoded conversation.
+
+    Attributes:
+        ids: ``(seq,)`` int32.
+        loss_mask: ``(seq,)`` bool, True for what the assistant wrote, the token that ends its turn included.
+    """
+
+    ids: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja chat template, of the form Hugging Face models carry.
+
+    Attributes:
+        source: the template.
+        tokens: variables it may use for special tokens, such as ``bos_token``.
+    """
+
+    source: str
+    tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """Return the template a tokenizer came with; the default one if it came with none but has its tokens."""
+        tokens = {f"{role}_token": token for role, token in tokenizer.roles.items()}
+        if tokenizer.chat_template is not None:
+            return cls(tokenizer.chat_template, tokens)
+        needed = ("<|bos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+        return DEFAULT_TEMPLATE if all(token in tokenizer.special_ids for token in needed) else None
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """Return the conversation as one text, for people to read: special tokens and typed text look alike in it.
+
+        Raises:
+            TokenizerError: if the template is wrong or does what is not allowed.
+        """
+        return self._run(messages, ("", ""), add_generation_prompt)
+
+    def encode(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
+    ) -> ChatIds:
+        """Return ids and loss mask.
+
+        Assistant text is what stands in the template's ``{% generation %}`` blocks. A template without them is rendered up
+        to each assistant message with and without it, and the difference is the assistant's.
+
+        Text is cut where assistant text begins, so that training sees the ids that generation continues.
+
+        Raises:
+            TokenizerError: if the template is wrong, or would let typed text become a special token.
+        """
+        hidden = _Hidden(messages, self.source, list(tokenizer.special_ids))
+        marked = self._mark(hidden.messages, hidden.marks, add_generation_prompt)
+        apart = self._run(hidden.apart, ("", ""), add_generation_prompt)
+        if hidden.specials(marked) != hidden.specials(apart):
+            raise TokenizerError(
+                "The chat template lets typed text become a special token.",
+                "Repair the template, or use the default one.",
+            )
+        return _to_ids(hidden, marked, tokenizer)
+
+    def _run(self, messages: Iterable[Message], marks: tuple[str, str], add_generation_prompt: bool) -> str:
+        variables: dict[str, Any] = {
+            **self.tokens,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "add_generation_prompt": add_generation_prompt,
+            GENERATION: marks,
+        }
+        try:
+            return _renderer(self.source)(variables)
+        except TemplateRefusedError as error:
+            raise TokenizerError(
+                f"The chat template cannot be used: {error}.", "Use another template."
+            ) from None
+
+    def _mark(self, messages: Sequence[Message], marks: tuple[str, str], add_generation_prompt: bool) -> str:
+        """Render with marks around assistant text."""
+        if _HAS_GENERATION.search(self.source):
+            return self._run(messages, marks, add_generation_prompt)
+        whole = self._run(messages, marks, add_generation_prompt)
+        edges: list[tuple[int, str]] = []
+        for number, message in enumerate(messages):
+            if message.role == "assistant":
+                before = self._run(messages[:number], marks, True)
+                after = self._run(messages[: number + 1], marks, False)
+                if not (whole.startswith(after) and after.startswith(before)):
+                    raise TokenizerError(
+                        "The chat template rewrites earlier turns, so assistant text cannot be told from the rest.",
+                        "Put {% generation %} … {% endgeneration %} around assistant text in the template.",
+                    )
+                edges += [(len(before), marks[0]), (len(after), marks[1])]
+        parts = [whole[: edges[0][0]] if edges else whole]
+        for (at, mark), (end, _) in zip(edges, [*edges[1:], (len(whole), "")], strict=True):
+            parts += [mark, whole[at:end]]
+        return "".join(parts)
+
+
+_HAS_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@lru_cache(maxsize=32)
+def _renderer(source: str) -> Renderer:
+    """Our own template runs here; a stranger's in a child process that can be killed."""
+    return compile_template(source) if source == _DEFAULT_SOURCE else Worker(source).render
+
+
+class _Hidden:
+    """Messages with special spellings replaced, one private character each, and what is needed to read a rendering."""
+
+    def __init__(self, messages: Sequence[Message], source: str, special: Sequence[str]) -> None:
+        unused = _unused_characters(
+            source + "".join(message.content for message in messages) + "".join(special)
+        )
+        self.marks = (next(unused), next(unused))
+        wall = next(unused)
+        ordered = sorted(special, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+        self._private: dict[str, str] = {}
+        self.messages = [Message(m.role, self._special.sub(self._hide(unused), m.content)) for m in messages]
+        self.apart = [Message(m.role, wall + "".join(c + wall for c in m.content)) for m in self.messages]
+        self._shown = {ord(character): spelling for spelling, character in self._private.items()}
+        pieces = "|".join(map(re.escape, [*self.marks, *ordered]))
+        self._pieces = re.compile(f"({pieces})")
+
+    def _hide(self, unused: Iterator[str]) -> Any:
+        def replace(found: re.Match[str]) -> str:
+            spelling = found[0]
+            if spelling not in self._private:
+                self._private[spelling] = next(unused)
+            return self._private[spelling]
+
+        return replace
+
+    def specials(self, rendering: str) -> list[str]:
+        """Return the special tokens of a rendering, in order."""
+        plain = rendering.replace(self.marks[0], "").replace(self.marks[1], "")
+        return self._special.findall(plain)
+
+    def split(self, rendering: str) -> list[str]:
+        """Return ordinary texts (as they were typed) at even places, special spellings and marks at odd ones."""
+        parts = self._pieces.split(rendering)
+        return [part if number % 2 else part.translate(self._shown) for number, part in enumerate(parts)]
+
+
+def _unused_characters(text: str) -> Iterator[str]:
+    """Yield characters for private use that ``text`` does not hold: there are 137,468, more than any text will use."""
+    used = set(text)
+    for start, end in ((0xE000, 0xF900), (0xF0000, 0xFFFFE), (0x100000, 0x10FFFE)):
+        for number in range(start, end):
+            if chr(number) not in used:
+                yield chr(number)
+    raise TokenizerError("The conversation uses every private-use character there is.", "Clean it first.")
+
+
+def _to_ids(hidden: _Hidden, rendering: str, tokenizer: Tokenizer) -> ChatIds:
+    ids: list[int] = []
+    mask: list[bool] = []
+    inside = False
+    for number, piece in enumerate(hidden.split(rendering)):
+        if number % 2 == 0:
+            new = tokenizer.encode(piece) if piece else []
+        elif piece in hidden.marks:
+            inside, new = piece == hidden.marks[0], []
+        else:
+            new = [tokenizer.special_ids[piece]]
+        ids += new
+        mask += [inside] * len(new)
+    return ChatIds(np.array(ids, np.int32), np.array(mask, np.bool_))
+
+
+DEFAULT_TEMPLATE = ChatTemplate(_DEFAULT_SOURCE)

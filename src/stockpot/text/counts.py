@@ -1,0 +1,109 @@
+"""Count the words of a stream of texts, once, in bounded memory.
+
+What a word is, the engine's own pre-tokenizer decides; this file only avoids asking it about the same piece twice. When
+distinct words pass a limit, the rarest are forgotten, so that an endless stream of ever new words cannot fill the memory:
+the counts of what is kept may then be a little low, never high.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from tokenizers import Tokenizer as Engine
+from tokenizers.pre_tokenizers import PreTokenizer
+
+from stockpot.text.pieces import CUT_RULES, WORD_PATTERN, PieceTable, as_blocks
+
+__all__ = ["count_words"]
+
+# WORD_PATTERN as it reads where every character is ASCII; there Python and the engine agree on what a letter is.
+_ASCII_WORDS = re.compile(
+    r"'(?i:s|t|re|ve|m|ll|d)|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]"
+    r"| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    re.ASCII,
+)
+_LONGEST_WORD = 256  # longer runs without a cut are counted in parts: nobody wants them as tokens
+_PIECES = 1 << 19
+_PIECE_BYTES = 1 << 26
+
+
+def count_words(texts: Iterable[str], *, max_words: int = 3_000_000) -> Counter[str]:
+    """Count the words (in the sense of ``WORD_PATTERN``) of ``texts``, which is read once.
+
+    Args:
+        max_words: most distinct words held; about 150 bytes each.
+    """
+    counter = _Counter(max_words)
+    for block in as_blocks(texts):
+        counter.add(block)
+    return counter.finish()
+
+
+class _Counter:
+    """Piece counts (cheap, per block) that are folded into word counts when many have gathered."""
+
+    def __init__(self, max_words: int) -> None:
+        self._max_words = max_words
+        self._words: Counter[str] = Counter()
+        self._table = PieceTable(CUT_RULES[WORD_PATTERN], self._admit)
+        self._split = _word_splitter()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pieces: list[bytes] = []
+        self._held_bytes = 0
+        self._counts = np.zeros(1 << 12, np.int64)
+        self._table.clear()
+
+    def _admit(self, pieces: list[bytes]) -> None:
+        self._pieces.extend(pieces)
+        self._held_bytes += sum(map(len, pieces))
+
+    def add(self, block: list[bytes]) -> None:
+        numbers, _ = self._table.number(block)
+        seen = np.bincount(numbers)
+        if len(seen) > len(self._counts):
+            self._counts = np.concatenate((self._counts, np.zeros(2 * len(seen), np.int64)))
+        self._counts[: len(seen)] += seen
+        if len(self._pieces) > _PIECES or self._held_bytes > _PIECE_BYTES:
+            self._fold()
+
+    def finish(self) -> Counter[str]:
+        self._fold()
+        return self._words
+
+    def _fold(self) -> None:
+        words, split = self._words, self._split
+        for piece, count in zip(self._pieces, self._counts.tolist(), strict=False):
+            text = piece.decode()
+            found = _ASCII_WORDS.findall(text) if text.isascii() else split(text)
+            for word in found:
+                if len(word) <= _LONGEST_WORD:
+                    words[word] += count
+                else:
+                    for at in range(0, len(word), _LONGEST_WORD):
+                        words[word[at : at + _LONGEST_WORD]] += count
+        self._reset()
+        self._forget_rare()
+
+    def _forget_rare(self) -> None:
+        count = 1
+        while len(self._words) > self._max_words:
+            for word in [word for word, seen in self._words.items() if seen <= count]:
+                del self._words[word]
+            count *= 2
+
+
+def _word_splitter() -> Callable[[str], list[str]]:
+    split = {"type": "Split", "pattern": {"Regex": WORD_PATTERN}, "behavior": "Isolated", "invert": False}
+    pre_tokenizer: PreTokenizer = Engine.from_str(
+        json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": split, "model": _NOTHING})
+    ).pre_tokenizer
+    return lambda text: [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
+
+
+_NOTHING = {"type": "BPE", "vocab": {}, "merges": []}

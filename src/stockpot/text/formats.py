@@ -1,0 +1,137 @@
+"""Tokenizer files: reading what other tools wrote, and saying what a tokenizer.json means.
+
+What a file is, its contents tell, never its name. Nothing here runs code from a file. Reading is all this file does:
+writing belongs to ``Tokenizer.save``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Engine
+
+from stockpot.errors import TokenizerError
+from stockpot.text.kinds import BYTE_LETTERS, SPACE_MARK
+
+__all__ = ["kind_of", "open_engine", "read_roles", "read_source", "token_bytes"]
+
+_MAX_FILE_BYTES = 1 << 29
+_MAX_IDS = 1 << 24
+
+
+def open_engine(source: str) -> Engine:
+    """Build the engine that a tokenizer.json describes.
+
+    Raises:
+        TokenizerError: if the text is damaged or describes something the engine does not know.
+    """
+    try:
+        engine = Engine.from_str(source)
+    except BaseException as error:  # the engine's panics are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise TokenizerError(
+            f"tokenizer.json is damaged: {reason}.", "Copy or train the tokenizer again."
+        ) from None
+    if max(engine.get_vocab().values(), default=0) >= _MAX_IDS:
+        raise TokenizerError(
+            f"tokenizer.json has ids of {_MAX_IDS} and more.", "Copy or train the tokenizer again."
+        )
+    engine.no_padding()
+    engine.no_truncation()
+    return engine
+
+
+def read_source(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a tokenizer.json for ``path``, and the tokenizer_config.json beside it ({} if none).
+
+    Raises:
+        TokenizerError: if nothing readable is there.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise TokenizerError(
+            f"There is no tokenizer at {path}.", "Give a folder with tokenizer.json, or the file."
+        )
+    if file.stat().st_size > _MAX_FILE_BYTES:
+        raise TokenizerError(f"{file} is larger than {_MAX_FILE_BYTES >> 20} MiB.", "That is no tokenizer.")
+    try:
+        source = file.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise TokenizerError(f"{file} is not a tokenizer.json: it is no UTF-8 text.") from None
+    return source, _read_config(file.parent)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    file = folder / "tokenizer_config.json"
+    if file.is_file():
+        try:
+            config = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise TokenizerError(f"{file} is damaged: {error}.", "Copy the folder again.") from None
+        if not isinstance(config, dict):
+            raise TokenizerError(f"{file} is damaged: it holds no object.", "Copy the folder again.")
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        config["chat_template"] = template.read_bytes().decode(errors="replace")
+    return config
+
+
+def read_roles(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the special tokens a tokenizer_config.json names, by role (``eos`` …)."""
+    roles = {}
+    for role in ("bos", "eos", "pad", "unk", "mask", "cls", "sep"):
+        token = config.get(f"{role}_token")
+        if isinstance(token, dict):  # an added token written out
+            token = token.get("content")
+        if isinstance(token, str):
+            roles[role] = token
+    return roles
+
+
+def is_byte_level(spec: Mapping[str, Any]) -> bool:
+    """Say whether tokens of a parsed tokenizer.json spell bytes, one letter each."""
+    return '"type":"ByteLevel"' in json.dumps(
+        [spec.get("pre_tokenizer"), spec.get("decoder")], separators=(",", ":")
+    )
+
+
+def kind_of(spec: Mapping[str, Any]) -> str:
+    """Return which of our kinds a parsed tokenizer.json is, or is nearest to."""
+    model = spec["model"]
+    simple = {"WordLevel": "word", "WordPiece": "wordpiece", "Unigram": "unigram"}
+    if model["type"] in simple:
+        return simple[model["type"]]
+    has_merges = bool(model["merges"])
+    if is_byte_level(spec):
+        return "byte-bpe" if has_merges else "byte"
+    if has_merges:
+        return "bpe"
+    return "ngram" if model.get("ignore_merges") else "char"
+
+
+_BYTE_OF_LETTER = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def token_bytes(spec: Mapping[str, Any], token: str) -> bytes:
+    """Return the bytes an ordinary token of a parsed tokenizer.json stands for in text."""
+    model = spec["model"]
+    if is_byte_level(spec):
+        if all(letter in _BYTE_OF_LETTER for letter in token):
+            return bytes(_BYTE_OF_LETTER[letter] for letter in token)
+        return token.encode()
+    if model.get("byte_fallback") and (found := _BYTE_TOKEN.fullmatch(token)):
+        return bytes([int(found[1], 16)])
+    prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
+    if prefix:
+        token = token.removeprefix(prefix)
+    if suffix:
+        token = token.removesuffix(suffix)
+    return token.replace(SPACE_MARK, " ").encode(errors="replace")

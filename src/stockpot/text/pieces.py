@@ -1,0 +1,278 @@
+"""Where text may be cut, and a table that remembers what each cut piece became.
+
+Natural text repeats its words. A tokenizer that cuts text into words first (all of ours do) gives a word the same ids
+wherever it stands, so a corpus needs the engine once per *distinct* piece; the rest is looking up, done here with numpy
+on whole blocks of bytes. The same table counts pieces for training.
+
+This file decides at which bytes a cut is certain whatever stands further left or right. It does not split text the way a
+tokenizer does (the engine does that, inside a piece), so a missing cut costs time and never changes an id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stockpot.errors import TokenizerError
+
+__all__ = [
+    "CUT_RULES",
+    "GPT2_PATTERN",
+    "LLAMA3_PATTERN",
+    "WORD_PATTERN",
+    "CutRule",
+    "PieceTable",
+    "as_blocks",
+    "utf8",
+]
+
+_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+WORD_PATTERN = rf"{_LETTERS}|\p{{N}}|{_REST}"
+"""How all our kinds but ``char`` and ``byte`` find words: Qwen2's pattern (known to llama.cpp as ``qwen2``). A space
+belongs to the word after it, every digit stands alone."""
+LLAMA3_PATTERN = rf"{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# Classes of a byte. Above ASCII a byte says nothing by itself, so cuts beside one are taken only before a space.
+_LETTER, _DIGIT, _SPACE, _NEWLINE, _BLANK, _MARK, _OTHER = range(7)
+
+BLOCK_BYTES = 1 << 18
+_SHORT = 15  # a piece of at most 15 bytes is its own key: 15 bytes and its length in two 64-bit words
+_LONGEST_KEPT = 256
+
+
+def _byte_classes() -> bytes:
+    classes = bytearray([_MARK]) * 128 + bytearray([_OTHER]) * 128
+    for byte in range(128):
+        letter = chr(byte)
+        if letter.isalpha():
+            classes[byte] = _LETTER
+        elif letter.isdigit():
+            classes[byte] = _DIGIT
+        elif (
+            letter in "\t\v\f" or 0x1C <= byte <= 0x1F
+        ):  # the latter: blank to some engines, so never certain
+            classes[byte] = _BLANK
+    classes[ord(" ")] = _SPACE
+    classes[ord("\n")] = classes[ord("\r")] = _NEWLINE
+    return bytes(classes)
+
+
+_CLASSES = _byte_classes()
+
+CutRule = bytes
+"""For each pair of byte classes, ``8 * left + right``: 1 if text may always be cut between them."""
+
+
+def _rule(pairs: Iterable[tuple[int, int]]) -> CutRule:
+    table = bytearray(256)
+    for left, right in pairs:
+        table[8 * left + right] = 1
+    return bytes(table)
+
+
+_ASCII = (_LETTER, _DIGIT, _SPACE, _NEWLINE, _BLANK, _MARK)
+# Why each cut is certain, for the three patterns: no alternative of theirs
+# * goes on after a letter with an ASCII byte that is no letter, nor after a digit with one that is no digit;
+_AFTER_WORD = [(_LETTER, right) for right in _ASCII if right != _LETTER] + [
+    (_DIGIT, right) for right in _ASCII if right != _DIGIT
+]
+# * has a space anywhere but in front, unless in a run of blanks.
+_BEFORE_SPACE = [(left, _SPACE) for left in (_LETTER, _DIGIT, _MARK)]
+# In the first two, a newline ends its token unless another blank follows, and nothing precedes a digit in its token.
+_AFTER_NEWLINE = [(_NEWLINE, right) for right in (_LETTER, _DIGIT, _MARK)]
+_BEFORE_DIGIT = [(_MARK, _DIGIT)]
+
+CUT_RULES: dict[str, CutRule] = {
+    WORD_PATTERN: _rule(_AFTER_WORD + _BEFORE_SPACE + _AFTER_NEWLINE + _BEFORE_DIGIT + [(_DIGIT, _DIGIT)]),
+    LLAMA3_PATTERN: _rule(_AFTER_WORD + _BEFORE_SPACE + _AFTER_NEWLINE + _BEFORE_DIGIT),
+    GPT2_PATTERN: _rule(_AFTER_WORD + _BEFORE_SPACE),
+}
+
+# A blank beyond ASCII ends in two bytes whose first is one of these (U+0085, A0, 1680, 2000-200A, 2028, 2029, 202F, 205F,
+# 3000). Before a space we cut after any other character.
+_BLANK_ENDING = bytes(byte in (0xC2, 0x9A, 0x80, 0x81) for byte in range(256))
+
+
+def utf8(text: str) -> bytes:
+    """Encode ``text``.
+
+    Raises:
+        TokenizerError: if it holds a lone surrogate, which is no character and has no UTF-8 form.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"Text holds a lone surrogate (U+{ord(text[error.start]):04X}) at position {error.start}, which is not a character.",
+            'Clean it first, for example with text.encode("utf-8", "replace").decode().',
+        ) from None
+
+
+def as_blocks(texts: Iterable[str], size: int = BLOCK_BYTES) -> Iterator[list[bytes]]:
+    """Group texts, in order, into lists of about ``size`` bytes."""
+    block: list[bytes] = []
+    held = 0
+    for text in texts:
+        data = utf8(text)
+        block.append(data)
+        held += len(data)
+        if held >= size:
+            yield block
+            block, held = [], 0
+    if block:
+        yield block
+
+
+def cut_starts(data: bytes, rule: CutRule, forced: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where pieces of ``data`` begin, in ascending order: 0, every certain cut, and ``forced`` (in 1 … len - 1)."""
+    classes = np.frombuffer(data.translate(_CLASSES), np.uint8)
+    pairs = classes[:-1] * np.uint8(8) + classes[1:]
+    cuts = np.frombuffer(bytearray(pairs.tobytes().translate(rule)), np.uint8)
+    if not data.isascii() and len(data) > 2:
+        after_other = pairs[1:] == 8 * _OTHER + _SPACE
+        blank = np.frombuffer(data.translate(_BLANK_ENDING), np.uint8)[:-2]
+        cuts[1:] |= after_other & (blank == 0)
+    cuts[forced - 1] = 1
+    return np.concatenate(([0], np.flatnonzero(cuts) + 1)) if data else np.zeros(0, np.int64)
+
+
+class PieceTable:
+    """Number the distinct pieces of text, block by block.
+
+    Args:
+        rule: where text may be cut.
+        admit: called with the pieces seen for the first time, in the order of their new numbers.
+        capacity: most pieces kept; when it is passed, :meth:`clear` runs before the next block.
+    """
+
+    def __init__(
+        self, rule: CutRule, admit: Callable[[list[bytes]], None], *, capacity: int = 1 << 20
+    ) -> None:
+        self.rule = rule
+        self.capacity = capacity
+        self._admit = admit
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every piece."""
+        self.size = 0
+        self._long: dict[bytes, int] = {}
+        self._slots = np.zeros((1 << 12, 3), np.uint64)  # low key, high key (0 = free), number
+
+    def number(self, texts: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the numbers of all pieces of ``texts``, and where each text begins among them (one more at the end)."""
+        joined = b"".join(texts)
+        offsets = np.cumsum([0, *map(len, texts)])
+        inner = offsets[(offsets > 0) & (offsets < len(joined))]
+        starts = cut_starts(joined, self.rule, inner)
+        numbers = self._look_up(joined, starts)
+        return numbers, np.searchsorted(starts, offsets)
+
+    def _look_up(self, data: bytes, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        lengths = np.diff(starts, append=len(data))
+        low, high = _keys(data, starts, lengths)
+        numbers = self._find(low, high)
+        short = lengths <= _SHORT
+        unknown = np.flatnonzero(short & (numbers < 0))
+        if len(unknown):
+            numbers[unknown] = self._add_short(data, starts, lengths, low, high, unknown)
+        long = np.flatnonzero(~short)
+        if len(long):
+            numbers[long] = self._number_long(data, starts[long].tolist(), lengths[long].tolist())
+        return numbers
+
+    def _find(self, low: NDArray[np.uint64], high: NDArray[np.uint64]) -> NDArray[np.int64]:
+        slot = self._home(low, high)
+        rows = self._slots[slot]
+        numbers = np.where((rows[:, 0] == low) & (rows[:, 1] == high), rows[:, 2].astype(np.int64), -1)
+        pending = np.flatnonzero((numbers < 0) & (rows[:, 1] != 0))
+        while len(pending):  # another piece sits there: look in the next slot
+            slot[pending] = (slot[pending] + 1) % len(self._slots)
+            rows = self._slots[slot[pending]]
+            found = (rows[:, 0] == low[pending]) & (rows[:, 1] == high[pending])
+            numbers[pending[found]] = rows[found, 2].astype(np.int64)
+            pending = pending[~found & (rows[:, 1] != 0)]
+        return numbers
+
+    def _home(self, low: NDArray[np.uint64], high: NDArray[np.uint64]) -> NDArray[np.int64]:
+        mixed = (low ^ (high * np.uint64(0x9E3779B97F4A7C15))) * np.uint64(0xD6E8FEB86659FD93)
+        mixed ^= mixed >> np.uint64(32)
+        mixed *= np.uint64(0xD6E8FEB86659FD93)
+        return (mixed >> np.uint64(65 - len(self._slots).bit_length())).astype(np.int64)
+
+    def _add_short(
+        self,
+        data: bytes,
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        low: NDArray[np.uint64],
+        high: NDArray[np.uint64],
+        unknown: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        both = np.empty((len(unknown), 2), np.uint64)
+        both[:, 0], both[:, 1] = low[unknown], high[unknown]
+        _, first, inverse = np.unique(both.view("V16").ravel(), return_index=True, return_inverse=True)
+        chosen = unknown[first]
+        numbers = np.arange(self.size, self.size + len(chosen))
+        self._admit(
+            [data[s : s + n] for s, n in zip(starts[chosen].tolist(), lengths[chosen].tolist(), strict=True)]
+        )
+        self.size += len(chosen)
+        self._insert(low[chosen], high[chosen], numbers)
+        return numbers[inverse.ravel()]
+
+    def _insert(self, low: NDArray[np.uint64], high: NDArray[np.uint64], numbers: NDArray[np.int64]) -> None:
+        if 4 * self.size > len(self._slots):
+            old = self._slots[self._slots[:, 1] != 0]
+            self._slots = np.zeros((1 << (4 * self.size).bit_length() + 1, 3), np.uint64)
+            low, high = np.concatenate((old[:, 0], low)), np.concatenate((old[:, 1], high))
+            numbers = np.concatenate((old[:, 2].astype(np.int64), numbers))
+        slot = self._home(low, high)
+        pending = np.arange(len(low))
+        while len(pending):
+            free = pending[self._slots[slot[pending], 1] == 0]
+            _, first = np.unique(slot[free], return_index=True)  # of several for one slot, the first gets it
+            placed = free[first]
+            rows = np.stack((low[placed], high[placed], numbers[placed].astype(np.uint64)), axis=1)
+            self._slots[slot[placed]] = rows
+            pending = np.setdiff1d(pending, placed, assume_unique=True)
+            slot[pending] = (slot[pending] + 1) % len(self._slots)
+
+    def _number_long(self, data: bytes, starts: list[int], lengths: list[int]) -> list[int]:
+        numbers = []
+        for start, length in zip(starts, lengths, strict=True):
+            piece = data[start : start + length]
+            number = self._long.get(piece)
+            if number is None:
+                number = self.size
+                self._admit([piece])
+                self.size += 1
+                if length <= _LONGEST_KEPT:
+                    self._long[piece] = number
+            numbers.append(number)
+        return numbers
+
+
+_KEEP = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # the first n bytes of a little-endian word
+
+
+def _keys(
+    data: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return two words per piece that no other piece of at most 15 bytes shares: its bytes, and its length on top."""
+    padded = data + bytes(16)
+    words = np.ndarray((len(data) + 9,), "<u8", padded, strides=(1,))
+    low = words[starts] & _KEEP[np.minimum(lengths, 8)]
+    high = words[starts + 8] & _KEEP[np.clip(lengths - 8, 0, 7)]
+    return low, high | (np.minimum(lengths, 255).astype(np.uint64) << np.uint64(56))
+
+
+def spans(bounds: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield the (start, end) pairs between neighbouring ``bounds``."""
+    return pairwise(bounds.tolist())

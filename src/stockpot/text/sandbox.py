@@ -1,0 +1,251 @@
+"""Render Jinja chat templates where they can do no harm.
+
+A template comes with a downloaded model, so it is a stranger's program. It gets Jinja's immutable sandbox, no loader, no
+attribute that begins with ``_``, and runs in a child process with limits on time and memory, that is killed when it passes
+them. The child is this very file, run by path, so it must import nothing but Jinja and the standard library at the top.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Environment, nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+__all__ = [
+    "GENERATION",
+    "MAX_CHARACTERS",
+    "Renderer",
+    "TIMEOUT_S",
+    "TemplateRefusedError",
+    "Worker",
+    "compile_template",
+]
+
+TIMEOUT_S = 1.0
+MAX_CHARACTERS = 1 << 20
+_MEMORY_BYTES = 1 << 30
+_START_S = 20.0  # starting Python on a busy machine is not the template's fault
+
+GENERATION = "generation_marks"
+"""Name of the variable with the two marks put around ``{% generation %}`` blocks."""
+
+Renderer = Callable[[Mapping[str, Any]], str]
+
+
+class TemplateRefusedError(Exception):
+    """A template is wrong, or did what is not allowed; the message is one line."""
+
+
+class _Generation(Extension):
+    """The block ``{% generation %}…{% endgeneration %}``: what the assistant wrote, put between two marks."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's name and type
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        marks = nodes.Name(GENERATION, "load")
+        call = self.call_method("_surround", [marks])
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _surround(self, marks: Any, caller: Callable[[], str]) -> str:
+        return f"{marks[0]}{caller()}{marks[1]}"
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, refusing aloud (rather than with an empty value) and limiting what one operation can build."""
+
+    intercepted_binops = frozenset({"*", "**", "+", "%"})
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        raise SecurityError(f"it reaches for the attribute {attribute!r}")
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*":
+            for text, times in ((left, right), (right, left)):
+                if (
+                    isinstance(text, (str, list, tuple))
+                    and isinstance(times, int)
+                    and len(text) * times > MAX_CHARACTERS
+                ):
+                    raise SecurityError("it repeats a text too often")
+        if operator == "**" and not (abs(left) < 1 << 32 and abs(right) < 64):
+            raise SecurityError("it raises to too high a power")
+        return super().call_binop(context, operator, left, right)
+
+
+def _environment() -> Environment:
+    environment = _Sandbox(
+        loader=None,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, "jinja2.ext.loopcontrols"],
+    )
+    environment.globals.pop("lipsum", None)
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = _strftime_now
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _raise(message: object) -> NoReturn:
+    raise TemplateError(str(message))
+
+
+def _strftime_now(form: str) -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime(form)
+
+
+def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def compile_template(source: str) -> Renderer:
+    """Return a function from variables to text, in this process. For templates that are trusted to end.
+
+    Raises:
+        TemplateRefusedError: now if the template cannot be read; later if it does what is not allowed.
+    """
+    try:
+        template = _environment().from_string(source)
+    except (TemplateError, RecursionError) as error:
+        raise TemplateRefusedError(_one_line(error)) from None
+
+    def render(variables: Mapping[str, Any]) -> str:
+        parts: list[str] = []
+        held = 0
+        try:
+            for part in template.generate(dict(variables)):
+                parts.append(part)
+                held += len(part)
+                if held > MAX_CHARACTERS:
+                    raise SecurityError(f"it writes more than {MAX_CHARACTERS} characters")
+        except MemoryError:
+            raise TemplateRefusedError("it needs too much memory") from None
+        except Exception as error:  # noqa: BLE001 - a stranger's program may raise anything
+            raise TemplateRefusedError(_one_line(error)) from None
+        return "".join(parts)
+
+    return render
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+class Worker:
+    """A child process that renders one template, within limits. Started at the first use, killed when it passes them.
+
+    Args:
+        source: the template.
+        timeout_s: longest time one rendering may take.
+    """
+
+    def __init__(self, source: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._source = source
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[str] | None = None
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """Render with ``variables`` (values that JSON can hold).
+
+        Raises:
+            TemplateRefusedError: if the template is wrong, forbidden, too slow or too large.
+        """
+        with self._lock:
+            if self._child is None:
+                self._start()
+            return self._ask(json.dumps(dict(variables)), self._timeout_s)
+
+    def _start(self) -> None:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-I", str(Path(__file__).resolve())]
+        self._child = subprocess.Popen(  # an empty environment: nothing for a template to find
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", env={}
+        )
+        atexit.register(self.close)
+        self._ask(json.dumps(self._source), _START_S)
+
+    def _ask(self, line: str, timeout_s: float) -> str:
+        child = self._child
+        assert child is not None and child.stdin is not None and child.stdout is not None
+        timer = threading.Timer(timeout_s, child.kill)
+        timer.start()
+        try:
+            child.stdin.write(line + "\n")
+            child.stdin.flush()
+            answer = child.stdout.readline()
+        except OSError:
+            answer = ""
+        finally:
+            timer.cancel()
+        if not answer.endswith("\n"):
+            self.close()
+            raise TemplateRefusedError(
+                f"it was stopped: a rendering may take {timeout_s:g} s and 1 GiB of memory"
+            )
+        kind, text = json.loads(answer)
+        if kind != "text":
+            raise TemplateRefusedError(text)
+        return str(text)
+
+    def close(self) -> None:
+        """End the child."""
+        child, self._child = self._child, None
+        if child is not None:
+            atexit.unregister(self.close)
+            child.kill()
+            child.wait()
+            for stream in (child.stdin, child.stdout):
+                if stream is not None:
+                    try:
+                        stream.close()
+                    except OSError:  # an unfinished line for a child that is gone
+                        continue
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _serve() -> None:
+    """Answer lines of JSON: first the template, then variables, each with ["text", …] or ["refused", …]."""
+    _limit_memory()
+    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    render: Renderer | None = None
+    for line in sys.stdin:
+        try:
+            if render is None:
+                render, answer = compile_template(json.loads(line)), ["text", ""]
+            else:
+                answer = ["text", render(json.loads(line))]
+        except TemplateRefusedError as error:
+            answer = ["refused", str(error)]
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows: the limits on time and size remain
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+
+
+if __name__ == "__main__":
+    _serve()

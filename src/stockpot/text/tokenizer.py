@@ -1,0 +1,364 @@
+"""Tokenizer: text ↔ ids, over the Rust ``tokenizers`` engine.
+
+Decides what a tokenizer is to the rest of stockpot: one ``tokenizer.json`` plus the roles of its special tokens (which one
+ends a document, pads, is unknown …). Text never turns into special ids unless the caller says ``allow_special=True``.
+How a kind learns lies in ``kinds``, what other file formats mean in ``formats``, conversations in ``chat``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Engine
+
+from stockpot.errors import TokenizerError
+from stockpot.text.corpus import CorpusEncoder, cut_rule
+from stockpot.text.formats import kind_of, open_engine, read_roles, read_source, token_bytes
+from stockpot.text.kinds import Request, build, kind_named
+from stockpot.text.pieces import utf8
+
+__all__ = ["ROLES", "SPECIAL_TOKENS", "Tokenizer"]
+
+SPECIAL_TOKENS = (
+    "<|pad|>",
+    "<|unk|>",
+    "<|bos|>",
+    "<|eos|>",
+    "<|mask|>",
+    "<|cls|>",
+    "<|sep|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+)
+
+ROLES: dict[str, tuple[str, ...]] = {
+    "bos": ("<|bos|>", "<s>", "<bos>", "[BOS]"),
+    "eos": ("<|eos|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>"),
+    "pad": ("<|pad|>", "<pad>", "[PAD]"),
+    "unk": ("<|unk|>", "<unk>", "[UNK]"),
+    "mask": ("<|mask|>", "<mask>", "[MASK]"),
+    "cls": ("<|cls|>", "[CLS]"),
+    "sep": ("<|sep|>", "[SEP]"),
+}
+"""The spellings by which a special token is recognised when nothing else says what it is for."""
+
+
+class Tokenizer:
+    """Turns text into ids and back.
+
+    Made by :meth:`train` or :meth:`load`.
+
+    Args:
+        source: the text of a ``tokenizer.json``.
+        roles: what special tokens are for, e.g. ``{"eos": "</s>"}``; what is missing is told by spelling.
+        chat_template: Jinja source that came with the tokenizer, if any.
+
+    Attributes:
+        kind: one of the eight kinds (for a foreign file, the nearest).
+        vocab_size: highest id + 1.
+        special_ids: id of each special token's spelling.
+    """
+
+    def __init__(
+        self, source: str, *, roles: Mapping[str, str] | None = None, chat_template: str | None = None
+    ) -> None:
+        self._engine = open_engine(source)
+        self._engine.encode_special_tokens = True
+        self._spec: dict[str, Any] = json.loads(self._engine.to_str())
+        self.chat_template = chat_template
+        self.kind = kind_of(self._spec)
+        added = self._engine.get_added_tokens_decoder()
+        self.special_ids = {token.content: number for number, token in sorted(added.items()) if token.special}
+        vocabulary = self._engine.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        self._tokens: dict[int, str] = {number: token for token, number in vocabulary.items()}
+        self.roles = self._find_roles(roles or {})
+        self._reachable = self._specials_text_can_reach()
+        self._allowing: Engine | None = None
+        self._corpus: CorpusEncoder | None = None
+        self._lock = Lock()
+
+    def _find_roles(self, given: Mapping[str, str]) -> dict[str, str]:
+        roles = {role: token for role, token in given.items() if role in ROLES and token in self.special_ids}
+        for role, spellings in ROLES.items():
+            known = [token for token in spellings if token in self.special_ids]
+            if role not in roles and known:
+                roles[role] = known[0]
+        return roles
+
+    def _specials_text_can_reach(self) -> frozenset[int]:
+        """Return special ids that lie inside the model's vocabulary, so that the model itself could emit them."""
+        inside = set(self._engine.get_vocab(with_added_tokens=False).values())
+        unk = self.special_ids.get(self.roles.get("unk", ""))
+        return frozenset(number for number in self.special_ids.values() if number in inside and number != unk)
+
+    # --- making ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        *,
+        kind: str = "byte-bpe",
+        vocab_size: int = 8192,
+        special_tokens: Sequence[str] = SPECIAL_TOKENS,
+        min_count: int = 1,
+        character_coverage: float = 1.0,
+        ngram: int = 3,
+    ) -> Tokenizer:
+        """Learn a tokenizer from ``texts``, which is read once, as a stream, in bounded memory.
+
+        Args:
+            vocab_size: most entries, special tokens included; a small corpus can yield fewer.
+            min_count: pairs, blocks or words seen less often are not learned.
+            character_coverage: share of all characters in the corpus that must be known, in (0, 1].
+            ngram: characters in a block, for kind ``ngram``.
+
+        Raises:
+            TokenizerError: empty corpus, unknown kind, a vocabulary too small for alphabet and special tokens.
+        """
+        chosen = kind_named(kind)
+        special = _checked_specials(special_tokens)
+        unk = next((token for token in ROLES["unk"] if token in special), None) if chosen.needs_unk else None
+        if chosen.needs_unk and unk is None:
+            raise TokenizerError(
+                f'Kind "{kind}" needs a special token for unknown text, and there is none among {", ".join(special)}.',
+                'Add "<|unk|>" to special_tokens.',
+            )
+        if ngram < 1 or not 0.0 < character_coverage <= 1.0:
+            raise ValueError(
+                f"ngram must be at least 1 and character_coverage in (0, 1]; got {ngram}, {character_coverage}"
+            )
+        inside = 1 if unk else 0
+        request = Request(vocab_size - len(special) + inside, unk, min_count, character_coverage, ngram)
+        if request.tokens < 1 + inside:
+            raise TokenizerError(
+                f"A vocabulary of {vocab_size} has no room beside the {len(special)} special tokens.",
+                "Ask for a larger vocab_size.",
+            )
+        return cls(build(chosen, texts, request, special))
+
+    @classmethod
+    def load(cls, ref: str | os.PathLike[str]) -> Tokenizer:
+        """Open a tokenizer: a folder with ``tokenizer.json``, or a file in a format that ``formats`` reads.
+
+        Raises:
+            TokenizerError: if it is missing, damaged, or of a kind we do not read.
+        """
+        source, config = read_source(Path(ref))
+        template = config.get("chat_template")
+        return cls(
+            source, roles=read_roles(config), chat_template=template if isinstance(template, str) else None
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, chat_template: str | None = None) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``, each in one step, so that a crash leaves no half file.
+
+        Args:
+            chat_template: Jinja source written into the config; by default the tokenizer's own, if it has one.
+        """
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        _write(path / "tokenizer.json", self.to_json())
+        config = self.config() | ({"chat_template": t} if (t := chat_template or self.chat_template) else {})
+        _write(path / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    def config(self) -> dict[str, Any]:
+        """Return what ``tokenizer_config.json`` says, without the chat template; ``transformers`` reads it."""
+        named = {f"{role}_token": token for role, token in self.roles.items()}
+        others = [token for token in self.special_ids if token not in self.roles.values()]
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 10**30,  # transformers' way to say: no limit of the tokenizer's own
+            **named,
+            "additional_special_tokens": others,
+        }
+
+    def to_json(self) -> str:
+        """Return the text of ``tokenizer.json``."""
+        return self._engine.to_str(pretty=False)
+
+    # --- using -------------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Return the ids of ``text``. Spellings of special tokens are ordinary text unless ``allow_special``.
+
+        Raises:
+            TokenizerError: if the text holds a lone surrogate.
+        """
+        utf8(text)
+        if allow_special:
+            return list(self._allowing_engine().encode(text, add_special_tokens=False).ids)
+        ids = list(self._engine.encode(text, add_special_tokens=False).ids)
+        return ids if self._reachable.isdisjoint(ids) else self._encode_guarded(text)
+
+    def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[NDArray[np.int32]]:
+        """Return the ids of each text: the fast path for corpora, with the same ids as :meth:`encode`."""
+        rule = None if allow_special or self._reachable else cut_rule(self._spec)
+        if rule is None:
+            return [np.array(self.encode(text, allow_special=allow_special), np.int32) for text in texts]
+        with self._lock:
+            if self._corpus is None:
+                self._corpus = CorpusEncoder(self._engine, rule)
+            return self._corpus.encode(texts)
+
+    def _allowing_engine(self) -> Engine:
+        # The switch lives on the engine, so each meaning gets its own: flipping it would not be safe between threads.
+        if self._allowing is None:
+            self._allowing = open_engine(self.to_json())
+        return self._allowing
+
+    def _encode_guarded(self, text: str) -> list[int]:
+        """Encode text whose spelling reached a special id through the model: cut inside each spelling first."""
+        spellings = sorted(
+            (t for t, n in self.special_ids.items() if n in self._reachable), key=len, reverse=True
+        )
+        parts: list[str] = []
+        at = 0
+        for found in re.finditer("|".join(map(re.escape, spellings)), text):
+            parts.append(text[at : found.start() + 1])
+            at = found.start() + 1
+        parts.append(text[at:])
+        ids = [n for part in parts for n in self._engine.encode(part, add_special_tokens=False).ids]
+        if not self._reachable.isdisjoint(ids):
+            raise TokenizerError(
+                "This tokenizer's model turns ordinary text into a special token.",
+                "Remove the spelling from the text.",
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """Return the text of ``ids``; bytes that are no valid UTF-8 become U+FFFD. Ids without a token are skipped."""
+        return self._engine.decode([int(number) for number in ids], skip_special_tokens=skip_special)
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a vocabulary entry as the engine spells it, or None."""
+        return self._engine.token_to_id(token)
+
+    def id_to_token(self, id: int) -> str:
+        """Return the vocabulary entry with this id, as the engine spells it.
+
+        Raises:
+            TokenizerError: if there is none.
+        """
+        token = self._tokens.get(int(id))
+        if token is None:
+            raise TokenizerError(
+                f"There is no token with id {id}.", f"Ids run from 0 to {self.vocab_size - 1}."
+            )
+        return token
+
+    def token_bytes(self, id: int) -> bytes:
+        """Return the bytes this id stands for in text; none for a special token."""
+        token = self.id_to_token(id)
+        return b"" if token in self.special_ids else token_bytes(self._spec, token)
+
+    # --- facts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """UTF-8 bytes each id stands for in text ``(vocab,)``; 0 for special tokens and unused ids.
+
+        In the lossy kinds (word, wordpiece) blanks between tokens are nobody's bytes.
+        """
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for number, token in self._tokens.items():
+            if token not in self.special_ids:
+                lengths[number] = len(token_bytes(self._spec, token))
+        return lengths
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the ids: vocabulary, merges, splitting, normalising, added tokens."""
+        parts = {
+            name: self._spec.get(name) for name in ("model", "pre_tokenizer", "normalizer", "added_tokens")
+        }
+        text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _role_id(self, role: str) -> int | None:
+        return self.special_ids.get(self.roles.get(role, ""))
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id that begins a document."""
+        return self._role_id("bos")
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id that ends a document."""
+        return self._role_id("eos")
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id that fills a batch."""
+        return self._role_id("pad")
+
+    @property
+    def unk_id(self) -> int | None:
+        """Id of text the vocabulary lacks."""
+        return self._role_id("unk")
+
+    @property
+    def mask_id(self) -> int | None:
+        """Id that hides a token from a masked language model."""
+        return self._role_id("mask")
+
+    @property
+    def cls_id(self) -> int | None:
+        """Id in front of what is to be classified."""
+        return self._role_id("cls")
+
+    @property
+    def sep_id(self) -> int | None:
+        """Id between the two texts of a pair."""
+        return self._role_id("sep")
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.to_json(), "roles": self.roles, "chat_template": self.chat_template}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Tokenizer.__init__(self, state["source"], roles=state["roles"], chat_template=state["chat_template"])
+
+
+def _checked_specials(special_tokens: Sequence[str]) -> list[str]:
+    special = list(special_tokens)
+    wrong = [token for token in special if not token or token != token.strip()]
+    if wrong:
+        raise TokenizerError(f"Special tokens need letters and no blanks around them; found {wrong[0]!r}.")
+    if len(set(special)) != len(special):
+        raise TokenizerError("A special token is listed twice.", f"Found: {', '.join(special)}.")
+    return special
+
+
+def _write(path: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
