@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from stockpot.errors import ConfigError
 
-__all__ = ["Settings", "build", "find_recipe", "read_recipe", "shipped_recipes", "to_toml"]
+__all__ = ["Settings", "build", "find_recipe", "flatten", "read_recipe", "shipped_recipes", "to_toml"]
 
 OFF = "none"  # TOML has no null: this word turns a setting off where None is a valid value
 
@@ -171,6 +171,14 @@ def shipped_recipes() -> dict[str, Path]:
     """List the recipes that come with the package: name → file."""
     folder = Path(str(resources.files("stockpot"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write nested tables as dotted key → value."""
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def find_recipe(ref: str | Path) -> Path:

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from stockpot import durable, origin
-from stockpot.config import to_toml
+from stockpot.config import flatten, to_toml
 from stockpot.durable import fingerprint, verify, write_atomically
 from stockpot.errors import CheckpointError, ConfigError, TrainError
 
@@ -397,12 +397,12 @@ def _check_free(path: Path, stage: str, resume: bool, made: bool) -> None:
 
 def _check_same_settings(path: Path, text: str, may_change: Collection[str]) -> None:
     try:
-        old = _flat(tomllib.loads((path / RECIPE).read_text(encoding="utf-8")))
+        old = flatten(tomllib.loads((path / RECIPE).read_text(encoding="utf-8")))
     except FileNotFoundError:  # killed between the two first writes
         return
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise CheckpointError(f"{path / RECIPE}: damaged; the run cannot be resumed safely.") from None
-    new = _flat(tomllib.loads(text))
+    new = flatten(tomllib.loads(text))
     for key in [*old, *new]:
         if old.get(key) != new.get(key) and key not in may_change:
             was, now = (table.get(key, "the default") for table in (old, new))
@@ -410,13 +410,6 @@ def _check_same_settings(path: Path, text: str, may_change: Collection[str]) -> 
                 f"{path}: cannot resume with {key} = {now!r}; the run has {was!r}.",
                 f"Resume with the run's own settings: --recipe {path / RECIPE}",
             )
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 # --- the manifest ---
