@@ -1,9 +1,9 @@
 """Conversations: messages → ids and a loss mask, through a chat template.
 
-Decides that only the template writes special tokens. What people typed stays text however a template trims, cuts or
-transforms it: spellings of special tokens inside contents are hidden behind characters that occur nowhere else, and a
-second rendering, with every character of every content kept apart, proves that no special token was put together from
-typed text. What a template may do lies in ``sandbox``.
+Decides that only the template writes special tokens. What people typed stays text however a template trims,
+cuts or transforms it: spellings of special tokens inside contents are hidden behind characters that occur
+nowhere else, and a second rendering, with every character of every content kept apart, proves that no special
+token was put together from typed text. What a template may do lies in ``sandbox``.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> ChatTemplate | None:
-        """Return the template a tokenizer came with; the default one if it came with none but has its tokens."""
+        """Return a tokenizer's own template, or the default one if it has none but has its tokens."""
         tokens = {f"{role}_token": token for role, token in tokenizer.roles.items()}
         if tokenizer.chat_template is not None:
             return cls(tokenizer.chat_template, tokens)
@@ -98,7 +98,7 @@ class ChatTemplate:
         return DEFAULT_TEMPLATE if all(token in tokenizer.special_ids for token in needed) else None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """Return the conversation as one text, for people to read: special tokens and typed text look alike in it.
+        """Return the conversation as one text, for people: special tokens and typed text look alike.
 
         Raises:
             TokenizerError: if the template is wrong or does what is not allowed.
@@ -110,8 +110,8 @@ class ChatTemplate:
     ) -> ChatIds:
         """Return ids and loss mask.
 
-        Assistant text is what stands in the template's ``{% generation %}`` blocks. A template without them is rendered up
-        to each assistant message with and without it, and the difference is the assistant's.
+        Assistant text is what stands in the template's ``{% generation %}`` blocks. A template without them
+        is rendered up to each assistant message with and without it, and the difference is the assistant's.
 
         Text is cut where assistant text begins, so that training sees the ids that generation continues.
 
@@ -154,14 +154,15 @@ class ChatTemplate:
                 after = self._run(messages[: number + 1], marks, False)
                 if not (whole.startswith(after) and after.startswith(before)):
                     raise TokenizerError(
-                        "The chat template rewrites earlier turns, so assistant text cannot be told from the rest.",
+                        "The chat template rewrites earlier turns: assistant text cannot be told apart.",
                         "Put {% generation %} … {% endgeneration %} around assistant text in the template.",
                     )
                 edges += [(len(before), marks[0]), (len(after), marks[1])]
-        parts = [whole[: edges[0][0]] if edges else whole]
-        for (at, mark), (end, _) in zip(edges, [*edges[1:], (len(whole), "")], strict=True):
-            parts += [mark, whole[at:end]]
-        return "".join(parts)
+        parts, done = [], 0
+        for at, mark in edges:
+            parts += [whole[done:at], mark]
+            done = at
+        return "".join([*parts, whole[done:]])
 
 
 _HAS_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -174,7 +175,7 @@ def _renderer(source: str) -> Renderer:
 
 
 class _Hidden:
-    """Messages with special spellings replaced, one private character each, and what is needed to read a rendering."""
+    """Messages with special spellings replaced by private characters, and how to read a rendering."""
 
     def __init__(self, messages: Sequence[Message], source: str, special: Sequence[str]) -> None:
         unused = _unused_characters(
@@ -206,13 +207,13 @@ class _Hidden:
         return self._special.findall(plain)
 
     def split(self, rendering: str) -> list[str]:
-        """Return ordinary texts (as they were typed) at even places, special spellings and marks at odd ones."""
+        """Return ordinary texts (as typed) at even places, special spellings and marks at odd ones."""
         parts = self._pieces.split(rendering)
         return [part if number % 2 else part.translate(self._shown) for number, part in enumerate(parts)]
 
 
 def _unused_characters(text: str) -> Iterator[str]:
-    """Yield characters for private use that ``text`` does not hold: there are 137,468, more than any text will use."""
+    """Yield private-use characters that ``text`` does not hold; there are 137,468 in all."""
     used = set(text)
     for start, end in ((0xE000, 0xF900), (0xF0000, 0xFFFFE), (0x100000, 0x10FFFE)):
         for number in range(start, end):

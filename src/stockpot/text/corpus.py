@@ -1,7 +1,8 @@
 """Encode many texts at once: each distinct piece goes through the engine once, the rest is looked up.
 
-Decides when looking up is allowed (the way this tokenizer splits text has a known set of certain cuts) and how ids are
-gathered. Whether a cut is certain is ``pieces``' business. The ids equal the engine's own, always.
+Decides when looking up is allowed (the way this tokenizer splits text has a known set of certain cuts) and
+how ids are gathered. Whether a cut is certain is ``pieces``' business. The ids equal the engine's own,
+always.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _REMEMBERED_IDS = 1 << 24
 
 
 def cut_rule(spec: dict[str, Any]) -> CutRule | None:
-    """Return where a tokenizer (as parsed tokenizer.json) lets text be cut; None if that is not known to be safe."""
+    """Return where a tokenizer (a parsed tokenizer.json) lets text be cut; None if nothing is certain."""
     if spec.get("normalizer") is not None or spec["model"].get("dropout"):
         return None
     steps = _steps(spec.get("pre_tokenizer"))
@@ -49,7 +50,7 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _plain(step: dict[str, Any]) -> dict[str, Any]:
-    """Reduce a step to what matters here: steps that treat each piece alone, whatever surrounds it, become bare."""
+    """Reduce a step to what matters here; a step that looks beyond its own piece becomes unknown."""
     kind = step["type"]
     if kind == "ByteLevel" and not step["add_prefix_space"]:
         return {"type": "ByteLevel regex" if step["use_regex"] else "ByteLevel"}

@@ -1,8 +1,8 @@
 """Count the words of a stream of texts, once, in bounded memory.
 
-What a word is, the engine's own pre-tokenizer decides; this file only avoids asking it about the same piece twice. When
-distinct words pass a limit, the rarest are forgotten, so that an endless stream of ever new words cannot fill the memory:
-the counts of what is kept may then be a little low, never high.
+What a word is, the engine's own pre-tokenizer decides; this file only avoids asking it about the same piece
+twice. When distinct words pass a limit, the rarest are forgotten, so that an endless stream of ever new words
+cannot fill the memory: the counts of what is kept may then be a little low, never high.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from stockpot.text.pieces import CUT_RULES, WORD_PATTERN, PieceTable, as_blocks
 
 __all__ = ["count_words"]
 
-# WORD_PATTERN as it reads where every character is ASCII; there Python and the engine agree on what a letter is.
+# WORD_PATTERN as it reads where every character is ASCII; there Python and the engine agree on what a letter
+# is.
 _ASCII_WORDS = re.compile(
     r"'(?i:s|t|re|ve|m|ll|d)|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]"
     r"| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -35,6 +36,7 @@ def count_words(texts: Iterable[str], *, max_words: int = 3_000_000) -> Counter[
     """Count the words (in the sense of ``WORD_PATTERN``) of ``texts``, which is read once.
 
     Args:
+        texts: any number of them; where one ends, a word ends.
         max_words: most distinct words held; about 150 bytes each.
     """
     counter = _Counter(max_words)

@@ -1,7 +1,7 @@
 """Tokenizer files: reading what other tools wrote, and saying what a tokenizer.json means.
 
-What a file is, its contents tell, never its name. Nothing here runs code from a file. Reading is all this file does:
-writing belongs to ``Tokenizer.save``.
+What a file is, its contents tell, never its name. Nothing here runs code from a file. Reading is all this
+file does: writing belongs to ``Tokenizer.save``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The eight kinds of tokenizer: how each splits text, learns its vocabulary, and puts text together again.
 
-A kind is one entry of :data:`KINDS`. Whatever the kind, the result is one ``tokenizer.json`` of the ``tokenizers`` library.
-Special tokens get the last ids and stand outside the model's vocabulary, so that no text can be tokenized into one; only the
-unknown token lies inside (id 0) in the kinds that need it. This file reads no files and runs no text through an engine.
+A kind is one entry of :data:`KINDS`. Whatever the kind, the result is one ``tokenizer.json`` of the
+``tokenizers`` library. Special tokens get the last ids and stand outside the model's vocabulary, so that no
+text can be tokenized into one; only the unknown token lies inside (id 0) in the kinds that need it. This file
+reads no files and runs no text through an engine.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SPACE_MARK = "▁"
 
 
 def _byte_letters() -> list[str]:
-    """Return the letter that stands for each byte: itself if printable, otherwise one from U+0100 up (GPT-2's table)."""
+    """Return the letter that stands for each byte: itself, or from U+0100 up (GPT-2's table)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
@@ -41,7 +42,7 @@ _TO_LETTERS = dict(enumerate(BYTE_LETTERS))
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a kind: ``tokens`` entries in the model's vocabulary, the first of them ``unk`` if given."""
+    """What is asked of a kind: ``tokens`` entries in the model, the first of them ``unk`` if given."""
 
     tokens: int
     unk: str | None
@@ -70,7 +71,7 @@ class Kind:
     about: str = ""
 
 
-# --- splitting and joining -------------------------------------------------------------------------------------------
+# --- splitting and joining ------------------------------------------------------------
 
 _WORDS: Json = {"type": "Split", "pattern": {"Regex": WORD_PATTERN}, "behavior": "Isolated", "invert": False}
 _BYTES: Json = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -93,7 +94,7 @@ def _blocks(request: Request) -> Json:
     return _sequence(_WORDS, _MARK_SPACES, cut)
 
 
-# --- learning --------------------------------------------------------------------------------------------------------
+# --- learning -------------------------------------------------------------------------
 
 
 def _bpe_model(vocabulary: Sequence[str], merges: Sequence[tuple[str, str]], request: Request) -> Json:
@@ -112,7 +113,7 @@ def _bpe_model(vocabulary: Sequence[str], merges: Sequence[tuple[str, str]], req
 
 
 def _alphabet(words: Mapping[str, int], request: Request, *, forms: int = 1) -> list[str]:
-    """Return the characters to start from, sorted; the rarest go first when ``character_coverage`` is below 1."""
+    """Return the characters to start from, sorted; ``character_coverage`` drops the rarest."""
     seen: Counter[str] = Counter()
     for word, count in words.items():
         for letter in word:
@@ -127,9 +128,9 @@ def _alphabet(words: Mapping[str, int], request: Request, *, forms: int = 1) -> 
     own = 0 if request.unk is None else 1
     if len(seen) * forms + own > request.tokens:
         raise TokenizerError(
-            f"The corpus uses {len(seen)} different characters, more than a vocabulary with room for "
-            f"{max(request.tokens - own, 0) // forms} of them beside the special tokens.",
-            "Ask for a larger vocab_size, lower character_coverage (0.9995 drops the rarest), or use kind byte-bpe.",
+            f"The corpus uses {len(seen)} different characters; beside the special tokens the vocabulary has "
+            f"room for {max(request.tokens - own, 0) // forms}.",
+            "Ask for a larger vocab_size, a lower character_coverage (0.9995 drops the rarest), or kind byte-bpe.",
         )
     return sorted(seen)
 
@@ -182,7 +183,8 @@ def _learn_byte(words: Counter[str], request: Request) -> Json:
 def _refuse_below(request: Request, least: int, what: str) -> None:
     if request.tokens < least:
         raise TokenizerError(
-            f"This kind needs {least} {what} beside the special tokens, but vocab_size leaves {max(request.tokens, 0)}.",
+            f"This kind needs {least} {what} beside the special tokens; vocab_size leaves "
+            f"{max(request.tokens, 0)}.",
             f"Ask for a vocab_size of at least {least} plus the number of special tokens.",
         )
 
@@ -226,7 +228,8 @@ def _learn_ngram(words: Counter[str], request: Request) -> Json:
     for token in start:
         blocks.pop(token, None)
     best = _most_frequent(blocks, request.tokens - len(start), request.min_count)
-    # Without merges, a block that is an entry is taken whole (ignore_merges) and any other falls into characters.
+    # Without merges, a block that is an entry is taken whole (ignore_merges) and any other falls into
+    # characters.
     return _bpe_model([*start, *best], [], request) | {"ignore_merges": True}
 
 
@@ -276,7 +279,7 @@ def _repeat(words: Mapping[str, int], scale: float) -> Iterator[list[str]]:
             yield [word] * min(1024, count - at)
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------
 
 _SPACED_DECODER: Json = {
     "type": "Metaspace",

@@ -1,12 +1,13 @@
 """Learn byte-pair merges from word counts.
 
-The algorithm of Sennrich et al. 2016 (arXiv:1508.07909): start from characters, join the most frequent neighbouring pair
-everywhere, repeat until the vocabulary is full. **Tie rule:** of equally frequent pairs the one whose ids are smaller
-wins, left id first, which is the rule of the ``tokenizers`` library, so that both learn the same merges in the same order.
+The algorithm of Sennrich et al. 2016 (arXiv:1508.07909): start from characters, join the most frequent
+neighbouring pair everywhere, repeat until the vocabulary is full. **Tie rule:** of equally frequent pairs the
+one whose ids are smaller wins, left id first, which is the rule of the ``tokenizers`` library, so that both
+learn the same merges in the same order.
 
-A word is held as a string with one character per symbol. Joining a pair inside it is then one ``str.replace`` and a pair
-is a two-character string, which keeps 32,000 merges on 20 MB of text around a second without compiled code of our own.
-This file knows neither bytes nor files nor the spelling of special tokens.
+A word is held as a string with one character per symbol. Joining a pair inside it is then one ``str.replace``
+and a pair is a two-character string, which keeps 32,000 merges on 20 MB of text around a second without
+compiled code of our own. This file knows neither bytes nor files nor the spelling of special tokens.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class _Learner:
             self._merge(pair)
 
     def _pop(self) -> str | None:
-        """Return the most frequent pair, the smaller ids first among equals; None when none is frequent enough."""
+        """Return the most frequent pair, smaller ids first among equals; None if none is frequent enough."""
         while True:
             while self._heap:
                 negative, pair = heapq.heappop(self._heap)
@@ -111,7 +112,7 @@ class _Learner:
     def _merge(self, pair: str) -> None:
         symbol = self._name(pair)
         words, weights, counts, places = self._words, self._weights, self._counts, self._places
-        first, second = pair
+        first, second = pair[0], pair[1]
         grown: dict[str, None] = {}
         for place in places.pop(pair):
             word = words[place]
@@ -145,8 +146,8 @@ class _Learner:
     def _merge_many(
         self, word: str, pair: str, symbol: str, weight: int, place: int, grown: dict[str, None]
     ) -> str:
-        """Merge a pair that occurs more than once in ``word``, left to right: the neighbour may be a merged symbol."""
-        first, second = pair
+        """Merge a pair that occurs more than once, left to right: a neighbour may be newly merged."""
+        first, second = pair[0], pair[1]
         at = word.find(pair)
         while at >= 0:
             if at:

@@ -1,11 +1,12 @@
 """Where text may be cut, and a table that remembers what each cut piece became.
 
-Natural text repeats its words. A tokenizer that cuts text into words first (all of ours do) gives a word the same ids
-wherever it stands, so a corpus needs the engine once per *distinct* piece; the rest is looking up, done here with numpy
-on whole blocks of bytes. The same table counts pieces for training.
+Natural text repeats its words. A tokenizer that cuts text into words first (all of ours do) gives a word the
+same ids wherever it stands, so a corpus needs the engine once per *distinct* piece; the rest is looking up,
+done here with numpy on whole blocks of bytes. The same table counts pieces for training.
 
-This file decides at which bytes a cut is certain whatever stands further left or right. It does not split text the way a
-tokenizer does (the engine does that, inside a piece), so a missing cut costs time and never changes an id.
+This file decides at which bytes a cut is certain whatever stands further left or right. It does not split
+text the way a tokenizer does (the engine does that, inside a piece), so a missing cut costs time and never
+changes an id.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 WORD_PATTERN = rf"{_LETTERS}|\p{{N}}|{_REST}"
-"""How all our kinds but ``char`` and ``byte`` find words: Qwen2's pattern (known to llama.cpp as ``qwen2``). A space
-belongs to the word after it, every digit stands alone."""
+"""How all our kinds but ``char`` and ``byte`` find words: Qwen2's pattern, ``qwen2`` to llama.cpp. A space belongs
+to the word after it, every digit stands alone."""
 LLAMA3_PATTERN = rf"{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# Classes of a byte. Above ASCII a byte says nothing by itself, so cuts beside one are taken only before a space.
+# Classes of a byte. Above ASCII a byte says nothing by itself, so cuts beside one are taken only before a
+# space.
 _LETTER, _DIGIT, _SPACE, _NEWLINE, _BLANK, _MARK, _OTHER = range(7)
 
 BLOCK_BYTES = 1 << 18
@@ -84,7 +86,8 @@ _AFTER_WORD = [(_LETTER, right) for right in _ASCII if right != _LETTER] + [
 ]
 # * has a space anywhere but in front, unless in a run of blanks.
 _BEFORE_SPACE = [(left, _SPACE) for left in (_LETTER, _DIGIT, _MARK)]
-# In the first two, a newline ends its token unless another blank follows, and nothing precedes a digit in its token.
+# In the first two, a newline ends its token unless another blank follows, and nothing precedes a digit in its
+# token.
 _AFTER_NEWLINE = [(_NEWLINE, right) for right in (_LETTER, _DIGIT, _MARK)]
 _BEFORE_DIGIT = [(_MARK, _DIGIT)]
 
@@ -94,8 +97,8 @@ CUT_RULES: dict[str, CutRule] = {
     GPT2_PATTERN: _rule(_AFTER_WORD + _BEFORE_SPACE),
 }
 
-# A blank beyond ASCII ends in two bytes whose first is one of these (U+0085, A0, 1680, 2000-200A, 2028, 2029, 202F, 205F,
-# 3000). Before a space we cut after any other character.
+# A blank beyond ASCII ends in two bytes whose first is one of these (U+0085, A0, 1680, 2000-200A, 2028, 2029,
+# 202F, 205F, 3000). Before a space we cut after any other character.
 _BLANK_ENDING = bytes(byte in (0xC2, 0x9A, 0x80, 0x81) for byte in range(256))
 
 
@@ -109,13 +112,15 @@ def utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"Text holds a lone surrogate (U+{ord(text[error.start]):04X}) at position {error.start}, which is not a character.",
+            f"Text holds a lone surrogate (U+{ord(text[error.start]):04X}) at position {error.start}: "
+            "that is no character.",
             'Clean it first, for example with text.encode("utf-8", "replace").decode().',
         ) from None
 
 
-def as_blocks(texts: Iterable[str], size: int = BLOCK_BYTES) -> Iterator[list[bytes]]:
-    """Group texts, in order, into lists of about ``size`` bytes."""
+def as_blocks(texts: Iterable[str], size: int | None = None) -> Iterator[list[bytes]]:
+    """Group texts, in order, into lists of about ``size`` bytes (``BLOCK_BYTES`` if None)."""
+    size = BLOCK_BYTES if size is None else size
     block: list[bytes] = []
     held = 0
     for text in texts:
@@ -130,7 +135,7 @@ def as_blocks(texts: Iterable[str], size: int = BLOCK_BYTES) -> Iterator[list[by
 
 
 def cut_starts(data: bytes, rule: CutRule, forced: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where pieces of ``data`` begin, in ascending order: 0, every certain cut, and ``forced`` (in 1 … len - 1)."""
+    """Return where pieces begin, ascending: 0, every certain cut, and ``forced`` (in 1 … len - 1)."""
     classes = np.frombuffer(data.translate(_CLASSES), np.uint8)
     pairs = classes[:-1] * np.uint8(8) + classes[1:]
     cuts = np.frombuffer(bytearray(pairs.tobytes().translate(rule)), np.uint8)
@@ -166,7 +171,7 @@ class PieceTable:
         self._slots = np.zeros((1 << 12, 3), np.uint64)  # low key, high key (0 = free), number
 
     def number(self, texts: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the numbers of all pieces of ``texts``, and where each text begins among them (one more at the end)."""
+        """Return the numbers of all pieces, and where each text begins among them (and the last ends)."""
         joined = b"".join(texts)
         offsets = np.cumsum([0, *map(len, texts)])
         inner = offsets[(offsets > 0) & (offsets < len(joined))]
@@ -265,7 +270,7 @@ _KEEP = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # the first n
 def _keys(
     data: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return two words per piece that no other piece of at most 15 bytes shares: its bytes, and its length on top."""
+    """Return two words per piece, unlike any other's of at most 15 bytes: its bytes and its length."""
     padded = data + bytes(16)
     words = np.ndarray((len(data) + 9,), "<u8", padded, strides=(1,))
     low = words[starts] & _KEEP[np.minimum(lengths, 8)]

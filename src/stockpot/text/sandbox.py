@@ -1,8 +1,9 @@
 """Render Jinja chat templates where they can do no harm.
 
-A template comes with a downloaded model, so it is a stranger's program. It gets Jinja's immutable sandbox, no loader, no
-attribute that begins with ``_``, and runs in a child process with limits on time and memory, that is killed when it passes
-them. The child is this very file, run by path, so it must import nothing but Jinja and the standard library at the top.
+A template comes with a downloaded model, so it is a stranger's program. It gets Jinja's immutable sandbox, no
+loader, no attribute that begins with ``_``, and runs in a child process with limits on time and memory, that
+is killed when it passes them. The child is this very file, run by path, so it must import nothing but Jinja
+and the standard library at the top.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 __all__ = [
     "GENERATION",
     "MAX_CHARACTERS",
-    "Renderer",
     "TIMEOUT_S",
+    "Renderer",
     "TemplateRefusedError",
     "Worker",
     "compile_template",
@@ -65,7 +66,7 @@ class _Generation(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, refusing aloud (rather than with an empty value) and limiting what one operation can build."""
+    """Jinja's sandbox, refusing aloud instead of with an empty value, and limiting single operations."""
 
     intercepted_binops = frozenset({"*", "**", "+", "%"})
 
@@ -148,7 +149,7 @@ def _one_line(error: BaseException) -> str:
 
 
 class Worker:
-    """A child process that renders one template, within limits. Started at the first use, killed when it passes them.
+    """A child process that renders one template within limits, started at the first use.
 
     Args:
         source: the template.

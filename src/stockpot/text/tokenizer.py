@@ -1,8 +1,9 @@
 """Tokenizer: text ↔ ids, over the Rust ``tokenizers`` engine.
 
-Decides what a tokenizer is to the rest of stockpot: one ``tokenizer.json`` plus the roles of its special tokens (which one
-ends a document, pads, is unknown …). Text never turns into special ids unless the caller says ``allow_special=True``.
-How a kind learns lies in ``kinds``, what other file formats mean in ``formats``, conversations in ``chat``.
+Decides what a tokenizer is to the rest of stockpot: one ``tokenizer.json`` plus the roles of its special
+tokens (which one ends a document, pads, is unknown …). Text never turns into special ids unless the caller
+says ``allow_special=True``. How a kind learns lies in ``kinds``, what other file formats mean in ``formats``,
+conversations in ``chat``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -99,12 +101,12 @@ class Tokenizer:
         return roles
 
     def _specials_text_can_reach(self) -> frozenset[int]:
-        """Return special ids that lie inside the model's vocabulary, so that the model itself could emit them."""
+        """Return special ids inside the model's vocabulary, which the model itself could emit."""
         inside = set(self._engine.get_vocab(with_added_tokens=False).values())
         unk = self.special_ids.get(self.roles.get("unk", ""))
         return frozenset(number for number in self.special_ids.values() if number in inside and number != unk)
 
-    # --- making ------------------------------------------------------------------------------------------------------
+    # --- making -----------------------------------------------------------------------
 
     @classmethod
     def train(
@@ -121,25 +123,30 @@ class Tokenizer:
         """Learn a tokenizer from ``texts``, which is read once, as a stream, in bounded memory.
 
         Args:
+            texts: documents; the order does not matter to the result.
+            kind: one of ``stockpot.text.KINDS``.
+            special_tokens: spellings; they get the last ids (the unknown token, where a kind needs one, the
+                first), and no text is ever encoded into them.
             vocab_size: most entries, special tokens included; a small corpus can yield fewer.
             min_count: pairs, blocks or words seen less often are not learned.
             character_coverage: share of all characters in the corpus that must be known, in (0, 1].
             ngram: characters in a block, for kind ``ngram``.
 
         Raises:
-            TokenizerError: empty corpus, unknown kind, a vocabulary too small for alphabet and special tokens.
+            TokenizerError: empty corpus, unknown kind, a vocabulary too small for alphabet and special
+                tokens.
         """
         chosen = kind_named(kind)
         special = _checked_specials(special_tokens)
         unk = next((token for token in ROLES["unk"] if token in special), None) if chosen.needs_unk else None
         if chosen.needs_unk and unk is None:
             raise TokenizerError(
-                f'Kind "{kind}" needs a special token for unknown text, and there is none among {", ".join(special)}.',
+                f'Kind "{kind}" needs a special token for unknown text; found only {", ".join(special)}.',
                 'Add "<|unk|>" to special_tokens.',
             )
         if ngram < 1 or not 0.0 < character_coverage <= 1.0:
             raise ValueError(
-                f"ngram must be at least 1 and character_coverage in (0, 1]; got {ngram}, {character_coverage}"
+                f"ngram must be >= 1 and character_coverage in (0, 1]; got {ngram}, {character_coverage}"
             )
         inside = 1 if unk else 0
         request = Request(vocab_size - len(special) + inside, unk, min_count, character_coverage, ngram)
@@ -164,10 +171,12 @@ class Tokenizer:
         )
 
     def save(self, folder: str | os.PathLike[str], *, chat_template: str | None = None) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json``, each in one step, so that a crash leaves no half file.
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``, each in one step: never a half file.
 
         Args:
-            chat_template: Jinja source written into the config; by default the tokenizer's own, if it has one.
+            folder: made if missing.
+            chat_template: Jinja source written into the config; by default the tokenizer's own, if it has
+                one.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -176,7 +185,7 @@ class Tokenizer:
         _write(path / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     def config(self) -> dict[str, Any]:
-        """Return what ``tokenizer_config.json`` says, without the chat template; ``transformers`` reads it."""
+        """Return what ``tokenizer_config.json`` says besides the chat template; ``transformers`` reads it."""
         named = {f"{role}_token": token for role, token in self.roles.items()}
         others = [token for token in self.special_ids if token not in self.roles.values()]
         return {
@@ -191,7 +200,7 @@ class Tokenizer:
         """Return the text of ``tokenizer.json``."""
         return self._engine.to_str(pretty=False)
 
-    # --- using -------------------------------------------------------------------------------------------------------
+    # --- using ------------------------------------------------------------------------
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Return the ids of ``text``. Spellings of special tokens are ordinary text unless ``allow_special``.
@@ -216,13 +225,14 @@ class Tokenizer:
             return self._corpus.encode(texts)
 
     def _allowing_engine(self) -> Engine:
-        # The switch lives on the engine, so each meaning gets its own: flipping it would not be safe between threads.
+        # The switch lives on the engine, so each meaning gets its own: flipping it would not be safe between
+        # threads.
         if self._allowing is None:
             self._allowing = open_engine(self.to_json())
         return self._allowing
 
     def _encode_guarded(self, text: str) -> list[int]:
-        """Encode text whose spelling reached a special id through the model: cut inside each spelling first."""
+        """Encode text that reached a special id through the model: cut inside each spelling first."""
         spellings = sorted(
             (t for t, n in self.special_ids.items() if n in self._reachable), key=len, reverse=True
         )
@@ -241,7 +251,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Return the text of ``ids``; bytes that are no valid UTF-8 become U+FFFD. Ids without a token are skipped."""
+        """Return the text of ``ids``; invalid UTF-8 becomes U+FFFD, ids without a token are skipped."""
         return self._engine.decode([int(number) for number in ids], skip_special_tokens=skip_special)
 
     def token_to_id(self, token: str) -> int | None:
@@ -266,9 +276,9 @@ class Tokenizer:
         token = self.id_to_token(id)
         return b"" if token in self.special_ids else token_bytes(self._spec, token)
 
-    # --- facts -------------------------------------------------------------------------------------------------------
+    # --- facts ------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def byte_lengths(self) -> NDArray[np.int64]:
         """UTF-8 bytes each id stands for in text ``(vocab,)``; 0 for special tokens and unused ids.
 
@@ -280,7 +290,7 @@ class Tokenizer:
                 lengths[number] = len(token_bytes(self._spec, token))
         return lengths
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides the ids: vocabulary, merges, splitting, normalising, added tokens."""
         parts = {
