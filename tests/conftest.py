@@ -1,0 +1,8 @@
+"""What all tests share: shape annotations of the tensor-pure room are checked wherever a test calls it."""
+
+from __future__ import annotations
+
+from jaxtyping import install_import_hook
+
+# Before anything imports the model: pytest reads this file first.
+_checked = install_import_hook("stockpot.model", "beartype.beartype")
