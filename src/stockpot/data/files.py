@@ -1,0 +1,378 @@
+"""Which files a source names, and how their bytes are read without harm.
+
+Decides what is opened: regular files only, each directory once, archives in place (nothing is ever unpacked
+to the disk), and unpacking stops where it looks like a bomb. What a container is (gzip, zstd, zip, parquet)
+is read from its first bytes. It does not know what a record is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import gzip
+import io
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Literal
+
+from stockpot.errors import DataError
+
+__all__ = ["FORMS", "Entry", "Form", "Window", "entries", "find", "numbered_lines"]
+
+Form = Literal["text", "lines", "json", "csv", "tsv", "parquet", "html"]
+
+FORMS: dict[str, Form] = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".markdown": "text",
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+}
+"""The endings of file names that are read, and how."""
+
+_PACKED = (".gz", ".zst", ".zip")
+_FREE_BYTES = 64 << 20  # unpacked before the ratio is looked at
+_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stream of records: a file or a member of an archive."""
+
+    name: str
+    form: Form
+    open: Callable[[], contextlib.AbstractContextManager[BinaryIO]] = field(repr=False)
+
+
+def find(source: str | os.PathLike[str]) -> list[Path]:
+    """List the files that a path, a directory or a pattern names, in the order of their names.
+
+    A directory gives the files inside it, at any depth, whose ending is known; hidden ones and links to
+    directories are passed over.
+
+    Raises:
+        DataError: if there are none.
+    """
+    path = Path(source).expanduser()
+    if _exists(path):
+        found = _inside(path) if path.is_dir() else [path]
+        if not found:
+            known = " ".join(sorted({*FORMS, *_PACKED}))
+            raise DataError(
+                f"{path}: there is no file to read in this directory.", f"Files that are read: {known}."
+            )
+        return found
+    if not any(sign in str(path) for sign in "*?["):
+        raise DataError(f"{path}: there is no such file or directory.", "Check the path.")
+    names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    matches = [Path(name) for name in sorted(names)]
+    found = [file for match in matches for file in (_inside(match) if match.is_dir() else [match])]
+    if not found:
+        raise DataError(f"{path}: no file matches this pattern.", "Check the path.")
+    return list(dict.fromkeys(found))
+
+
+def entries(path: Path, *, max_ratio: int, left_out: list[str]) -> Iterator[Entry]:
+    """Open a file far enough to list its streams; more than one only in a zip.
+
+    Args:
+        path: a file.
+        max_ratio: unpacked bytes allowed for each packed byte, once 64 MiB are unpacked.
+        left_out: names of members that are not read are added here.
+
+    Raises:
+        DataError: if it is not a regular file, or its container is damaged.
+    """
+    with _opened(path) as file:
+        magic = file.read(4)
+        size = os.fstat(file.fileno()).st_size
+    budget = _Budget(str(path), size, max_ratio)
+    if magic == b"PK\x03\x04" or (path.suffix == ".zip" and size):
+        yield from _members(path, budget, left_out)
+        return
+    yield Entry(str(path), _form(path.name, magic), lambda: _stream(path, budget))
+
+
+def numbered_lines(file: BinaryIO, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
+    """Yield ``(number, byte offset, line)`` with numbers from 1; a line longer than ``limit`` bytes is None.
+
+    Memory stays below the limit, whatever the file holds.
+    """
+    number, offset = 0, 0
+    while line := file.readline(limit + 1):
+        number += 1
+        start = offset
+        offset += len(line)
+        if len(line) <= limit or line.endswith(b"\n"):
+            yield number, start, line
+            continue
+        while rest := file.readline(_BUFFER):
+            offset += len(rest)
+            if rest.endswith(b"\n"):
+                break
+        yield number, start, None
+
+
+class Window:
+    """A few megabytes of a file, moving forward; knows the line and the byte it stands at."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._held, self._at, self._ended = b"", 0, False
+        self.line, self.offset = 1, 0
+
+    @property
+    def size(self) -> int:
+        """Bytes in view."""
+        return len(self._held) - self._at
+
+    def fill(self, count: int) -> bool:
+        """Bring ``count`` bytes into view, or what is left; tell whether there are any."""
+        while self.size < count and not self._ended:
+            block = self._file.read(max(_BUFFER, count - self.size))
+            self._ended = not block
+            self._held, self._at = self._held[self._at :] + block, 0
+        return self.size > 0
+
+    def take(self, count: int) -> bytes:
+        """Give the next bytes and move past them."""
+        taken = self._held[self._at : self._at + count]
+        self._at += len(taken)
+        self.offset += len(taken)
+        self.line += taken.count(b"\n")
+        return taken
+
+    def find(self, what: bytes, within: int) -> int:
+        """Tell how many bytes stand before ``what`` in the next ``within`` bytes; -1: it is not there."""
+        found = self._held.find(what, self._at, self._at + within)
+        return found if found < 0 else found - self._at
+
+    def last_line(self, within: int) -> int:
+        """Tell how many bytes whole lines fill in the next ``within`` bytes; 0: not one line ends there."""
+        return max(0, self._held.rfind(b"\n", self._at, self._at + within) + 1 - self._at)
+
+    def first_line(self, limit: int) -> int:
+        """Tell how long the next line is, its end included, bringing it into view; 0: more than ``limit``."""
+        searched = 0
+        while (
+            (end := self._held.find(b"\n", self._at + searched)) < 0
+            and not self._ended
+            and self.size <= limit
+        ):
+            searched = self.size
+            self.fill(min(2 * self.size, limit + 1))
+        length = self.size if end < 0 else end + 1 - self._at
+        return length if length <= limit else 0
+
+    def skip_line(self) -> None:
+        """Move past the next line without holding it."""
+        while (end := self._held.find(b"\n", self._at)) < 0 and not self._ended:
+            self.take(self.size)
+            self.fill(_BUFFER)
+        self.take(self.size if end < 0 else end + 1 - self._at)
+
+
+# --- finding ---
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DataError(
+                f"{path}: the link leads back to itself.", "Remove it or name the file."
+            ) from None
+        if path.is_symlink():
+            raise DataError(f"{path}: the link leads nowhere.", "Remove it or name the file.") from None
+        return False
+    except ValueError:  # a NUL in the name
+        return False
+    return True
+
+
+def _inside(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for where, folders, names in os.walk(folder, followlinks=False, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = Path(where)
+        if "index.json" in names and any(name.endswith(".bin") for name in names):
+            raise DataError(
+                f"{here}: these are tokenised shards, not records.", "Open them with open_shards."
+            )
+        found += [here / name for name in names if not name.startswith(".") and _is_known(name)]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: the directory cannot be read ({error.strerror}).") from None
+
+
+def _ending(name: str) -> str:
+    """Give the ending that tells the form: ``.jsonl`` of ``a.jsonl.gz``."""
+    path = PurePosixPath(name.lower())
+    return PurePosixPath(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
+
+
+def _is_known(name: str) -> bool:
+    ending = _ending(name)
+    return ending in FORMS or ending == ".zip"
+
+
+def _form(name: str, magic: bytes = b"") -> Form:
+    """Tell the form from the ending; a name without a known one is plain text."""
+    if magic == b"PAR1":
+        return "parquet"
+    return FORMS.get(_ending(name), "text")
+
+
+# --- opening ---
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """Open a regular file; anything that could block or never end is refused."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise DataError(f"{path}: the file cannot be opened ({error.strerror}).") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise DataError(f"{path}: this is not a regular file (a pipe, a device or the like).", "Name a file.")
+    return os.fdopen(handle, "rb")
+
+
+@dataclass
+class _Budget:
+    """How much may still come out of a file or archive."""
+
+    name: str
+    packed: int
+    max_ratio: int
+    unpacked: int = 0
+
+    def spend(self, count: int) -> None:
+        self.unpacked += count
+        if self.unpacked > _FREE_BYTES and self.unpacked > self.packed * self.max_ratio:
+            raise DataError(
+                f"{self.name}: {self.packed} packed bytes give more than {self.unpacked} unpacked ones: "
+                "this looks like a decompression bomb.",
+                "If the file is sound, raise max_unpack_ratio.",
+            )
+
+
+@contextlib.contextmanager
+def _stream(path: Path, budget: _Budget) -> Iterator[BinaryIO]:
+    with _opened(path) as file, _unpacked(file, str(path), budget) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _unpacked(stream: io.BufferedReader[Any], name: str, budget: _Budget) -> Iterator[BinaryIO]:
+    """Unpack gzip or zstd if the first bytes say so."""
+    magic = stream.peek(4)[:4]
+    if magic[:2] == b"\x1f\x8b":
+        inner: Any = gzip.GzipFile(fileobj=stream)
+    elif magic == b"\x28\xb5\x2f\xfd":
+        inner = _zstd(stream, name)
+    else:
+        yield stream
+        return
+    with inner:
+        yield io.BufferedReader(_Guarded(inner, name, budget), _BUFFER)
+
+
+def _zstd(file: io.BufferedReader[Any], name: str) -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(
+            f"{name}: zstd needs a package.", "Install it: pip install 'stockpot[data]'"
+        ) from None
+    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False)
+
+
+class _Guarded(io.RawIOBase):
+    """Read an unpacker, count what comes out, and turn its errors into ours."""
+
+    def __init__(self, inner: Any, name: str, budget: _Budget) -> None:
+        self._inner, self._name, self._budget = inner, name, budget
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._inner.read(len(buffer))
+        except DataError:
+            raise
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            raise DataError(
+                f"{self._name}: the packed data is damaged after {self._count} unpacked bytes ({error}).",
+                "Fetch or write the file again.",
+            ) from None
+        self._count += len(data)
+        self._budget.spend(len(data))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Unpackers raise what they like; zstandard's error is known by its name, as it may be absent."""
+    kinds = (EOFError, OSError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
+    return isinstance(error, kinds) or type(error).__name__ == "ZstdError"
+
+
+# --- zip ---
+
+
+def _members(path: Path, budget: _Budget, left_out: list[str]) -> Iterator[Entry]:
+    """List the members of a zip that can be read, by name; they are streamed, never extracted."""
+    try:
+        with _opened(path) as file, zipfile.ZipFile(file) as archive:
+            members = sorted(archive.infolist(), key=lambda info: info.filename)
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise DataError(f"{path}: the zip is damaged ({error}).", "Fetch or write the file again.") from None
+    for info in members:
+        name = f"{path}!{info.filename}"
+        hidden = any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
+        if info.is_dir():
+            continue
+        if hidden or not _is_known(info.filename) or info.filename.lower().endswith(".zip"):
+            left_out.append(name)
+            continue
+        yield Entry(name, _form(info.filename), _opener(path, info, name, budget))
+
+
+def _opener(
+    path: Path, info: zipfile.ZipInfo, name: str, budget: _Budget
+) -> Callable[[], contextlib.AbstractContextManager[BinaryIO]]:
+    @contextlib.contextmanager
+    def open_member() -> Iterator[BinaryIO]:
+        with _opened(path) as file, zipfile.ZipFile(file) as archive:
+            try:
+                member = archive.open(info)
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
+                raise DataError(f"{name}: the member cannot be read ({error}).") from None
+            with member:
+                stream = io.BufferedReader(_Guarded(member, name, budget), _BUFFER)
+                with _unpacked(stream, name, budget) as inner:
+                    yield inner
+
+    return open_member

@@ -1,0 +1,168 @@
+"""Where records come from: files, directories, archives, the hub and the village.
+
+Opens every source as one stream of checked records of one kind. It decides nothing about tokens, and it never
+goes to a network unless a source says ``hf://``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stockpot import durable
+from stockpot.data.files import entries, find
+from stockpot.data.formats import Raw, read_entry
+from stockpot.data.reading import ReadConfig, ReadReport
+from stockpot.data.records import FIELD_NAMES, Record, parse_record, text_of
+from stockpot.errors import DataError
+
+__all__ = ["Source", "fingerprint_sources", "read_records", "read_texts"]
+
+Source = str | os.PathLike[str]
+_HUB = "hf://"
+
+
+def read_records(
+    sources: Source | Sequence[Source], config: ReadConfig | None = None, *, report: ReadReport | None = None
+) -> Iterator[Record]:
+    """Stream the records of all sources, which must be of one kind.
+
+    Args:
+        sources: files, directories, patterns (``corpus/**/*.txt``), ``hf://owner/name[/config][@split]``,
+            ``village`` or ``village:seed``.
+        config: how to read them.
+        report: counts what was read and what was not; None: only the log tells.
+
+    Raises:
+        DataError: if a source is missing or empty, kinds are mixed, or too many records are bad.
+    """
+    first: Record | None = None
+    for record in _read(sources, config or ReadConfig(), report or ReadReport()):
+        first = first or record
+        if record.kind != first.kind:
+            raise DataError(
+                f"{record.where}: a {record.kind} record among {first.kind} records "
+                f"(the first is {first.where}).",
+                "Use data of one kind at a time.",
+            )
+        yield record
+
+
+def read_texts(
+    sources: Source | Sequence[Source], config: ReadConfig | None = None, *, report: ReadReport | None = None
+) -> Iterator[str]:
+    """Stream the text of all records, of whatever kind: what a tokenizer is trained on.
+
+    Raises:
+        DataError: as `read_records`, but kinds may be mixed.
+    """
+    for record in _read(sources, config or ReadConfig(), report or ReadReport()):
+        yield text_of(record)
+
+
+def fingerprint_sources(sources: Source | Sequence[Source]) -> list[dict[str, Any]]:
+    """Describe sources for a manifest: ``{"path", "bytes", "sha256"}`` of each file; the rest by name.
+
+    Raises:
+        DataError: if a file is missing.
+    """
+    found: list[dict[str, Any]] = []
+    for source in _listed(sources):
+        if _is_hub(source) or _is_village(source):
+            found.append({"path": str(source)})
+        else:
+            found.extend(durable.fingerprint(path) for path in find(source))
+    return found
+
+
+def _listed(sources: Source | Sequence[Source]) -> list[Source]:
+    listed: list[Source] = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not listed:
+        raise DataError("No data was named.", "Name a file, a directory, a pattern or a data set.")
+    return listed
+
+
+def _read(sources: Source | Sequence[Source], config: ReadConfig, report: ReadReport) -> Iterator[Record]:
+    named = _listed(sources)
+    for source in named:
+        if _is_village(source):
+            yield from _checked(str(source), _village(str(source)), config, report)
+        elif _is_hub(source):
+            yield from _checked(str(source), _hub(str(source)), config, report)
+        else:
+            for path in find(source):
+                for entry in entries(path, max_ratio=config.max_unpack_ratio, left_out=report.left_out):
+                    yield from _checked(entry.name, read_entry(entry, config, report), config, report)
+    report.judge(config)
+    report.tell()
+    if not report.records:
+        names = ", ".join(map(str, named))[:200]
+        raise DataError(f"There is no record in {names}: the data is empty.", "Give files with text in them.")
+
+
+def _checked(name: str, raw: Iterator[Raw], config: ReadConfig, report: ReadReport) -> Iterator[Record]:
+    """Check each raw record; refuse bad ones, within the limit."""
+    before = report.records + report.bad
+    report.files += 1
+    for where, value in raw:
+        try:
+            record = parse_record(value, where)
+        except DataError as error:
+            report.reject(error, config)
+            continue
+        report.records += 1
+        yield record
+    if report.records + report.bad == before:
+        report.empty.append(name)
+
+
+# --- the hub ---
+
+
+def _is_hub(source: Source) -> bool:
+    return isinstance(source, str) and source.startswith(_HUB)
+
+
+def _hub(source: str) -> Iterator[Raw]:
+    """Stream a data set of the Hugging Face hub through the ``datasets`` library."""
+    name, _, split = source.removeprefix(_HUB).partition("@")
+    parts = name.strip("/").split("/")
+    if not 2 <= len(parts) <= 3 or not all(parts):
+        raise DataError(f"{source}: expected hf://OWNER/NAME, hf://OWNER/NAME/CONFIG, or either with @SPLIT.")
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{source}: the hub needs a package.", "Install it: pip install 'stockpot[hub]'"
+        ) from None
+    try:
+        rows = datasets.load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train", streaming=True)
+        for number, row in enumerate(rows, 1):
+            fields = {key: cell for key, cell in row.items() if key in FIELD_NAMES and cell is not None}
+            yield f"{source}:{number}", fields or dict(row)
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the library raises whatever its file systems raise
+        text = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{source}: the data set cannot be read ({text}).", "Check its name and the network."
+        ) from None
+
+
+# --- the village ---
+
+
+def _is_village(source: Source) -> bool:
+    return isinstance(source, str) and (source == "village" or source.startswith("village:"))
+
+
+def _village(source: str) -> Iterator[Raw]:
+    """Tell the training records of a generated village; ``village:7`` is another village."""
+    from stockpot.village import Village
+
+    _, _, seed = source.partition(":")
+    if not (seed or "0").isdecimal():
+        raise DataError(f"{source}: the seed of a village is a whole number.", "Example: village:7")
+    for number, record in enumerate(Village(seed=int(seed or 0)).records("train"), 1):
+        yield f"{source}:{number}", record
