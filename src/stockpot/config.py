@@ -22,7 +22,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from stockpot.errors import ConfigError
 
-__all__ = ["Settings", "build", "find_recipe", "flatten", "read_recipe", "shipped_recipes", "to_toml"]
+__all__ = [
+    "Settings",
+    "build",
+    "find_recipe",
+    "flatten",
+    "key_named",
+    "read_recipe",
+    "shipped_recipes",
+    "to_toml",
+]
 
 OFF = "none"  # TOML has no null: this word turns a setting off where None is a valid value
 
@@ -413,6 +422,12 @@ def _nearest(path: Path_, cls: type[BaseModel]) -> str:
     if near := difflib.get_close_matches(str(path[-1]), everywhere, n=1, cutoff=0.75):
         return f"Did you mean {everywhere[near[0]]!r}?"
     return f"Valid keys{' in ' + parents if parents else ''}: {', '.join(siblings) or 'none'}."
+
+
+def key_named(cls: type[BaseModel], name: str) -> str | None:
+    """Find the dotted key of the setting called ``name``: the class's own, else the first one inside it."""
+    found = [key for key in _all_keys(cls) if key.rpartition(".")[2] == name]
+    return min(found, key=lambda key: key.count("."), default=None)
 
 
 def _all_keys(cls: type[BaseModel], prefix: str = "", depth: int = 4) -> Iterator[str]:

@@ -1,0 +1,256 @@
+"""What a path is, told from what it holds and never from its name.
+
+The answer is a kind and facts about it, cheap to find: no weights are loaded, torch is not imported. How the
+answer is shown is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stockpot.errors import ConfigError, StockpotError
+
+if TYPE_CHECKING:
+    from stockpot.data.records import Record
+
+__all__ = ["Found", "identify"]
+
+SMALL = 64 * 2**20  # a JSON or TOML file larger than this is data
+
+
+@dataclass
+class Found:
+    """What a path is.
+
+    Attributes:
+        kind: ``"run"``, ``"model"``, ``"tokenizer"``, ``"recipe"``, ``"weights"``, ``"shards"``, ``"data"``
+            or ``"unknown"``.
+        path: where it was looked for.
+        facts: name → value, in the order to show them.
+        records: the first records of data.
+    """
+
+    kind: str
+    path: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+
+
+def identify(path: Path, *, records: int = 3) -> Found:
+    """Say what ``path`` is.
+
+    Args:
+        path: a file or folder.
+        records: how many of the first records of data to read.
+
+    Raises:
+        ConfigError: if there is nothing at ``path``.
+        StockpotError: if it is something that stockpot reads, but damaged.
+    """
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: there is no such file or folder.", "Check the path; `stockpot runs` lists runs."
+        )
+    for look in (_run, _shards, _model, _tokenizer, _weights, _recipe):
+        if found := look(path):
+            return found
+    return _data(path, records)
+
+
+# --- runs, models, tokenizers, recipes ---
+
+
+def _run(path: Path) -> Found | None:
+    from stockpot.run import Run, is_run
+
+    if not is_run(path):
+        return None
+    run = Run.open(path)
+    manifest = run.manifest
+    parent = manifest.get("parent") or {}
+    newest = run.latest_checkpoint()
+    facts = {
+        "stage": manifest["stage"],
+        "status": run.status,
+        "error": manifest.get("error"),
+        "started": manifest.get("started"),
+        "ended": manifest.get("ended"),
+        "command": manifest.get("command"),
+        "parent": parent.get("path"),
+        "newest checkpoint": f"step {newest[0]}" if newest else None,
+        "tokens": manifest.get("tokens") or None,
+        "data": [one.get("path") for one in manifest.get("data", []) if isinstance(one, dict)] or None,
+        **last_metrics(path),
+    }
+    model = path / "model"
+    return Found("run", path, facts | {"model": str(model) if model.exists() else None})
+
+
+def last_metrics(path: Path) -> dict[str, float]:
+    """Read the last logged value of each metric of a run."""
+    last: dict[str, float] = {}
+    metrics = path / "metrics.jsonl"
+    if not metrics.is_file():
+        return last
+    with metrics.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            row = _json(line)
+            if isinstance(row, dict):
+                last |= {name: value for name, value in row.items() if isinstance(value, (int, float))}
+    return last
+
+
+def _model(path: Path) -> Found | None:
+    config = _json_file(path / "config.json")
+    if not isinstance(config, dict) or not (names := sorted(path.glob("*.safetensors"))):
+        return None
+    shown = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    more = ("intermediate_size", "max_position_embeddings", "vocab_size", "tie_word_embeddings")
+    facts: dict[str, Any] = {"family": config.get("model_type")}
+    facts |= _weight_facts(names)
+    facts |= {name: config[name] for name in (*shown, *more) if name in config}
+    facts["tokenizer"] = "present" if (path / "tokenizer.json").is_file() else "absent"
+    facts["chat template"] = "present" if _has_template(path) else "absent"
+    return Found("model", path, facts)
+
+
+def _has_template(path: Path) -> bool:
+    settings = _json_file(path / "tokenizer_config.json")
+    return (path / "chat_template.jinja").is_file() or (
+        isinstance(settings, dict) and "chat_template" in settings
+    )
+
+
+def _weight_facts(files: list[Path]) -> dict[str, Any]:
+    from stockpot.weights.header import check_safetensors
+
+    tensors = [entry for file in files for entry in check_safetensors(file)[0].values()]
+    dtypes = Counter(entry.dtype for entry in tensors)
+    return {
+        "parameters": sum(prod(entry.shape) for entry in tensors),
+        "dtype": ", ".join(sorted(dtypes)),
+        "tensors": len(tensors),
+        "bytes": sum(file.stat().st_size for file in files),
+    }
+
+
+def _weights(path: Path) -> Found | None:
+    if not path.is_file():
+        return None
+    from stockpot.weights.header import kind_of
+
+    kind = kind_of(path)
+    if kind == "safetensors":
+        return Found("weights", path, {"format": "safetensors", **_weight_facts([path])})
+    if kind == "gguf":
+        return Found("weights", path, {"format": "GGUF", "bytes": path.stat().st_size})
+    if kind == "pickle" and not _is_packed_data(path):
+        note = "a pickle can run code when it is read, so stockpot does not read it"
+        return Found("weights", path, {"format": "pickle", "note": note, "bytes": path.stat().st_size})
+    return None
+
+
+def _is_packed_data(path: Path) -> bool:
+    """Tell a zip of data from torch's zip of pickles."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(name.endswith(".pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
+def _tokenizer(path: Path) -> Found | None:
+    file = path / "tokenizer.json" if path.is_dir() else path
+    value = _json_file(file)
+    if not (isinstance(value, dict) and isinstance(value.get("model"), dict) and "added_tokens" in value):
+        return None
+    from stockpot.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(path)
+    sample = "Hello, world! 12 Kürbisse."
+    ids = tokenizer.encode(sample)
+    facts = {
+        "kind of tokenizer": tokenizer.kind,
+        "vocabulary": tokenizer.vocab_size,
+        "special tokens": list(tokenizer.special_ids),
+        "longest token": max((tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)), key=len),
+        "fingerprint": tokenizer.fingerprint,
+        "example": f"{sample!r} → {[tokenizer.decode([i]) for i in ids]}",
+    }
+    return Found("tokenizer", path, facts)
+
+
+def _recipe(path: Path) -> Found | None:
+    if not path.is_file() or path.stat().st_size > SMALL:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        tables = tomllib.loads(text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+        return None
+    stages = [name for name, value in tables.items() if isinstance(value, dict)]
+    if not stages:
+        return None
+    first = text.lstrip().partition("\n")[0]
+    facts = {
+        "stages": stages,
+        "base": tables.get("base"),
+        "command": first[1:].strip() if first[:1] == "#" else None,
+    }
+    return Found("recipe", path, facts)
+
+
+# --- data ---
+
+
+def _shards(path: Path) -> Found | None:
+    index = _json_file(path / "index.json")
+    if not isinstance(index, dict) or "shards" not in index:
+        return None
+    shown = {name: value for name, value in index.items() if isinstance(value, (str, int, float))}
+    return Found("shards", path, shown | {"shards": len(index["shards"])})
+
+
+def _data(path: Path, records: int) -> Found:
+    from stockpot.data.sources import read_records
+
+    try:
+        first = list(islice(read_records(str(path)), records))
+    except StockpotError as error:
+        return Found(
+            "unknown", path, {"note": error.what, "bytes": path.stat().st_size if path.is_file() else None}
+        )
+    kinds = Counter(one.kind for one in first)
+    facts = {"kind of records": ", ".join(kinds) or "none", "bytes": sum(_sizes(path))}
+    return Found("data", path, facts, first)
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return (file.stat().st_size for file in files if file.is_file())
+
+
+def _json_file(path: Path) -> Any:
+    if not path.is_file() or path.stat().st_size > SMALL:
+        return None
+    try:
+        return _json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,124 @@
+"""The verbs that judge: eval, compare-tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stockpot.cli import show
+from stockpot.cli.grammar import Common, verb
+from stockpot.errors import ConfigError
+
+__all__ = ["compare_tokenizers", "evaluate"]
+
+PANEL = "Judge"
+
+
+@verb("eval", panel=PANEL)
+def evaluate(
+    flags: Common,
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL", help="Runs, checkpoints or Hugging Face folders.")
+    ],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task", metavar="NAME|FILE", help="village, village/KIND or a JSON-lines file; may be repeated."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Questions per task.")] = 100,
+    wording: Annotated[
+        str | None,
+        typer.Option(
+            metavar="plain|chat", help="How questions are put; by default as the model was trained."
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 24,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write a report a model into this folder.")
+    ] = None,
+) -> None:
+    """Score models on questions with exact answers, with 95 % intervals and the score of guessing.
+
+    Two models and more are compared with the first, question by question.
+    """
+    if wording not in (None, "plain", "chat"):
+        raise typer.BadParameter(f"{wording!r} is not plain or chat.", param_hint="--wording")
+    from stockpot.evaluate.harness import compare
+    from stockpot.evaluate.harness import evaluate as ask
+    from stockpot.weights.store import load
+
+    reports = []
+    with show.progress(flags) as progress:
+        for model in models:
+            progress({"kind": "stage", "name": f"eval {model}"})
+            bundle = load(model, device=flags.device, dtype=flags.dtype)
+            named: Any = tasks or ["village"]
+            report = ask(
+                bundle, named, limit=limit, wording=wording, max_tokens=max_tokens, progress=progress
+            )
+            report.model = model
+            reports.append(report)
+            if out is not None:
+                report.save(out if len(models) == 1 else out / model.strip("/").replace("/", "-"))
+    differences = [compare(reports[0], other) for other in reports[1:]]
+    text = [f"{report.model}\n{report}" for report in reports]
+    for other, rows in zip(reports[1:], differences, strict=True):
+        text.append(f"{other.model} minus {reports[0].model}, the same questions\n{_difference(rows)}")
+    show.result(flags, "\n\n".join(text), _document(reports, differences))
+
+
+def _difference(rows: list[Any]) -> str:
+    headers = ["task", "metric", "difference", "95 % interval", "n"]
+    shown = [
+        [row.task, row.metric, f"{e.value:+.3f}", f"{e.low:+.3f} to {e.high:+.3f}", e.n]
+        for row in rows
+        for e in [row.estimate]
+    ]
+    return show.table(headers, shown)
+
+
+def _document(reports: list[Any], differences: list[Any]) -> list[dict[str, Any]]:
+    value = [report.to_dict() for report in reports]
+    for one, rows in zip(value[1:], differences, strict=True):
+        one["minus_first"] = rows
+    return value
+
+
+@verb("compare-tokenizers", panel=PANEL)
+def compare_tokenizers(
+    flags: Common,
+    data: Annotated[
+        list[str], typer.Option(metavar="PATH", help="Text to train and test on; may be repeated.")
+    ],
+    kinds: Annotated[
+        str, typer.Option(help="Kinds to compare, separated by commas.")
+    ] = "byte-bpe,unigram,wordpiece,char",
+    vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary of the kinds that learn one.")] = 8192,
+    tokenizers: Annotated[
+        list[str] | None,
+        typer.Option("--tokenizer", metavar="PATH", help="A finished tokenizer to compare as well."),
+    ] = None,
+) -> None:
+    """Train tokenizers of several kinds on the same text and compare them on text they have not seen."""
+    from stockpot.data.sources import read_texts
+    from stockpot.text.explain import compare
+    from stockpot.text.tokenizer import Tokenizer
+
+    texts = [text for source in data for text in read_texts(source)]
+    if len(texts) < 2:
+        raise ConfigError(
+            f"{', '.join(data)}: one document is not enough to train on one part and test on another.",
+            "Give a corpus with several documents.",
+        )
+    train, held_out = texts[: -max(1, len(texts) // 10)], texts[-max(1, len(texts) // 10) :]
+    made = {}
+    with show.progress(flags) as progress:
+        for kind in (name.strip() for name in kinds.split(",") if name.strip()):
+            progress({"kind": "stage", "name": f"train {kind}"})
+            made[kind] = Tokenizer.train(train, kind=kind, vocab_size=vocab_size)
+        made |= {path: Tokenizer.load(path) for path in tokenizers or ()}
+        rows = compare(made, held_out)
+    show.result(flags, show.table(list(rows[0]), [list(row.values()) for row in rows]), rows)

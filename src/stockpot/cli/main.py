@@ -1,0 +1,51 @@
+"""The ``stockpot`` program: gathers the verbs and starts.
+
+Every import that costs time (torch, pydantic, the stages) happens inside the verb that needs it, so that
+``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Annotated
+
+import typer
+
+from stockpot.cli import judge, make, manage, use  # the verbs register themselves
+from stockpot.cli.grammar import app
+
+__all__ = ["app", "judge", "main", "make", "manage", "use"]
+
+
+ORDER = ("Make", "Use", "Judge", "Manage")
+app.registered_commands.sort(key=lambda one: ORDER.index(str(one.rich_help_panel)))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from stockpot import __version__
+
+        print(f"stockpot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def stockpot(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and leave.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """From raw text to a model that answers: train, use and judge language models."""
+
+
+def main() -> None:
+    """Run the program with this process's arguments."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            # A terminal that cannot show a character shows "?" instead of ending the program.
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    app()

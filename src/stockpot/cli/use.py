@@ -1,0 +1,324 @@
+"""The verbs that use a model: generate, fill, chat.
+
+They turn words into prompts and sampling settings, and print what the engine answers. Nothing here draws a
+token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stockpot.cli import show
+from stockpot.cli.grammar import Common, Terminated, verb
+from stockpot.errors import ConfigError, GenerationError, StockpotError
+
+if TYPE_CHECKING:
+    from stockpot.bundle import Bundle
+    from stockpot.generate.request import Sampling
+    from stockpot.text.chat import Message
+
+__all__ = ["Drawing", "chat", "fill", "generate"]
+
+PANEL = "Use"
+SAMPLING = "How text is drawn"
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint or a Hugging Face folder.")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing(Common):
+    """Flags of the verbs that draw text; what is not given comes from the model, else from ``Sampling``."""
+
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer, in tokens.", rich_help_panel=SAMPLING)
+    ] = None
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0: always the likeliest token; 1: as the model has it.", rich_help_panel=SAMPLING),
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from the k likeliest tokens only.", rich_help_panel=SAMPLING)
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Draw from the likeliest tokens that hold this probability.", rich_help_panel=SAMPLING
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Least probability, as a share of the likeliest.", rich_help_panel=SAMPLING),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="Text that ends the answer; may be repeated.", rich_help_panel=SAMPLING
+        ),
+    ] = None
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other sampling setting, such as beams=4.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None
+
+    def settings(self, **more: Any) -> Sampling:
+        """Check the flags; what was not given stays unset."""
+        from stockpot.config import build
+        from stockpot.generate.request import Sampling
+
+        names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+        given = {name: getattr(self, name) for name in names} | {
+            "stop": tuple(self.stop) if self.stop else None
+        }
+        return build(Sampling, sets=self.sets or (), flags=given | more)
+
+
+def _over_defaults(given: Sampling, bundle: Bundle) -> Sampling:
+    """Lay what was given over the defaults that came with the model."""
+    from stockpot.generate.request import Sampling
+
+    if given.beams is not None:  # beam search draws nothing, so that a model's drawing defaults do not apply
+        return given
+    known = {key: value for key, value in bundle.generation.items() if key in Sampling.model_fields}
+    return Sampling(**known | {key: getattr(given, key) for key in given.model_fields_set})
+
+
+def _prompt(words: str | None) -> str:
+    """Take the prompt from the command line, or from stdin for ``-`` or when something is piped in."""
+    if words == "-" or (words is None and not sys.stdin.isatty()):
+        data = sys.stdin.buffer.read()
+        try:
+            return data.decode("utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"stdin: not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    return words or ""
+
+
+# --- generate, fill ---
+
+
+@verb("generate", panel=PANEL, flags=Drawing)
+def generate(
+    flags: Drawing,
+    model: Model,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT|-", help="Text to continue; - reads stdin.")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", help="How many continuations.", rich_help_panel=SAMPLING)
+    ] = None,
+) -> None:
+    """Continue a text; the continuation goes to stdout as it is written.
+
+    A model that was trained on conversations answers better in `stockpot chat`.
+    """
+    given = flags.settings(n=n)
+    text = _prompt(prompt)
+    from stockpot.generate.engine import Engine
+    from stockpot.weights.store import load
+
+    bundle = load(model, device=flags.device, dtype=flags.dtype)
+    sampling = _over_defaults(given, bundle)
+    engine = Engine(bundle)
+    if sampling.n == 1 and sampling.beams is None and not flags.json:
+        for chunk in engine.stream(text, sampling):
+            print(chunk.text, end="", flush=True)
+        print()
+        return
+    completions = engine.generate([text], sampling)
+    shown = [
+        one.text if len(completions) == 1 else f"[{i}] {one.text}" for i, one in enumerate(completions, 1)
+    ]
+    show.result(
+        flags, "\n".join(shown), {"prompt": text, "completions": [_completion(one) for one in completions]}
+    )
+
+
+def _completion(one: Any) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(one).items() if value not in (None, ())}
+
+
+@verb("fill", panel=PANEL)
+def fill(
+    flags: Common,
+    model: Model,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT|-", help="Text with gaps; - reads stdin.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many fillings of each gap.")] = 5,
+    gap: Annotated[str, typer.Option(help="How a gap is written in TEXT.")] = "___",
+) -> None:
+    """Fill the gaps of a text, written ___, with an encoder's likeliest tokens."""
+    words = _prompt(text)
+    from stockpot.generate.engine import Engine
+    from stockpot.weights.store import load
+
+    bundle = load(model, device=flags.device, dtype=flags.dtype)
+    mask = bundle.tokenizer.mask_id
+    spelled = words if mask is None else words.replace(gap, bundle.tokenizer.id_to_token(mask))
+    gaps = Engine(bundle).fill(spelled, top=top)
+    rows = [
+        [i, one.token, round(one.probability, 4), one.text] for i, gap in enumerate(gaps, 1) for one in gap
+    ]
+    show.result(
+        flags, show.table(["gap", "token", "probability", "text"], rows), {"text": words, "gaps": gaps}
+    )
+
+
+# --- chat ---
+
+HELP = "/reset forgets the conversation · /save [FILE] writes it · /quit leaves · Ctrl-C stops an answer"
+
+
+@verb("chat", panel=PANEL, flags=Drawing)
+def chat(
+    flags: Drawing,
+    model: Model,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the system says first.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append the conversation to this JSON-lines file.")
+    ] = None,
+) -> None:
+    """Talk with a model. Lines piped in are answered one after another.
+
+    In the chat: /reset, /save [FILE], /quit; Ctrl-C stops an answer.
+    """
+    given = flags.settings()
+    from stockpot.weights.store import load
+
+    bundle = load(model, device=flags.device, dtype=flags.dtype)
+    if bundle.template is None:
+        raise GenerationError(
+            f"{model} has no chat template: it was not trained on conversations.",
+            f"Continue a text with it (stockpot generate {model} …), or train it on conversations (stockpot sft).",
+        )
+    talk = _Talk(flags, bundle, _over_defaults(given, bundle), system)
+    if sys.stdin.isatty() and not flags.quiet:
+        print(HELP, file=sys.stderr)
+    try:
+        talk.run()
+    finally:
+        if save is not None:
+            talk.save(save)
+
+
+class _Talk:
+    """One conversation at a terminal."""
+
+    def __init__(self, flags: Drawing, bundle: Bundle, sampling: Sampling, system: str | None) -> None:
+        from stockpot.generate.engine import Engine
+        from stockpot.text.chat import Message
+
+        self.flags = flags
+        self.bundle = bundle
+        self.engine = Engine(bundle, slots=1)
+        self.sampling = sampling
+        self.opening = [Message("system", system)] if system else []
+        self.messages: list[Message] = list(self.opening)
+
+    def run(self) -> None:
+        for line in _lines():
+            command, _, rest = line.partition(" ")
+            if command == "/quit":
+                return
+            if command == "/reset":
+                self.messages = list(self.opening)
+                _aside("The conversation is forgotten.")
+            elif command == "/save":
+                self.save(Path(rest.strip() or f"chat-{datetime.now():%Y%m%d-%H%M%S}.jsonl"))
+            elif command in ("/help", "/?"):
+                _aside(HELP)
+            elif line.strip():
+                self.answer(line)
+
+    def answer(self, line: str) -> None:
+        """Answer one line; a request the engine refuses is told and taken back."""
+        from stockpot.text.chat import Message
+
+        self.messages.append(Message("user", line))
+        try:
+            self._make_room()
+            text, tokens, reason = self._stream()
+        except StockpotError as error:
+            self.messages.pop()
+            _aside(f"error: {error}")
+            return
+        self.messages.append(Message("assistant", text))
+        if self.flags.json:
+            show.document({"role": "assistant", "content": text, "tokens": tokens, "finish_reason": reason})
+
+    def _stream(self) -> tuple[str, int, str]:
+        pieces: list[str] = []
+        tokens, reason = 0, "cancelled"
+        try:
+            for chunk in self.engine.stream(self.messages, self._sampling()):
+                pieces.append(chunk.text)
+                tokens += len(chunk.ids)
+                reason = chunk.finish_reason or reason
+                if not self.flags.json:
+                    print(chunk.text, end="", flush=True)
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Terminated):
+                raise
+            _aside(" (stopped)")
+        if not self.flags.json:
+            print(flush=True)
+        return "".join(pieces), tokens, reason
+
+    def _sampling(self) -> Sampling:
+        """Give each turn its own seed, so that a seeded chat does not repeat itself."""
+        if self.sampling.seed is None:
+            return self.sampling
+        return self.sampling.model_copy(update={"seed": self.sampling.seed + len(self.messages)})
+
+    def _make_room(self) -> None:
+        """Forget the oldest turns until a quarter of the context is free for the answer."""
+        first, most = len(self.opening), self.bundle.context * 3 // 4
+        while len(self.messages) > first + 2 and len(self.bundle.encode(self.messages)) > most:
+            del self.messages[first : first + 2]
+            _aside("(The oldest turn no longer fits the model's context and is forgotten.)")
+
+    def save(self, path: Path) -> None:
+        if len(self.messages) <= len(self.opening):
+            _aside("There is nothing to save yet.")
+            return
+        record = {"messages": [{"role": one.role, "content": one.content} for one in self.messages]}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        _aside(f"The conversation is in {path}.")
+
+
+def _aside(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _lines() -> Iterator[str]:
+    """Yield what the user types, or the lines piped in, until the end of input."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            yield line.rstrip("\n")
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  gives input() a history and line editing
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Terminated):
+                raise
+            _aside("\n(/quit or Ctrl-D leaves)")
