@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from stockpot.cli import show
 from stockpot.cli.grammar import Common, verb
 from stockpot.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stockpot.evaluate.tasks import Wording
 
 __all__ = ["compare_tokenizers", "evaluate"]
 
@@ -55,9 +58,13 @@ def evaluate(
         for model in models:
             progress({"kind": "stage", "name": f"eval {model}"})
             bundle = load(model, device=flags.device, dtype=flags.dtype)
-            named: Any = tasks or ["village"]
             report = ask(
-                bundle, named, limit=limit, wording=wording, max_tokens=max_tokens, progress=progress
+                bundle,
+                tasks or ["village"],
+                limit=limit,
+                wording=cast("Wording | None", wording),
+                max_tokens=max_tokens,
+                progress=progress,
             )
             report.model = model
             reports.append(report)

@@ -202,7 +202,7 @@ def chat(
     if bundle.template is None:
         raise GenerationError(
             f"{model} has no chat template: it was not trained on conversations.",
-            f"Continue a text with it (stockpot generate {model} …), or train it on conversations (stockpot sft).",
+            f"Continue a text with it (stockpot generate {model} …), or train it on talk (stockpot sft).",
         )
     talk = _Talk(flags, bundle, _over_defaults(given, bundle), system)
     if sys.stdin.isatty() and not flags.quiet:
