@@ -156,23 +156,23 @@ class _Lines:
     """Progress where no terminal is: one line a stage, a note, and every ten seconds."""
 
     def __init__(self) -> None:
-        self.stage = "work"
+        self.stage = ""
         self.last = -math.inf
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
         if event["kind"] == "stage":
             self.stage, self.last = event["name"], -math.inf
-            self._print(f"{self.stage} …")
+            print(f"{self.stage} …", file=sys.stderr, flush=True)
         elif event["kind"] == "note":
-            self._print(f"{self.stage}: {event['text']}")
+            self._print(event["text"])
         elif now - self.last >= PLAIN_EVERY_S or event["step"] == event.get("steps"):
             self.last = now
             of = f"/{event['steps']}" if event.get("steps") else ""
-            self._print(f"{self.stage}: step {event['step']}{of}  {_detail(event)}".rstrip())
+            self._print(f"step {event['step']}{of}  {_detail(event)}".rstrip())
 
     def _print(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(f"{self.stage}: {line}" if self.stage else line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,197 @@
+"""The program's manners: help at once, exit codes, two lines for an error, silence for a broken pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from stockpot.cli.main import app
+from stockpot.errors import ConfigError
+
+VERBS = sorted(command.name for command in app.registered_commands)
+COMMON = ("--device", "--dtype", "--seed", "--json", "--quiet", "--debug")
+MAKING = ("--recipe", "--set", "--out", "--resume", "--dry-run")
+
+
+def stockpot(*words: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stockpot", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+def ask(*words: str):
+    return CliRunner().invoke(app, list(words), env={"COLUMNS": "200"})
+
+
+# --- help ---
+
+
+def test_the_verbs_are_those_of_the_grammar():
+    made = {"train-tokenizer", "pretrain", "sft", "cook"}
+    used = {"generate", "fill", "chat"}
+    judged = {"eval", "compare-tokenizers"}
+    managed = {"inspect", "runs", "recipes", "doctor"}
+    assert set(VERBS) == made | used | judged | managed
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_explains_itself_and_takes_the_common_flags(verb):
+    shown = ask(verb, "--help")
+    assert shown.exit_code == 0
+    for flag in COMMON:
+        assert flag in shown.stdout
+    makes = verb in ("train-tokenizer", "pretrain", "sft", "cook")
+    for flag in MAKING:
+        assert (flag in shown.stdout) or not makes
+
+
+def test_help_lists_making_before_managing():
+    text = ask("--help").stdout
+    assert text.index("Make") < text.index("Use ") < text.index("Judge") < text.index("Manage")
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_the_settings():
+    code = (
+        "import sys\nfrom stockpot.cli.main import app\n"
+        "try: app(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(' '.join({'torch', 'pydantic', 'numpy', 'jinja2'} & set(sys.modules)) or 0)"
+    )
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        best = min(best, time.perf_counter() - start)
+        assert found.returncode == 0, found.stderr
+    assert best < 1.0, "the release bar; the aim is 0.5 s"
+
+
+def test_the_version_is_printed():
+    from stockpot import __version__
+
+    assert ask("--version").stdout.strip() == f"stockpot {__version__}"
+
+
+# --- exit codes ---
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspct",),
+        ("inspect",),
+        ("inspect", "x", "--recrods", "3"),
+        ("runs", "--seed", "x"),
+        ("runs", "--seed", "-1"),
+    ],
+)
+def test_wrong_usage_exits_with_2(words):
+    found = ask(*words)
+    assert found.exit_code == 2
+    assert found.stdout == ""
+
+
+def test_wrong_words_are_answered_with_the_right_ones():
+    assert "inspect" in ask("inspct").stderr
+    assert "--records" in ask("inspect", "x", "--recrods", "3").stderr
+    assert "float32, bfloat16" in ask("inspect", "x", "--dtype", "int4").stderr
+
+
+def test_a_known_error_is_two_lines_on_stderr_and_exit_1(tmp_path):
+    found = ask("inspect", str(tmp_path / "nothing"))
+    assert found.exit_code == 1
+    assert found.stdout == ""
+    what, todo = found.stderr.splitlines()
+    assert what == f"error: {tmp_path / 'nothing'}: there is no such file or folder."
+    assert todo.strip() == "Check the path; `stockpot runs` lists runs."
+
+
+def fails_with(monkeypatch, error: BaseException):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("stockpot.cli.identify.identify", fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError("what\nis wrong", "do this"), 1, "error: what is wrong\n       do this\n"),
+        (ConfigError("what is wrong"), 1, "error: what is wrong\n"),
+        (PermissionError(13, "Permission denied", "x.txt"), 1, "error: x.txt: Permission denied\n"),
+        (MemoryError(), 1, "error: The memory is not enough.\n"),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
+        (ValueError("a bug"), 1, "error: something unforeseen happened (ValueError: a bug).\n"),
+    ],
+    ids=["known", "short", "system", "memory", "interrupted", "bug"],
+)
+def test_no_ending_shows_a_traceback(monkeypatch, error, code, words):
+    fails_with(monkeypatch, error)
+    found = ask("inspect", "x")
+    assert found.exit_code == code
+    assert found.stderr.startswith(words)
+    assert "Traceback" not in found.output
+
+
+@pytest.mark.parametrize("error", [ConfigError("what", "todo"), ValueError("a bug")])
+def test_debug_shows_the_traceback(monkeypatch, error):
+    fails_with(monkeypatch, error)
+    assert ask("inspect", "x", "--debug").exception is error
+
+
+def test_a_warning_is_one_line(monkeypatch):
+    import warnings
+
+    from stockpot.cli.identify import Found
+
+    def warn(*_, **__):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("the newest checkpoint\nis damaged", RuntimeWarning, stacklevel=1)
+        return Found("run", "x")
+
+    monkeypatch.setattr("stockpot.cli.identify.identify", warn)
+    assert ask("inspect", "x").stderr == "warning: the newest checkpoint is damaged\n"
+
+
+def test_python_m_stockpot_is_the_program(tmp_path):
+    found = stockpot("inspect", str(tmp_path / "nothing"))
+    assert found.returncode == 1
+    assert found.stderr.startswith("error: ")
+
+
+def test_a_broken_pipe_is_silent(tmp_path):
+    (tmp_path / "many.jsonl").write_text("\n".join(json.dumps({"text": "x" * 1000}) for _ in range(500)))
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stockpot", "inspect", str(tmp_path / "many.jsonl"), "--records", "500"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    os.close(read)
+    _, errors = process.communicate(timeout=60)
+    assert errors == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_verb_with_130(tmp_path, number):
+    code = (
+        "import sys, time\nimport stockpot.cli.identify as i\n"
+        "def wait(*a, **k):\n    print('ready', file=sys.stderr, flush=True)\n    time.sleep(30)\n"
+        "i.identify = wait\nsys.argv = ['stockpot', 'inspect', 'x']\n"
+        "from stockpot.cli.main import main\nmain()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert process.stderr.readline() == "ready\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=10)
+    assert errors == "Interrupted.\n"
+    assert process.returncode == 130
