@@ -1,0 +1,104 @@
+"""Bundle: everything a model needs to be talked to, in one object.
+
+A bundle is a model, its tokenizer, its chat template and its generation defaults. ``encode`` is the one place
+where text or messages become the ids that a model reads. It opens no file (``weights`` does) and runs no
+model (``generate`` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stockpot.errors import GenerationError
+from stockpot.text.chat import ChatTemplate, Message
+from stockpot.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from stockpot.model.transformer import Transformer
+
+__all__ = ["Bundle"]
+
+END_OF_TURN = "<|end|>"
+
+
+@dataclass
+class Bundle:
+    """A model with the text side that belongs to it.
+
+    Attributes:
+        model: the network; its device and dtype are those of its weights.
+        tokenizer: text ↔ ids.
+        template: how messages become ids; None for models that hold no conversations.
+        generation: defaults for :class:`stockpot.Sampling` that came with the model (``temperature``,
+            ``top_p`` …).
+        source: the folder the bundle was read from, if any.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer
+    template: ChatTemplate | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = None
+
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Turn a prompt into the ids the model reads.
+
+        A text is encoded as ordinary text: spellings of special tokens in it stay text. A decoder's text
+        starts with the begin-of-sequence id if the tokenizer has one; an encoder's stands between ``<|cls|>``
+        and ``<|sep|>`` if it has them; an encoder-decoder's source ends with the end-of-sequence id if it has
+        one. Messages go through the chat template, up to the point where the assistant's next answer begins.
+
+        Raises:
+            GenerationError: if messages are given to a model without a chat template.
+        """
+        if isinstance(prompt, str):
+            return self._framed(self.tokenizer.encode(prompt))
+        if self.template is None:
+            raise GenerationError(
+                "Messages were given, but this model has no chat template.",
+                "Give a plain text, or use a model that was trained on conversations.",
+            )
+        chat = self.template.encode(list(prompt), self.tokenizer, add_generation_prompt=True)
+        ids: list[int] = chat.ids.tolist()
+        return ids
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        text, shape = self.tokenizer, self.model.config.shape
+        first, last = {
+            "decoder": (text.bos_id, None),
+            "encoder": (text.cls_id, text.sep_id),
+            "encoder_decoder": (None, text.eos_id),
+        }[shape]
+        return [*([] if first is None else [first]), *ids, *([] if last is None else [last])]
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer: end of document, end of turn, and those the generation defaults name."""
+        named = self.generation.get("eos_token_id")
+        ids = {self.tokenizer.eos_id, self.tokenizer.token_to_id(END_OF_TURN)}
+        ids.update(named if isinstance(named, list | tuple) else [named])
+        return frozenset(id for id in ids if isinstance(id, int))
+
+    @property
+    def start_id(self) -> int:
+        """The id that the decoder of an encoder-decoder reads first.
+
+        Raises:
+            GenerationError: if neither the model nor the tokenizer names one.
+        """
+        named = self.generation.get("decoder_start_token_id")
+        for id in (named, self.tokenizer.bos_id, self.tokenizer.pad_id):
+            if isinstance(id, int):
+                return id
+        raise GenerationError(
+            "Nothing says which id the decoder begins with.",
+            "Add decoder_start_token_id to generation_config.json, or a bos token to the tokenizer.",
+        )
+
+    @property
+    def context(self) -> int:
+        """Maximum number of ids the model was made for."""
+        return self.model.config.context

@@ -1,0 +1,1 @@
+"""The one engine that writes text, draws, streams, scores and embeds."""

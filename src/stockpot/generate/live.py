@@ -1,0 +1,153 @@
+"""A request in work: what it has written, what it may still write, and what leaves as the next chunk.
+
+Decides when a completion ends and why. It knows nothing of rows, caches or other requests, and it runs no
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stockpot.generate.release import TextStream
+from stockpot.generate.request import Chunk, FinishReason, Request, Sampling, TokenAlternatives
+from stockpot.generate.sampling import penalise_counts, penalise_repetition
+
+__all__ = ["Live", "seed_of"]
+
+MIXER = 0x9E37_79B9_7F4A_7C15  # odd and irregular: neighbouring indices get seeds that share no pattern
+
+
+def seed_of(sampling: Sampling, index: int) -> int | None:
+    """Return the seed of the ``index``-th completion; the first one's is the given seed itself."""
+    return None if sampling.seed is None else (sampling.seed + index * MIXER) % 2**63
+
+
+@dataclass
+class Live:
+    """One request while it is being answered.
+
+    Attributes:
+        number: what ``submit`` returned.
+        prompt: the prompt's ids.
+        limit: most ids it may write: max_tokens, or what the context leaves.
+        stop_ids: ids that end it.
+    """
+
+    number: int
+    request: Request
+    prompt: list[int]
+    limit: int
+    stop_ids: frozenset[int]
+    text: TextStream
+    generator: torch.Generator
+    ids: list[int] = field(default_factory=list)
+    _seen: Tensor | None = None
+    _counts: Tensor | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        number: int,
+        request: Request,
+        prompt: list[int],
+        *,
+        limit: int,
+        stop_ids: frozenset[int],
+        decode: Callable[[Sequence[int]], str],
+    ) -> Live:
+        """Set up a request that has written nothing yet, with its own random numbers."""
+        generator = torch.Generator()
+        seed = seed_of(request.sampling, request.index)
+        generator.seed() if seed is None else generator.manual_seed(seed)
+        text = TextStream(decode, request.sampling.stop)
+        return cls(number, request, prompt, limit, stop_ids, text, generator)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The request's settings."""
+        return self.request.sampling
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether :meth:`adjust` would change this step's logits."""
+        s = self.sampling
+        return bool(
+            s.logit_bias
+            or self.request.allowed
+            or len(self.ids) < s.min_tokens
+            or s.repetition_penalty is not None
+            or s.presence_penalty
+            or s.frequency_penalty
+        )
+
+    def adjust(self, logits: Tensor) -> None:
+        """Apply bias, constraint and penalties, in that order and in place, to logits ``(1, vocab)``."""
+        s, device = self.sampling, logits.device
+        if s.logit_bias:
+            ids = torch.tensor(list(s.logit_bias), device=device)
+            logits[0, ids] += torch.tensor(list(s.logit_bias.values()), device=device, dtype=logits.dtype)
+        enders = torch.tensor(sorted(self.stop_ids), device=device, dtype=torch.int64)
+        if self.request.allowed is not None:
+            allowed = self.request.allowed(self.ids).to(device)
+            if not bool(allowed.any()):  # nothing may follow: the answer is complete
+                allowed = allowed.index_fill(0, enders, True)
+            logits.masked_fill_(~allowed, float("-inf"))
+        if len(self.ids) < s.min_tokens:
+            logits.index_fill_(1, enders, float("-inf"))
+        if s.repetition_penalty is not None:
+            penalty = torch.full((1, 1), s.repetition_penalty, device=device)
+            logits.copy_(penalise_repetition(logits, self._seen_ids(logits), penalty))
+        if s.presence_penalty or s.frequency_penalty:
+            presence = torch.full((1, 1), s.presence_penalty or 0.0, device=device)
+            frequency = torch.full((1, 1), s.frequency_penalty or 0.0, device=device)
+            logits.copy_(penalise_counts(logits, self._written_counts(logits), presence, frequency))
+
+    def accept(
+        self, id: int, log_prob: float | None = None, alternatives: TokenAlternatives | None = None
+    ) -> Chunk:
+        """Take the next id; return what may leave because of it."""
+        self.ids.append(id)
+        self._remember(id)
+        piece, reason = self._write(id)
+        return Chunk(
+            self.number,
+            piece,
+            (id,),
+            reason,
+            () if log_prob is None else (log_prob,),
+            () if alternatives is None else (alternatives,),
+        )
+
+    def _write(self, id: int) -> tuple[str, FinishReason | None]:
+        if id in self.stop_ids:
+            return self.text.finish(), "stop"
+        piece = self.text.push(id)
+        if self.text.is_stopped:
+            return piece, "stop"
+        if len(self.ids) < self.limit:
+            return piece, None
+        piece += self.text.finish()
+        return piece, "stop" if self.text.is_stopped else "length"
+
+    def _seen_ids(self, logits: Tensor) -> Tensor:
+        if self._seen is None:
+            self._seen = torch.zeros_like(logits, dtype=torch.bool)
+            self._seen[0, torch.tensor(self.prompt + self.ids, device=logits.device)] = True
+        return self._seen
+
+    def _written_counts(self, logits: Tensor) -> Tensor:
+        if self._counts is None:
+            self._counts = torch.zeros_like(logits)
+            for id in self.ids:
+                self._counts[0, id] += 1
+        return self._counts
+
+    def _remember(self, id: int) -> None:
+        if self._seen is not None:
+            self._seen[0, id] = True
+        if self._counts is not None:
+            self._counts[0, id] += 1

@@ -1,0 +1,141 @@
+"""The rows of one cache, shared out among the requests that are alive.
+
+Live rows stand without holes: first those that are decoded together, then those whose prompt is still being
+read. When a row is freed another moves into its place, so that a step never computes for nobody. Which
+request owns which row is the engine's business; lengths are kept here as plain numbers, so that no step asks
+the device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stockpot.model.cache import KVCache
+from stockpot.model.transformer import Transformer
+
+__all__ = ["Rows"]
+
+SMALLEST = 128  # tokens a row; caches grow by doubling from here
+
+Memory = tuple[
+    list[tuple[Tensor, Tensor]], Tensor
+]  # per layer keys and values of one source, and its mask (1, src)
+
+
+class Rows:
+    """A growing cache with live rows ``0 … count - 1``.
+
+    Attributes:
+        lengths: tokens stored in each live row.
+        memories: for encoder-decoders, what each live row's source became.
+    """
+
+    def __init__(self, model: Transformer, most_tokens: int) -> None:
+        self._model = model
+        self._most_tokens = most_tokens
+        self._cache: KVCache | None = None
+        self._view: tuple[int, int, KVCache] | None = None
+        self.lengths: list[int] = []
+        self.memories: list[Memory | None] = []
+
+    @property
+    def count(self) -> int:
+        """Number of live rows."""
+        return len(self.lengths)
+
+    def add(self, rows: int, tokens: int) -> None:
+        """Bring ``rows`` empty rows to life, each with room for ``tokens`` tokens."""
+        self._reserve(self.count + rows, min(tokens, self._most_tokens))
+        assert self._cache is not None
+        self._cache.lengths[self.count : self.count + rows] = 0
+        self.lengths += [0] * rows
+        self.memories += [None] * rows
+        self._view = None
+
+    def view(self, start: int, stop: int) -> KVCache:
+        """Return live rows ``start … stop - 1`` as a cache of their own in the same storage."""
+        assert self._cache is not None
+        lengths = self.lengths[start:stop]
+        if self._view is None or self._view[:2] != (start, stop):
+            view = copy.copy(self._cache)
+            view.keys = [keys[start:stop] for keys in self._cache.keys]
+            view.values = [values[start:stop] for values in self._cache.values]
+            view.lengths = self._cache.lengths[start:stop]
+            self._lend_memories(view, start, stop)
+            self._view = (start, stop, view)
+        view = self._view[2]
+        view.extent, view.is_even = max(lengths), min(lengths) == max(lengths)
+        return view
+
+    def grew(self, start: int, gained: Sequence[int]) -> None:
+        """Note that rows from ``start`` on hold that many more tokens."""
+        for row, tokens in enumerate(gained, start):
+            self.lengths[row] += tokens
+
+    def copy(self, source: int, target: int) -> None:
+        """Let row ``target`` hold what row ``source`` holds."""
+        assert self._cache is not None
+        length = self.lengths[source]
+        for store in (*self._cache.keys, *self._cache.values):
+            store[target, :, :length] = store[source, :, :length]
+        self._cache.lengths[target] = length
+        self.lengths[target] = length
+        self.memories[target] = self.memories[source]
+        self._view = None
+
+    def drop_last(self) -> None:
+        """Free the last live row."""
+        self.lengths.pop()
+        self.memories.pop()
+        self._view = None
+
+    def _reserve(self, rows: int, tokens: int) -> None:
+        """Make room, doubling what is there, and keep what the live rows hold."""
+        old = self._cache
+        if old is not None and old.batch >= rows and old.capacity >= tokens:
+            return
+        if old is not None:
+            rows = rows if rows <= old.batch else max(rows, 2 * old.batch)
+            tokens = old.capacity if tokens <= old.capacity else max(tokens, 2 * old.capacity)
+        capacity = max(1, min(max(tokens, SMALLEST), self._most_tokens))
+        self._cache = self._model.new_cache(max(rows, old.batch if old else 0), capacity)
+        if old is not None and self.count:
+            longest = max(self.lengths)
+            new = (*self._cache.keys, *self._cache.values)
+            for store, before in zip(new, (*old.keys, *old.values), strict=True):
+                store[: self.count, :, :longest] = before[: self.count, :, :longest]
+            self._cache.lengths[: self.count] = old.lengths[: self.count]
+        self._view = None
+
+    def _lend_memories(self, view: KVCache, start: int, stop: int) -> None:
+        """Put the sources of some rows side by side, padded to the longest."""
+        memories = [memory for memory in self.memories[start:stop] if memory is not None]
+        view.cross, view.memory_mask = [], None
+        if not memories:
+            return
+        longest = max(mask.shape[1] for _, mask in memories)
+        view.memory_mask = torch.cat([F.pad(mask, (0, longest - mask.shape[1])) for _, mask in memories])
+        for layer in range(len(memories[0][0])):
+            heads = [
+                [F.pad(part, (0, 0, 0, longest - part.shape[2])) for part in memory[layer]]
+                for memory, _ in memories
+            ]
+            view.cross.append(
+                (torch.cat([keys for keys, _ in heads]), torch.cat([values for _, values in heads]))
+            )
+
+    def keep_memories(self, start: int, view: KVCache, source_lengths: Sequence[int]) -> None:
+        """Take over what a first call with sources left in ``view``, row by row and without padding."""
+        for row, length in enumerate(source_lengths):
+            layers = [
+                (keys[row : row + 1, :, :length], values[row : row + 1, :, :length])
+                for keys, values in view.cross
+            ]
+            mask = torch.ones(1, length, dtype=torch.bool, device=view.lengths.device)
+            self.memories[start + row] = (layers, mask)
+        self._view = None

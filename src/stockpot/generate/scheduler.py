@@ -1,0 +1,276 @@
+"""Who is served when: requests wait, have their prompt read, and are written together, one token a step.
+
+Each step writes one token for every request under way, in one call of the model, and reads prompts of some
+that wait, a bounded number of tokens at a time. How logits become ids is decided in ``sampling``, when a
+completion ends in ``live``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stockpot.bundle import Bundle
+from stockpot.generate.inputs import pad
+from stockpot.generate.live import Live
+from stockpot.generate.request import Chunk, TokenAlternatives
+from stockpot.generate.rows import Rows
+from stockpot.generate.sampling import Filters, sample
+
+__all__ = ["Scheduler"]
+
+READ_TOKENS = 2048  # prompt tokens read in one step, so that a long prompt does not hold up the others
+
+
+@dataclass
+class _Reading:
+    """Prompts that are being read together.
+
+    Attributes:
+        members: one request for each different prompt; they own the rows behind the writing ones.
+        twins: requests with the same prompt as a member, and which member; they get a copy of its row.
+        done: tokens of the prompt read so far; above 0 only for a long prompt, which is read alone.
+    """
+
+    members: list[Live]
+    twins: list[tuple[Live, int]] = field(default_factory=list)
+    done: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.members) + len(self.twins)
+
+
+class Scheduler:
+    """Shares one model and one cache among requests.
+
+    Args:
+        bundle: the model and its text side.
+        slots: most requests under way at once.
+    """
+
+    def __init__(self, bundle: Bundle, slots: int) -> None:
+        self.slots = slots
+        self._model, self._bundle = bundle.model, bundle
+        self._is_seq2seq = bundle.model.config.shape == "encoder_decoder"
+        self._rows = Rows(bundle.model, bundle.context)
+        self._waiting: deque[Live] = deque()
+        self._reading: _Reading | None = None
+        self._writing: list[Live] = []
+        self._filters: Filters | None = None
+        self._next: Tensor | None = None
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or are under way."""
+        reading = 0 if self._reading is None else self._reading.count
+        return len(self._waiting) + reading + len(self._writing)
+
+    def add(self, live: Live) -> None:
+        """Let a request wait its turn."""
+        self._waiting.append(live)
+
+    def step(self) -> list[Chunk]:
+        """Write one token for every request under way, and read prompts that wait."""
+        chunks = self._write() if self._writing else []
+        if self._reading is None and self._waiting and len(self._writing) < self.slots:
+            self._admit()
+        if self._reading is not None:
+            chunks += self._read()
+        return chunks
+
+    def cancel(self, number: int) -> None:
+        """Forget a request and free its row at once; an unknown number is ignored."""
+        self._waiting = deque(live for live in self._waiting if live.number != number)
+        if self._reading is not None:
+            self._reading.twins = [twin for twin in self._reading.twins if twin[0].number != number]
+            for place, live in enumerate(self._reading.members):
+                if live.number == number:
+                    self._drop_reading(place)
+                    break
+        for row, live in enumerate(self._writing):
+            if live.number == number:
+                self._free(row)
+                break
+
+    # --- reading prompts
+    # -------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Take requests from the queue, in order, as long as there are slots and the batch stays small."""
+        reading = _Reading([])
+        longest = 0
+        places: dict[tuple[int, ...], int] = {}
+        while self._waiting and len(self._writing) + reading.count < self.slots:
+            live = self._waiting[0]
+            key = tuple(live.prompt)
+            if key in places:
+                reading.twins.append((self._waiting.popleft(), places[key]))
+                continue
+            longest = max(longest, len(key))
+            if reading.members and longest * (len(reading.members) + 1) > READ_TOKENS:
+                break
+            places[key] = len(reading.members)
+            reading.members.append(self._waiting.popleft())
+        most = max(
+            len(live.prompt) + live.limit for live in reading.members + [live for live, _ in reading.twins]
+        )
+        self._rows.add(len(reading.members), most)
+        self._reading = reading
+
+    def _read(self) -> list[Chunk]:
+        """Read the next piece of the prompts; once they are read, write each request's first token."""
+        assert self._reading is not None
+        reading, start = self._reading, len(self._writing)
+        logits = self._read_source(reading) if self._is_seq2seq else self._read_piece(reading)
+        if logits is None:
+            return []
+        self._reading = None
+        origins = list(range(len(reading.members))) + [place for _, place in reading.twins]
+        if reading.twins:
+            most = max(len(live.prompt) + live.limit for live, _ in reading.twins)
+            self._rows.add(len(reading.twins), most)
+            for row, (_, place) in enumerate(reading.twins, start + len(reading.members)):
+                self._rows.copy(start + place, row)
+            logits = logits[torch.tensor(origins, device=logits.device)]
+        begun = reading.members + [live for live, _ in reading.twins]
+        self._writing += begun
+        self._changed()
+        return self._choose(
+            logits, begun, start, Filters.of([live.sampling for live in begun], logits.device)
+        )
+
+    def _read_piece(self, reading: _Reading) -> Tensor | None:
+        """Read up to ``READ_TOKENS`` of each prompt; return the logits ``(members, vocab)`` at their ends."""
+        start, device = len(self._writing), self._model.device
+        pieces = [live.prompt[reading.done : reading.done + READ_TOKENS] for live in reading.members]
+        ids, real = pad(pieces, device)
+        lengths = [len(piece) for piece in pieces]
+        view = self._rows.view(start, start + len(pieces))
+        out = self._model(ids, attention_mask=real, cache=view, last=0)
+        self._rows.grew(start, lengths)
+        reading.done += READ_TOKENS
+        if len(pieces) == 1 and reading.done < len(reading.members[0].prompt):
+            return None
+        ends = torch.tensor(lengths, device=device) - 1
+        return self._model.logits(out.hidden[torch.arange(len(pieces), device=device), ends])
+
+    def _read_source(self, reading: _Reading) -> Tensor:
+        """Read sources with the encoder and let the decoder begin; return logits ``(members, vocab)``."""
+        start, device = len(self._writing), self._model.device
+        sources = [live.prompt for live in reading.members]
+        source, source_mask = pad(sources, device)
+        if source_mask is None:
+            source_mask = torch.ones_like(source, dtype=torch.bool)
+        view = self._rows.view(start, start + len(sources))
+        first = torch.full((len(sources), 1), self._bundle.start_id, device=device)
+        out = self._model(first, source=source, source_mask=source_mask, cache=view, last=1)
+        self._rows.grew(start, [1] * len(sources))
+        self._rows.keep_memories(start, view, [len(ids) for ids in sources])
+        return out.logits[:, -1]
+
+    # --- writing
+    # ---------------------------------------------------------------------------------------------------
+
+    def _write(self) -> list[Chunk]:
+        """Write one token for every request under way, in one call of the model."""
+        writing = self._writing
+        if self._next is None:
+            self._next = torch.tensor([[live.ids[-1]] for live in writing], device=self._model.device)
+        if self._filters is None:
+            self._filters = Filters.of([live.sampling for live in writing], self._model.device)
+        view = self._rows.view(0, len(writing))
+        logits = self._model(self._next, cache=view, last=1).logits[:, -1]
+        self._rows.grew(0, [1] * len(writing))
+        return self._choose(logits, writing, 0, self._filters)
+
+    def _choose(self, logits: Tensor, live: Sequence[Live], start: int, filters: Filters) -> list[Chunk]:
+        """Choose the next id of some requests, from row ``start`` on; take finished ones out."""
+        logits = logits.float()
+        reported = self._report(logits, live)
+        for row, one in enumerate(live):
+            if one.is_adjusted:
+                one.adjust(logits[row : row + 1])
+        drawn = sample(logits, filters, [one.generator for one in live])
+        ids = drawn.tolist()
+        if reported is None:
+            chunks = [one.accept(id) for one, id in zip(live, ids, strict=True)]
+        else:
+            chunks = [
+                one.accept(id, *reported.of(row, id))
+                for row, (one, id) in enumerate(zip(live, ids, strict=True))
+            ]
+        if start == 0:
+            self._next = drawn.unsqueeze(1)
+        for row in range(len(chunks) - 1, -1, -1):
+            if chunks[row].finish_reason is not None:
+                self._free(start + row)
+        return chunks
+
+    def _report(self, logits: Tensor, live: Sequence[Live]) -> _Report | None:
+        wanted = [one.sampling.logprobs for one in live]
+        if all(count is None for count in wanted):
+            return None
+        return _Report(logits.log_softmax(-1), wanted)
+
+    def _free(self, row: int) -> None:
+        """Take a writing request out; the last one takes its row, and a reading one the row behind it."""
+        last = len(self._writing) - 1
+        if row != last:
+            self._rows.copy(last, row)
+            self._writing[row] = self._writing[last]
+        self._writing.pop()
+        if self._reading is not None and self._reading.members:
+            self._rows.copy(self._rows.count - 1, last)
+            members = self._reading.members
+            members.insert(0, members.pop())
+            turned = {place: (place + 1) % len(members) for place in range(len(members))}
+            self._reading.twins = [(live, turned[place]) for live, place in self._reading.twins]
+        self._rows.drop_last()
+        self._changed()
+
+    def _drop_reading(self, place: int) -> None:
+        """Take out a request that is being read; a twin takes over, or the last member takes its place."""
+        assert self._reading is not None
+        members, twins = self._reading.members, self._reading.twins
+        for index, (live, of) in enumerate(twins):
+            if of == place:
+                members[place] = live
+                twins.pop(index)
+                return
+        last = len(members) - 1
+        if place != last:
+            self._rows.copy(len(self._writing) + last, len(self._writing) + place)
+            members[place] = members[last]
+            self._reading.twins = [(live, place if of == last else of) for live, of in twins]
+        members.pop()
+        self._rows.drop_last()
+        if not members:
+            self._reading = None
+
+    def _changed(self) -> None:
+        self._filters, self._next = None, None
+
+
+class _Report:
+    """Log-probabilities of one step, for the requests that asked for them."""
+
+    def __init__(self, log_probs: Tensor, wanted: Sequence[int | None]) -> None:
+        self._log_probs, self._wanted = log_probs, wanted
+        most = max(count or 0 for count in wanted)
+        self._best = log_probs.topk(min(most, log_probs.shape[1]), dim=-1) if most else None
+
+    def of(self, row: int, id: int) -> tuple[float, TokenAlternatives] | tuple[()]:
+        """Return the log-probability of the id drawn in a row, and the row's likeliest ids."""
+        count = self._wanted[row]
+        if count is None:
+            return ()
+        log_prob = float(self._log_probs[row, id])
+        if not count or self._best is None:
+            return log_prob, ()
+        values, ids = self._best.values[row, :count].tolist(), self._best.indices[row, :count].tolist()
+        return log_prob, tuple(zip(ids, values, strict=True))
