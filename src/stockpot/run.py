@@ -27,7 +27,7 @@ from stockpot.config import flatten, to_toml
 from stockpot.durable import fingerprint, verify, write_atomically
 from stockpot.errors import CheckpointError, ConfigError, TrainError
 
-__all__ = ["Run", "Status", "fingerprint", "is_run", "verify", "write_atomically"]
+__all__ = ["Run", "Status", "check_folder", "fingerprint", "is_run", "verify", "write_atomically"]
 
 Status = Literal["running", "done", "failed", "interrupted"]
 
@@ -86,10 +86,10 @@ class Run:
             ConfigError: if resumed with other settings.
         """
         path = Path(folder)
-        made = _new_folder(path, resume)
+        check_folder(path, stage=stage, resume=resume)
         lock = _take_lock(path)
         try:
-            _check_free(path, stage, resume, made)
+            check_folder(path, stage=stage, resume=resume)  # now that nobody else can change it
             text = to_toml(
                 recipe,
                 comment=f"The settings of this run. To repeat it:\nstockpot {stage} --recipe {path / RECIPE}",
@@ -339,29 +339,44 @@ def is_run(folder: str | Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
+def check_folder(folder: str | Path, *, stage: str, resume: bool = False) -> None:
+    """Refuse at once, before any work, a folder in which ``Run.create`` could not start or continue.
+
+    Raises:
+        CheckpointError: if it is a file, holds something else, holds a run already, or has none to resume.
+    """
+    path = Path(folder)
+    another = "Choose another --out."
+    if not path.exists():
+        if resume:
+            raise CheckpointError(
+                f"{path}: there is no run to resume.", "Leave out --resume, or check the name."
+            )
+        return
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: a run needs a folder, and this is a file.", another)
+    if not is_run(path):
+        ours = (durable.LOCK, durable.HALF, RECIPE)
+        if any(not other.name.startswith(ours) for other in path.iterdir()):
+            raise CheckpointError(f"{path}: holds other files and no run.", "Choose an empty or new folder.")
+        return
+    held = _read_manifest(path)["stage"]
+    if not resume:
+        raise CheckpointError(
+            f"{path}: already holds a {held} run.", "Continue it with --resume, or choose another --out."
+        )
+    if held != stage:
+        raise CheckpointError(f"{path}: holds a {held} run, not {stage}.", another)
+
+
 def _remove(checkpoint: Path) -> None:
     # Renamed first: a half-deleted checkpoint must not look like a damaged one.
     shutil.rmtree(checkpoint.rename(durable.half_name(checkpoint)), ignore_errors=True)
 
 
-def _new_folder(path: Path, resume: bool) -> bool:
-    """Make the folder; True if it was not there."""
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path}: a run needs a folder, and this is a file.", "Choose another --out.")
-    made = not path.exists()
-    if made and resume:
-        raise CheckpointError(f"{path}: there is no run to resume.", "Leave out --resume, or check the name.")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: the folder cannot be made ({error.strerror}).", "Choose another --out."
-        ) from None
-    return made
-
-
 def _take_lock(path: Path) -> durable.FolderLock:
     try:
+        path.mkdir(parents=True, exist_ok=True)
         return durable.lock_folder(path)
     except BlockingIOError:
         owner = _read_manifest(path) if is_run(path) else {}
@@ -373,26 +388,6 @@ def _take_lock(path: Path) -> durable.FolderLock:
         raise CheckpointError(
             f"{path}: cannot be written to ({error.strerror}).", "Choose another --out."
         ) from None
-
-
-def _check_free(path: Path, stage: str, resume: bool, made: bool) -> None:
-    if is_run(path):
-        old = _read_manifest(path)
-        if not resume:
-            raise CheckpointError(
-                f"{path}: already holds a {old.get('stage')} run.",
-                "Continue it with --resume, or choose another --out.",
-            )
-        if old.get("stage") != stage:
-            raise CheckpointError(
-                f"{path}: holds a {old.get('stage')} run, not {stage}.", "Choose another --out."
-            )
-    elif not made and any(
-        not other.name.startswith((durable.LOCK, durable.HALF, RECIPE)) for other in path.iterdir()
-    ):
-        raise CheckpointError(
-            f"{path}: holds other files and no run.", "Choose an empty or new folder for --out."
-        )
 
 
 def _check_same_settings(path: Path, text: str, may_change: Collection[str]) -> None:

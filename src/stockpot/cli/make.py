@@ -141,9 +141,13 @@ class _Maker:
 
     def make(self, config: Settings, stage: Callable[[show.Progress], Run | Path], **budget: Any) -> None:
         """Run the stage, or print what it would do; then print what came out."""
+        from stockpot.run import check_folder
+
         if self.flags.dry_run:
             self._print_plan(config, **budget)
             return
+        if self.verb != "train-tokenizer":  # which leaves a tokenizer and no run
+            check_folder(self.out, stage=self.verb, resume=self.flags.resume)
         with tell_how_to_go_on(self.verb, self.out), show.progress(self.flags) as progress:
             made = stage(progress)
             if getattr(made, "status", None) == "interrupted":
