@@ -6,6 +6,7 @@ Decides nothing itself: it names what other rooms may use.
 from __future__ import annotations
 
 from stockpot.data.batch import IGNORED, Batch, PreferenceBatch
+from stockpot.data.corpus import batches, open_corpus
 from stockpot.data.corrupt import (
     Objective,
     ObjectiveName,
@@ -29,6 +30,7 @@ from stockpot.data.records import (
     TextRecord,
     parse_record,
 )
+from stockpot.data.shards import is_shards, open_shards, write_shards
 from stockpot.data.sources import fingerprint_sources, read_records, read_texts
 from stockpot.data.store import TokenStore
 
@@ -52,18 +54,23 @@ __all__ = [
     "Rows",
     "TextRecord",
     "TokenStore",
+    "batches",
     "causal",
     "encode",
     "encode_preference",
     "encode_record",
     "encode_texts",
     "fingerprint_sources",
+    "is_shards",
     "masked",
     "objective",
+    "open_corpus",
+    "open_shards",
     "parse_record",
     "prefix",
     "read_records",
     "read_texts",
     "sentence_pairs",
     "spans",
+    "write_shards",
 ]

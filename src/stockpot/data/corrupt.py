@@ -379,7 +379,7 @@ class _Pairing:
         size = int(store.lengths[document])
         start = int(rng.integers(max(1, size - length)))
         ids = self._bare(store.read(document, start, start + 2 * length).astype(np.int64))
-        ends = np.flatnonzero(self._ends[ids[:-length]]) + 1 if start and len(ids) > length else ()
+        ends = np.flatnonzero(self._ends[ids[:-length]]) + 1 if start else ids[:0]
         return ids[int(ends[0]) if len(ends) else 0 :][:length]
 
     def _bare(self, ids: Ints) -> Ints:

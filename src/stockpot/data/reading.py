@@ -79,7 +79,7 @@ class ReadReport:
         """Count a bad record, and stop when many have been read and too many are bad.
 
         Raises:
-            DataError: telling of the first ones.
+            DataError: telling of the first one.
         """
         self.bad += 1
         if len(self.problems) < _SHOWN:
@@ -91,7 +91,7 @@ class ReadReport:
         """Stop if too many records are bad.
 
         Raises:
-            DataError: telling of the first ones.
+            DataError: telling of the first one.
         """
         seen = self.records + self.bad
         if self.bad <= seen * config.max_bad_share:
@@ -99,9 +99,8 @@ class ReadReport:
         first = self.problems[0]
         if self.bad == 1 and seen == 1:
             raise first
-        more = "".join(f" {error.what}" for error in self.problems[1:3])
         raise DataError(
-            f"{first.what}{more} ({self.bad} of {seen} records are bad, {self.bad / seen:.1%}; "
+            f"{first.what} ({self.bad} of {seen} records are bad, {self.bad / seen:.1%}; "
             f"at most {config.max_bad_share:.1%} may be.)",
             f"{first.todo} Mend or remove them, or raise max_bad_share.".strip(),
         )

@@ -114,7 +114,7 @@ _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
 def parse_record(value: object, where: str) -> Record:
     """Check one parsed line and turn it into its record.
 
-    Keys that belong to no kind (titles, labels, sources) are left out.
+    Keys that belong to no kind (titles, labels, sources) are left out; null means absent.
 
     Args:
         value: what the line holds, usually a dict.
@@ -125,9 +125,11 @@ def parse_record(value: object, where: str) -> Record:
     """
     if not isinstance(value, Mapping):
         raise DataError(f"{where}: a record is an object with named fields, not {_type(value)}.")
-    fields = _translate(value, where)
-    kind = _kind(fields, where)
-    return _MAKERS[kind](fields, where)
+    fields = _translate({key: item for key, item in value.items() if item is not None}, where)
+    null = [key for key in value if value[key] is None and key in FIELD_NAMES]
+    if null and not any(fields.keys() >= set(names) for names in KINDS.values()):
+        raise DataError(f'{where}: "{null[0]}" is null.', _EXPECTED)
+    return _MAKERS[_kind(fields, where)](fields, where)
 
 
 def as_messages(prompt: Prompt) -> tuple[Message, ...]:
