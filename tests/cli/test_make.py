@@ -35,6 +35,12 @@ class PretrainConfig(Settings):
     loop: Loop = Loop()
     device: str | None = None
     dtype: str | None = None
+    size: int | None = None
+    minutes: float | None = None
+
+
+def plan_pretraining(config):
+    return config, "4 layers, 1.2 M parameters, about 3.0 min"
 
 
 class Stage:
@@ -70,7 +76,7 @@ def stage(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     fake = Stage()
     module = ModuleType("stockpot.stages.pretrain")
-    module.PretrainConfig, module.pretrain = PretrainConfig, fake
+    module.PretrainConfig, module.pretrain, module.plan_pretraining = PretrainConfig, fake, plan_pretraining
     monkeypatch.setitem(sys.modules, "stockpot.stages.pretrain", module)
     return fake
 
@@ -170,10 +176,7 @@ def test_an_interrupted_stage_prints_the_command_that_goes_on(stage):
     assert ask("pretrain", "--out", "runs/my run", "--resume").exit_code == 0
 
 
-def test_a_dry_run_prints_settings_that_can_be_run_and_starts_nothing(stage, monkeypatch):
-    module = ModuleType("stockpot.stages.budget")
-    module.plan = lambda config, minutes=None: "4 layers, 1.2 M parameters, about 3.0 min"
-    monkeypatch.setitem(sys.modules, "stockpot.stages.budget", module)
+def test_a_dry_run_prints_settings_that_can_be_run_and_starts_nothing(stage):
     found = ask("pretrain", "--steps", "9", "--dry-run")
     assert found.exit_code == 0, found.stderr
     assert not stage.calls
@@ -199,7 +202,7 @@ CHILD = textwrap.dedent(
             time.sleep(30)
 
     module = ModuleType("stockpot.stages.pretrain")
-    module.PretrainConfig, module.pretrain = PretrainConfig, pretrain
+    module.PretrainConfig, module.pretrain, module.plan_pretraining = PretrainConfig, pretrain, None
     sys.modules["stockpot.stages.pretrain"] = module
     sys.argv = ["stockpot", "pretrain", "--out", "r", "--quiet"]
     from stockpot.cli.main import main

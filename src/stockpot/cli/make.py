@@ -33,6 +33,10 @@ Model = Annotated[
     typer.Argument(metavar="MODEL", help="What to start from: a run, a checkpoint or a model folder."),
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser updates.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(min=0.05, help="Choose sizes and steps to take about this long on this machine."),
+]
 
 
 @verb("train-tokenizer", panel=PANEL, flags=Making)
@@ -49,9 +53,11 @@ def train_tokenizer(
     from stockpot.stages.tokenizer import train_tokenizer as stage
 
     maker = _Maker("train-tokenizer", "tokenizer", flags)
-    own = {"data": data, "kind": kind, "vocab_size": vocab_size}
-    config = maker.settings(TokenizerConfig, own)
-    maker.make(config, lambda progress: stage(config, out=maker.out))
+    config = maker.settings(TokenizerConfig, {"data": data, "kind": kind, "vocab_size": vocab_size})
+    if flags.dry_run:
+        maker.print_plan(config, f"a {config.kind} vocabulary of {config.vocab_size} entries")
+    else:
+        maker.make(lambda progress: stage(config, out=maker.out))
 
 
 @verb("pretrain", panel=PANEL, flags=Making)
@@ -62,59 +68,77 @@ def pretrain(
     tokenizer: Annotated[
         str | None, typer.Option(metavar="PATH", help="A tokenizer or a model's folder.")
     ] = None,
+    size: Annotated[int | None, typer.Option(metavar="DEPTH", help="Layers; sets every other size.")] = None,
     steps: Steps = None,
+    minutes: Minutes = None,
 ) -> None:
     """Train a model on text, from nothing or from MODEL."""
-    from stockpot.stages.pretrain import PretrainConfig
+    from stockpot.stages.pretrain import PretrainConfig, plan_pretraining
     from stockpot.stages.pretrain import pretrain as stage
 
     maker = _Maker("pretrain", "pretrain", flags)
-    own = {"data": data, "tokenizer": tokenizer, "start": model, "loop.steps": steps}
-    config = maker.settings(PretrainConfig, own)
-    maker.make(config, lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+    own = {"start": model, "data": data, "tokenizer": tokenizer, "size": size, "minutes": minutes}
+    config = maker.settings(PretrainConfig, own | {"loop.steps": steps})
+    if flags.dry_run:
+        maker.print_plan(*plan_pretraining(config))
+        return
+    maker.check_folder()
+    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
 
 
 @verb("sft", panel=PANEL, flags=Making)
 def sft(flags: Making, model: Model = None, data: Data = None, steps: Steps = None) -> None:
     """Train MODEL to answer: instruction tuning on conversations or prompts with completions."""
-    from stockpot.stages.sft import SFTConfig
+    from stockpot.stages.sft import SFTConfig, plan_sft
     from stockpot.stages.sft import sft as stage
 
     maker = _Maker("sft", "sft", flags)
     config = maker.settings(SFTConfig, {"model": model, "data": data, "loop.steps": steps})
-    maker.make(config, lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+    if flags.dry_run:
+        maker.print_plan(config, plan_sft(config))
+        return
+    maker.check_folder()
+    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
 
 
 @verb("cook", panel=PANEL, flags=Making)
-def cook(
-    flags: Making,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="Fit everything into about this time on this machine.")
-    ] = None,
-) -> None:
-    """Do everything once: data, tokenizer, pretraining, instruction tuning, evaluation, report."""
-    from stockpot.stages.cook import CookConfig
+def cook(flags: Making, minutes: Minutes = None) -> None:
+    """Do everything once: tokenizer, pretraining, instruction tuning, evaluation, report.
+
+    What --out holds already and has not changed is kept: the same command goes on after an interruption.
+    """
+    from stockpot.stages.cook import CookConfig, plan_cook
     from stockpot.stages.cook import cook as stage
 
     maker = _Maker("cook", None, flags, recipe="village")
     config = maker.settings(CookConfig, {})
+    if flags.dry_run:
+        maker.print_plan(config, plan_cook(config, minutes=minutes))
+        return
+    ending = {"report": str(maker.out / "report.html")}
     maker.make(
-        config,
         lambda progress: stage(
-            config, out=maker.out, resume=flags.resume, minutes=minutes, progress=progress
+            config, out=maker.out, minutes=minutes, resume=flags.resume, progress=progress
         ),
-        minutes=minutes,
+        ending,
     )
 
 
 class _Maker:
-    """What all makers do around their stage: settings, dry run, progress, how it ended."""
+    """What all makers do around their stage: settings, dry run, progress, how it ended.
+
+    Args:
+        verb: what was typed.
+        table: the recipe table it reads; None reads the whole recipe.
+        flags: the common flags.
+        recipe: what is read when no recipe is named.
+    """
 
     def __init__(self, verb: str, table: str | None, flags: Making, *, recipe: str | None = None) -> None:
         self.verb = verb
         self.table = table
         self.flags = flags
-        self.recipe = recipe  # what is read when nothing is named
+        self.recipe = recipe
         self.out = flags.out or Path("runs") / (recipe or verb)
 
     def settings(self, cls: type[S], own: dict[str, Any]) -> S:
@@ -139,36 +163,32 @@ class _Maker:
             return [kept]
         return [self.recipe] if self.recipe else []
 
-    def make(self, config: Settings, stage: Callable[[show.Progress], Run | Path], **budget: Any) -> None:
-        """Run the stage, or print what it would do; then print what came out."""
+    def check_folder(self) -> None:
+        """Refuse a folder in which the run could not start, before data is read."""
         from stockpot.run import check_folder
 
-        if self.flags.dry_run:
-            self._print_plan(config, **budget)
-            return
-        if self.verb != "train-tokenizer":  # which leaves a tokenizer and no run
-            check_folder(self.out, stage=self.verb, resume=self.flags.resume)
+        check_folder(self.out, stage=self.verb, resume=self.flags.resume)
+
+    def make(
+        self, stage: Callable[[show.Progress], Run | Path], ending: dict[str, Any] | None = None
+    ) -> None:
+        """Run the stage and print what came out."""
+        from stockpot.cli.identify import identify
+
         with tell_how_to_go_on(self.verb, self.out), show.progress(self.flags) as progress:
             made = stage(progress)
             if getattr(made, "status", None) == "interrupted":
                 raise KeyboardInterrupt
-        facts = self._ending(made)
+        found = identify(getattr(made, "path", Path(str(made))))
+        left_out = ("command", "started", "ended", "newest checkpoint")
+        facts = {name: value for name, value in found.facts.items() if name not in left_out}
+        facts = {found.kind: str(found.path)} | facts | (ending or {})
         show.result(self.flags, show.facts(facts), facts)
 
-    def _ending(self, made: Run | Path) -> dict[str, Any]:
-        from stockpot.cli.identify import identify
-
-        found = identify(getattr(made, "path", Path(str(made))))
-        kept = {
-            name: value for name, value in found.facts.items() if name not in ("command", "started", "ended")
-        }
-        return {found.kind: str(found.path), **kept}
-
-    def _print_plan(self, config: Settings, **budget: Any) -> None:
+    def print_plan(self, config: Settings, expected: Any) -> None:
+        """Print the settings, as a recipe that can be run, and what they will take."""
         from stockpot.config import to_toml
-        from stockpot.stages.budget import plan
 
-        expected = plan(config, **budget)
         settings = {self.table: config} if self.table else config
         comment = f"stockpot {self.verb} --recipe THIS_FILE --out {self.out}\n{expected}"
         value = {"settings": config.model_dump(mode="json"), "plan": expected}
