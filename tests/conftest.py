@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
 from jaxtyping import install_import_hook
 
 # Before anything imports the model: pytest reads this file first.
 _checked = install_import_hook("stockpot.model", "beartype.beartype")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Pause the shape checks: ``torch.compile`` cannot trace through them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -8,7 +8,6 @@ place. What a position means (angles, windows, biases) is not decided here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,8 +19,7 @@ __all__ = ["CacheStep", "KVCache", "LayerCache"]
 KeyHeads = Float[Tensor, "batch kv_heads keys head_dim"]
 
 
-@dataclass(frozen=True)
-class CacheStep:
+class CacheStep(NamedTuple):
     """Where the tokens of one call go; made by :meth:`KVCache.begin`.
 
     Attributes:

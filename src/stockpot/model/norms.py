@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: States) -> States:
         """Return ``x`` normalised over its last dimension."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class LayerNorm(nn.Module):

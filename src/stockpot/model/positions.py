@@ -55,10 +55,10 @@ def rotary_table(config: StackConfig, theta: float, scaling: RopeScaling | None)
     Source: Su et al. 2021, arXiv:2104.09864, eq. 34, with value i
     paired with value i + rotary_dim / 2.
     """
-    frequencies, size = _frequencies(config.rotary_dim, theta, scaling)
 
     def build(length: int) -> Tensor:
-        angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+        frequencies, size = _frequencies(config.rotary_dim, theta, scaling)
+        angles = _arange(length)[:, None] * frequencies
         cos, sin = angles.cos() * size, angles.sin() * size
         return torch.cat((cos, cos, -sin, sin), dim=-1)
 
@@ -78,9 +78,14 @@ def rotate(x: Float[Tensor, "... width"], table: Float[Tensor, "... double"]) ->
     return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), dim=-1)
 
 
+def _arange(*limits: int) -> Tensor:
+    """Count in float32 on the CPU, so that every device gets the same table."""
+    return torch.arange(*limits, dtype=torch.float32, device="cpu")
+
+
 def _frequencies(size: int, theta: float, scaling: RopeScaling | None) -> tuple[Tensor, float]:
     """Return the frequencies ``(rotary_dim / 2,)`` in radians per token, and the factor on cos and sin."""
-    plain = theta ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+    plain = theta ** (-_arange(0, size, 2) / size)
     if scaling is None:
         return plain, 1.0
     if scaling.kind == "linear":
@@ -106,7 +111,7 @@ def _yarn(plain: Tensor, size: int, theta: float, scaling: RopeScaling) -> tuple
 
     low = max(math.floor(index_at(scaling.beta_fast)), 0)
     high = min(math.ceil(index_at(scaling.beta_slow)), size - 1)
-    stretch = ((torch.arange(size // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    stretch = ((_arange(size // 2) - low) / max(high - low, 0.001)).clamp(0, 1)
     automatic = 0.1 * math.log(scaling.factor) + 1.0
     factor = automatic if scaling.attention_factor is None else scaling.attention_factor
     return plain * (1 - stretch) + plain / scaling.factor * stretch, factor
@@ -119,8 +124,8 @@ def sinusoidal_table(dim: int) -> PositionTable:
     """
 
     def build(length: int) -> Tensor:
-        frequencies = 10_000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-        angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+        frequencies = 10_000.0 ** (-_arange(0, dim, 2) / dim)
+        angles = _arange(length)[:, None] * frequencies
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
     return PositionTable(build)
@@ -135,7 +140,7 @@ def alibi_slopes(heads: int) -> Float[Tensor, " heads"]:
     power = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
-    return torch.tensor(slopes)
+    return torch.tensor(slopes, device="cpu")
 
 
 class RelativeBias(nn.Module):

@@ -6,7 +6,7 @@ cache's slots. It knows no vocabulary and no loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,7 @@ States = Float[Tensor, "batch seq dim"]
 Places = tuple[int, int] | Tensor
 
 
-@dataclass
-class _Call:
+class _Call(NamedTuple):
     """What one call of a stack knows about its tokens.
 
     Attributes:
