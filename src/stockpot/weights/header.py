@@ -144,7 +144,7 @@ def _entry(name: str, value: Any, data_size: int, path: Path) -> Entry:
         raise CheckpointError(f"{path}: {name!r} lies outside the file's {data_size:,} bytes of data.", SAFE)
     if prod(shape) * WIDTHS[dtype] != offsets[1] - offsets[0]:
         raise CheckpointError(
-            f"{path}: {name!r} {tuple(shape)} of {dtype} does not fill its {offsets[1] - offsets[0]:,} bytes.",
+            f"{path}: {name!r} {tuple(shape)} of {dtype} does not fill {offsets[1] - offsets[0]:,} bytes.",
             SAFE,
         )
     return Entry(dtype, tuple(shape), offsets[0], offsets[1])

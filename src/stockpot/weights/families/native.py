@@ -1,0 +1,51 @@
+"""Our own form, for models that no other family can hold: our settings and our names, as they are.
+
+``model_type`` is ``"stockpot"``; other programs will not open such a folder, and its config says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from stockpot.errors import CheckpointError, ConfigError
+from stockpot.model.config import ModelConfig
+from stockpot.model.transformer import Transformer
+from stockpot.weights.family import Family, Part
+
+__all__ = ["NATIVE"]
+
+NOTE = "This model has parts that transformers does not know. Open it with stockpot."
+
+
+def read(values: Mapping[str, Any]) -> ModelConfig:
+    """Read our own settings."""
+    try:
+        return ModelConfig.model_validate(values.get("model"))
+    except (ValueError, ConfigError) as error:
+        what = error.what if isinstance(error, ConfigError) else str(error).splitlines()[0]
+        raise CheckpointError(
+            f"config.json: the model's settings are wrong: {what}",
+            "It may come from another version of stockpot; write it again from its run.",
+        ) from error
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """Write our own settings, and a note for whoever opens the file elsewhere."""
+    return {
+        "model_type": "stockpot",
+        "vocab_size": config.vocab_size,
+        "note": NOTE,
+        "model": config.model_dump(mode="json"),
+    }
+
+
+def parts(config: ModelConfig) -> list[Part]:
+    """List every tensor under its own name."""
+    with torch.device("meta"):
+        return [Part(name, (name,)) for name, _ in Transformer(config).named_parameters()]
+
+
+NATIVE = Family("stockpot", read=read, write=write, parts=parts)

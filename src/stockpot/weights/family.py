@@ -1,0 +1,114 @@
+"""What a family of models is: two maps, each used in both directions.
+
+A family says which of our settings its ``config.json`` stands for, and which of its tensors make up ours. It
+never touches a file or a tensor itself. Whether a model *can* be written as a family is not a list of
+conditions: it can if the settings come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stockpot.errors import CheckpointError, ConfigError
+from stockpot.model.config import ModelConfig, StackConfig
+
+__all__ = ["Family", "Part", "canonical", "refuse", "setting"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one of our tensors is stored in a file.
+
+    Attributes:
+        ours: name of our parameter.
+        theirs: names in the file; their rows follow each other in ours.
+        rows: rows of each of ``theirs``; empty when there is only one.
+        transposed: the file keeps inputs × outputs.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    rows: tuple[int, ...] = ()
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One ``model_type``.
+
+    Attributes:
+        model_type: as ``config.json`` spells it.
+        read: their settings → ours.
+        write: our settings → theirs, as near as they come.
+        parts: our settings → where every tensor is stored.
+        ignored: endings of tensor names that files may hold and nobody needs.
+    """
+
+    model_type: str
+    read: Callable[[Mapping[str, Any]], ModelConfig]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    parts: Callable[[ModelConfig], list[Part]]
+    ignored: tuple[str, ...] = ()
+
+    def can_hold(self, config: ModelConfig) -> bool:
+        """Tell whether a model comes back the same after being written as this family."""
+        try:
+            return canonical(self.read(self.write(config))) == canonical(config)
+        except (CheckpointError, ConfigError):
+            return False
+
+
+def canonical(config: ModelConfig) -> ModelConfig:
+    """Return the same model with every automatic value written out and what only training uses reset."""
+    stacks = {
+        name: _canonical_stack(stack)
+        for name, stack in (("encoder", config.encoder), ("decoder", config.decoder))
+        if stack is not None
+    }
+    neutral = {"embedding_scale": config.embedding_scale or 1.0, "logit_scale": config.logit_scale or 1.0}
+    return config.model_copy(update={**stacks, **neutral, "init_std": None, "zero_init": True})
+
+
+def _canonical_stack(stack: StackConfig) -> StackConfig:
+    plain = StackConfig()
+    values: dict[str, Any] = {
+        "kv_heads": stack.groups_of,
+        "head_dim": stack.head_width,
+        "ffn_dim": stack.ffn_width,
+        "window": stack.windows,
+        "attention_scale": stack.attention_scale or stack.head_width**-0.5,
+        "dropout": 0.0,
+    }
+    if stack.position != "rope":
+        unused = ("rope_theta", "rope_local_theta", "rope_fraction", "rope_scaling")
+        values |= {name: getattr(plain, name) for name in unused}
+    if stack.position != "relative":
+        values |= {name: getattr(plain, name) for name in ("relative_buckets", "relative_distance")}
+    if all(width is None for width in stack.windows):
+        values["rope_local_theta"] = None
+    return stack.model_copy(update=values)
+
+
+def refuse(what: str) -> CheckpointError:
+    """Make the error for a model that a family's name promises but our Transformer does not have."""
+    return CheckpointError(f"config.json: {what} is not supported.", "Use another model of this family.")
+
+
+def setting(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+    """Read one setting of a ``config.json`` and check its type; null counts as absent.
+
+    Raises:
+        CheckpointError: if it is missing without a default, or of another type.
+    """
+    value = values.get(name)
+    if value is None:
+        value = default
+    if value is None and default is None and not (isinstance(kind, tuple) and type(None) in kind):
+        raise CheckpointError(f"config.json: {name!r} is missing.", "Get the model's config.json again.")
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise CheckpointError(
+            f"config.json: {name} is {value!r}, which is {type(value).__name__}.", "Get config.json again."
+        )
+    return value

@@ -1,0 +1,256 @@
+"""Read and write models, with all that belongs to them or the network alone.
+
+A model folder is a Hugging Face folder. A shape that ``transformers`` knows is written as the family it
+belongs to, so that it opens there unchanged; others carry our own ``model_type``. Nothing that is read can
+run code, and nothing is allocated before names, shapes and sizes have been checked against each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stockpot.bundle import Bundle
+from stockpot.device import pick_device
+from stockpot.durable import half_name, sync
+from stockpot.errors import CheckpointError, ConfigError
+from stockpot.model.config import ModelConfig
+from stockpot.model.transformer import Transformer
+from stockpot.text.chat import ChatTemplate
+from stockpot.text.tokenizer import Tokenizer
+from stockpot.weights.families.llama import FAMILIES as LLAMA
+from stockpot.weights.families.native import NATIVE
+from stockpot.weights.family import Family, Part
+from stockpot.weights.folder import find_folder, inside, read_json, weight_files
+from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
+
+__all__ = ["load", "load_model", "save", "save_model"]
+
+FAMILIES: dict[str, Family] = {**LLAMA, NATIVE.model_type: NATIVE}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+Content = bytes | Callable[[Path], None]  # of a file to write, or what writes it
+TRAINING = ("init_std", "zero_init")  # settings that no other family knows and only training needs
+
+
+def load(
+    ref: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Bundle:
+    """Open a model with its tokenizer, chat template and generation defaults.
+
+    Args:
+        ref: a run, a checkpoint, a Hugging Face folder or a hub id.
+        device: where to put it; None takes an accelerator if there is one, else the CPU.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None keeps what the file has.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, unsafe or of a kind we do not read.
+        TokenizerError: if its tokenizer cannot be read.
+    """
+    folder = find_folder(ref)
+    model = load_model(folder, device=device, dtype=dtype)
+    for name in TOKENIZER_FILES:
+        inside(folder, name)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}.",
+            "Tokenizer and weights must come from the same model.",
+        )
+    template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
+    generation = read_json(folder, "generation_config.json", missing={})
+    return Bundle(model, tokenizer, template, generation, folder)
+
+
+def load_model(
+    ref: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Transformer:
+    """Open the network of a model folder alone; arguments and errors as in :func:`load`."""
+    folder, place, kind = find_folder(ref), pick_device(device), _dtype(dtype)
+    values = read_json(folder, "config.json")
+    family = _family(values, folder)
+    config = _read_config(family, values, folder)
+    shelf = Shelf(*weight_files(folder))
+    _refuse_absurd(config, shelf, folder)
+    parts = family.parts(config)
+    with torch.device("meta"):
+        model = Transformer(config)
+    shapes = {name: param.shape for name, param in model.named_parameters()}
+    ignored = (*family.ignored, *(("lm_head.weight",) if config.tied else ()))
+    check_parts(shelf, parts, shapes, ignored, folder)
+    params = read_parts(shelf, parts, shapes, device=place, dtype=kind, where=folder)
+    model.load_state_dict(params, strict=True, assign=True)
+    return model.requires_grad_(True).eval()
+
+
+def save(path: str | os.PathLike[str], bundle: Bundle) -> Path:
+    """Write a model folder that :func:`load` opens, and ``transformers`` too if it knows the shape.
+
+    Each file appears whole or not at all, and none appears before all are written; other files of an existing
+    folder stay.
+
+    Raises:
+        CheckpointError: if the model holds NaN or infinity, or ``path`` is a file.
+    """
+    files = _model_files(bundle.model)
+    files["generation_config.json"] = _json(_generation(bundle))
+    source = None if bundle.template is None else bundle.template.source
+    files["tokenizer.json"] = bundle.tokenizer.to_json().encode()
+    settings = bundle.tokenizer.config() | ({} if source is None else {"chat_template": source})
+    settings["model_max_length"] = bundle.context
+    files["tokenizer_config.json"] = _json(settings)
+    folder = Path(path)
+    if not (folder / "README.md").exists():
+        files["README.md"] = _card(bundle).encode()
+    _write_all(folder, files)
+    return folder
+
+
+def save_model(path: str | os.PathLike[str], model: Transformer) -> Path:
+    """Write the network alone: ``config.json`` and ``model.safetensors``; errors as in :func:`save`."""
+    _write_all(Path(path), _model_files(model))
+    return Path(path)
+
+
+# --- settings
+# --------------------------------------------------------------------------------------------------------
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(known)}.")
+    return known[dtype]
+
+
+def _family(values: Mapping[str, Any], folder: Path) -> Family:
+    name = values.get("model_type")
+    if "quantization_config" in values:
+        raise CheckpointError(
+            f"{folder}: the weights are quantised, which is not read.", "Use the full weights."
+        )
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type is {name!r}, a family that is not read.",
+            f"Known: {', '.join(FAMILIES)}.",
+        )
+    return FAMILIES[name]
+
+
+def _read_config(family: Family, values: Mapping[str, Any], folder: Path) -> ModelConfig:
+    try:
+        config = family.read(values)
+        extras = values.get("stockpot")
+        if not isinstance(extras, dict):
+            return config
+        whole = {name: extras[name] for name in TRAINING if name in extras}
+        main = config.main.model_copy(update={"dropout": float(extras.get("dropout", 0.0))})
+        side = "encoder" if config.decoder is None else "decoder"
+        return ModelConfig.model_validate({**config.model_dump(), **whole, side: main.model_dump()})
+    except (ConfigError, ValueError, TypeError) as error:
+        what = error.what if isinstance(error, ConfigError) else str(error).splitlines()[0]
+        raise CheckpointError(f"{folder / 'config.json'}: {what}", "Get config.json again.") from error
+
+
+def _refuse_absurd(config: ModelConfig, shelf: Shelf, folder: Path) -> None:
+    """Refuse a config that describes far more than the file holds, before a name is even listed."""
+    layers = sum(stack.layers for stack in (config.encoder, config.decoder) if stack is not None)
+    if layers > len(shelf.entries) or config.parameters() > 2 * shelf.numbers:
+        raise CheckpointError(
+            f"{folder}: config.json describes {config.parameters():,} parameters in {layers} layers,"
+            f" but the weights hold {shelf.numbers:,} numbers in {len(shelf.entries)} tensors.",
+            "Weights and config.json must come from the same model.",
+        )
+
+
+# --- writing
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _model_files(model: Transformer) -> dict[str, Content]:
+    config = model.config
+    family = next((one for one in FAMILIES.values() if one.can_hold(config)), NATIVE)
+    params = dict(model.named_parameters())
+    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    values = {**family.write(config), "dtype": dtype}
+    extras = _training_extras(config)
+    if family is not NATIVE and extras:
+        values["stockpot"] = extras
+    parts: list[Part] = family.parts(config)
+    assert {part.ours for part in parts} == set(params), "a family must list every parameter"
+    return {"config.json": _json(values), "model.safetensors": lambda path: write_parts(path, parts, params)}
+
+
+def _training_extras(config: ModelConfig) -> dict[str, Any]:
+    """Return the settings that only training needs, where they are not the usual ones."""
+    plain = ModelConfig.model_fields
+    extras = {
+        name: getattr(config, name) for name in TRAINING if getattr(config, name) != plain[name].default
+    }
+    return extras | ({"dropout": config.main.dropout} if config.main.dropout else {})
+
+
+def _generation(bundle: Bundle) -> dict[str, Any]:
+    """Return generation defaults in the form other programs read too."""
+    tokenizer = bundle.tokenizer
+    stops = sorted(bundle.stop_ids)
+    found: dict[str, Any] = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
+    found["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None
+    if bundle.model.config.shape == "encoder_decoder":
+        found["decoder_start_token_id"] = bundle.start_id
+    found |= bundle.generation
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _card(bundle: Bundle) -> str:
+    """Return a short README for the folder."""
+    config = bundle.model.config
+    stack = config.main
+    shape = config.shape.replace("_", "-")
+    article = "An" if shape.startswith("e") else "A"
+    talks = "It holds conversations." if bundle.template is not None else "It continues or fills in text."
+    return (
+        f"# {bundle.source.name if bundle.source else 'Model'}\n\n"
+        f"{article} {shape} with {config.parameters():,} parameters: {stack.layers} layers, width {stack.dim},"
+        f" context {stack.context}, vocabulary {config.vocab_size}. {talks}\n\n"
+        '```python\nimport stockpot\n\nengine = stockpot.Engine(stockpot.load("PATH"))\n```\n'
+    )
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write_all(folder: Path, files: Mapping[str, Content]) -> None:
+    """Write all files under temporary names, then rename them: a full disk leaves the folder as it was."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; a model is a folder.", "Choose another path.")
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = {name: half_name(folder / name) for name in files}
+    try:
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                halves[name].write_bytes(content)
+            else:
+                content(halves[name])
+            sync(halves[name])
+        for name in files:
+            halves[name].replace(folder / name)
+        if "model.safetensors" in files:
+            (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    finally:
+        for half in halves.values():
+            half.unlink(missing_ok=True)
+    sync(folder)
