@@ -9,7 +9,7 @@ import pytest
 from stockpot.data import TextRecord, encode
 from stockpot.text import DEFAULT_TEMPLATE, SPECIAL_TOKENS, ChatTemplate, Tokenizer
 
-WORDS = ["soup", "pot", "stir", "salt", "pepper", "onion", "spoon", "the", "a", "warm", "cook", "and", "slowly"]
+WORDS = ["soup", "pot", "stir", "salt", "pepper", "onion", "spoon", "the", "a", "warm", "cook", "and", "now"]
 
 
 def make_text(seed: int, sentences: int) -> str:

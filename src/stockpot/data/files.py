@@ -10,17 +10,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import gzip
 import io
 import os
 import stat
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
+from stockpot.data.unpack import Budget, Guarded, unpacked
 from stockpot.errors import DataError
 
 __all__ = ["FORMS", "Entry", "Form", "Window", "entries", "find", "numbered_lines"]
@@ -45,7 +44,6 @@ FORMS: dict[str, Form] = {
 """The endings of file names that are read, and how."""
 
 _PACKED = (".gz", ".zst", ".zip")
-_FREE_BYTES = 64 << 20  # unpacked before the ratio is looked at
 _BUFFER = 1 << 20
 
 
@@ -100,7 +98,7 @@ def entries(path: Path, *, max_ratio: int, left_out: list[str]) -> Iterator[Entr
     with _opened(path) as file:
         magic = file.read(4)
         size = os.fstat(file.fileno()).st_size
-    budget = _Budget(str(path), size, max_ratio)
+    budget = Budget(str(path), size, max_ratio)
     if magic == b"PK\x03\x04" or (path.suffix == ".zip" and size):
         yield from _members(path, budget, left_out)
         return
@@ -255,94 +253,16 @@ def _opened(path: Path) -> io.BufferedReader:
     return os.fdopen(handle, "rb")
 
 
-@dataclass
-class _Budget:
-    """How much may still come out of a file or archive."""
-
-    name: str
-    packed: int
-    max_ratio: int
-    unpacked: int = 0
-
-    def spend(self, count: int) -> None:
-        self.unpacked += count
-        if self.unpacked > _FREE_BYTES and self.unpacked > self.packed * self.max_ratio:
-            raise DataError(
-                f"{self.name}: {self.packed} packed bytes give more than {self.unpacked} unpacked ones: "
-                "this looks like a decompression bomb.",
-                "If the file is sound, raise max_unpack_ratio.",
-            )
-
-
 @contextlib.contextmanager
-def _stream(path: Path, budget: _Budget) -> Iterator[BinaryIO]:
-    with _opened(path) as file, _unpacked(file, str(path), budget) as stream:
+def _stream(path: Path, budget: Budget) -> Iterator[BinaryIO]:
+    with _opened(path) as file, unpacked(file, str(path), budget) as stream:
         yield stream
-
-
-@contextlib.contextmanager
-def _unpacked(stream: io.BufferedReader[Any], name: str, budget: _Budget) -> Iterator[BinaryIO]:
-    """Unpack gzip or zstd if the first bytes say so."""
-    magic = stream.peek(4)[:4]
-    if magic[:2] == b"\x1f\x8b":
-        inner: Any = gzip.GzipFile(fileobj=stream)
-    elif magic == b"\x28\xb5\x2f\xfd":
-        inner = _zstd(stream, name)
-    else:
-        yield stream
-        return
-    with inner:
-        yield io.BufferedReader(_Guarded(inner, name, budget), _BUFFER)
-
-
-def _zstd(file: io.BufferedReader[Any], name: str) -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise DataError(
-            f"{name}: zstd needs a package.", "Install it: pip install 'stockpot[data]'"
-        ) from None
-    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False)
-
-
-class _Guarded(io.RawIOBase):
-    """Read an unpacker, count what comes out, and turn its errors into ours."""
-
-    def __init__(self, inner: Any, name: str, budget: _Budget) -> None:
-        self._inner, self._name, self._budget = inner, name, budget
-        self._count = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._inner.read(len(buffer))
-        except DataError:
-            raise
-        except Exception as error:
-            if not _is_damage(error):
-                raise
-            raise DataError(
-                f"{self._name}: the packed data is damaged after {self._count} unpacked bytes ({error}).",
-                "Fetch or write the file again.",
-            ) from None
-        self._count += len(data)
-        self._budget.spend(len(data))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _is_damage(error: Exception) -> bool:
-    """Unpackers raise what they like; zstandard's error is known by its name, as it may be absent."""
-    kinds = (EOFError, OSError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError)
-    return isinstance(error, kinds) or type(error).__name__ == "ZstdError"
 
 
 # --- zip ---
 
 
-def _members(path: Path, budget: _Budget, left_out: list[str]) -> Iterator[Entry]:
+def _members(path: Path, budget: Budget, left_out: list[str]) -> Iterator[Entry]:
     """List the members of a zip that can be read, by name; they are streamed, never extracted."""
     try:
         with _opened(path) as file, zipfile.ZipFile(file) as archive:
@@ -361,7 +281,7 @@ def _members(path: Path, budget: _Budget, left_out: list[str]) -> Iterator[Entry
 
 
 def _opener(
-    path: Path, info: zipfile.ZipInfo, name: str, budget: _Budget
+    path: Path, info: zipfile.ZipInfo, name: str, budget: Budget
 ) -> Callable[[], contextlib.AbstractContextManager[BinaryIO]]:
     @contextlib.contextmanager
     def open_member() -> Iterator[BinaryIO]:
@@ -371,8 +291,8 @@ def _opener(
             except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
                 raise DataError(f"{name}: the member cannot be read ({error}).") from None
             with member:
-                stream = io.BufferedReader(_Guarded(member, name, budget), _BUFFER)
-                with _unpacked(stream, name, budget) as inner:
+                stream = io.BufferedReader(Guarded(member, name, budget), _BUFFER)
+                with unpacked(stream, name, budget) as inner:
                     yield inner
 
     return open_member

@@ -67,7 +67,7 @@ class _Reader:
 
     def _documents(self, window: Window) -> Iterator[tuple[int, int, bytes]]:
         """Yield ``(line, byte offset, document)``; a document that is too long is cut after a line."""
-        most = self._config.max_document_bytes
+        most = min(self._config.max_document_bytes, self._config.max_line_bytes)
         separator = (self._config.separator or "").encode()
         window.fill(most + len(separator))
         window.take(3 if window.find(codecs.BOM_UTF8, 3) == 0 else 0)
@@ -135,11 +135,9 @@ class _Reader:
         A value that is not JSON ends the file, since nothing tells where the next one begins.
         """
         text = _Text(file, self._decoder())
-        line, in_list = 1, text.skip("[")
-        while True:
+        in_list = text.skip("[")
+        while text.more() and not (in_list and text.skip("]")):
             line = text.line
-            if not text.more() or (in_list and text.skip("]")):
-                return
             try:
                 value = self._settled(text.value(self._config.max_line_bytes))
             except OverflowError:
@@ -244,7 +242,8 @@ class _Reader:
                 f"{self._name}: parquet needs a package.", "Install it: pip install 'stockpot[data]'"
             ) from None
         try:
-            table = parquet.ParquetFile(_seekable(file, self._config.max_line_bytes))
+            source = _seekable(file, self._config.max_line_bytes)
+            table = parquet.ParquetFile(source, page_checksum_verification=True)
             names = [name for name in table.schema_arrow.names if name in FIELD_NAMES]
             if not names:
                 found = ", ".join(table.schema_arrow.names)[:80]
@@ -327,6 +326,8 @@ class _Text:
                 if len(self._held) - self._at > limit:
                     raise OverflowError from None
             else:
+                if end - self._at > limit:
+                    raise OverflowError
                 if end < len(self._held) or self._ended:  # a number might go on in the next block
                     self._advance(end)
                     return value

@@ -21,6 +21,7 @@ __all__ = ["Source", "fingerprint_sources", "read_records", "read_texts"]
 
 Source = str | os.PathLike[str]
 _HUB = "hf://"
+_VILLAGE_RECORDS = {"documents": 100_000, "chats": 20_000}  # unless the source says how many
 
 
 def read_records(
@@ -30,7 +31,7 @@ def read_records(
 
     Args:
         sources: files, directories, patterns (``corpus/**/*.txt``), ``hf://owner/name[/config][@split]``,
-            ``village`` or ``village:seed``.
+            ``village[:documents|chats][:SEED[:COUNT]]``.
         config: how to read them.
         report: counts what was read and what was not; None: only the log tells.
 
@@ -69,7 +70,12 @@ def fingerprint_sources(sources: Source | Sequence[Source]) -> list[dict[str, An
     """
     found: list[dict[str, Any]] = []
     for source in _listed(sources):
-        if _is_hub(source) or _is_village(source):
+        if _is_village(source):
+            from stockpot.village import VILLAGE_VERSION
+
+            part, seed, count = _parse_village(str(source))
+            found.append({"path": f"village:{part}:{seed}:{count}", "version": VILLAGE_VERSION})
+        elif _is_hub(source):
             found.append({"path": str(source)})
         else:
             found.extend(durable.fingerprint(path) for path in find(source))
@@ -158,11 +164,25 @@ def _is_village(source: Source) -> bool:
 
 
 def _village(source: str) -> Iterator[Raw]:
-    """Tell the training records of a generated village; ``village:7`` is another village."""
+    """Tell the training documents or chats of a generated village."""
     from stockpot.village import Village
 
-    _, _, seed = source.partition(":")
-    if not (seed or "0").isdecimal():
-        raise DataError(f"{source}: the seed of a village is a whole number.", "Example: village:7")
-    for number, record in enumerate(Village(seed=int(seed or 0)).records("train"), 1):
+    part, seed, count = _parse_village(source)
+    village = Village(seed=seed)
+    records: Iterator[dict[str, Any]] = (village.chats if part == "chats" else village.documents)(
+        "train", count
+    )
+    for number, record in enumerate(records, 1):
         yield f"{source}:{number}", record
+
+
+def _parse_village(source: str) -> tuple[str, int, int]:
+    """Read ``village[:documents|chats][:SEED[:COUNT]]`` as part, seed and count."""
+    words = source.split(":")[1:]
+    part = words.pop(0) if words and words[0] in _VILLAGE_RECORDS else "documents"
+    if len(words) > 2 or not all(word.isdecimal() for word in words):
+        raise DataError(
+            f"{source}: expected village[:documents|chats][:SEED[:COUNT]].", "Example: village:chats:7:20000"
+        )
+    seed = int(words[0]) if words else 0
+    return part, seed, int(words[1]) if len(words) > 1 else _VILLAGE_RECORDS[part]
