@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -39,14 +39,20 @@ S = TypeVar("S", bound="Settings")
 Path_ = tuple[str | int, ...]
 
 
-class _KnownErrors(type(BaseModel)):  # type: ignore[misc]
+if TYPE_CHECKING:  # the metaclass has no public name, and type checkers cannot compute one
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+class _KnownErrors(ModelMetaclass):
     """Turn pydantic's error into ours when a settings object is made by hand: ``LoopConfig(stpes=3)``."""
 
     def __call__(cls, *args: Any, **values: Any) -> Any:
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
-            raise _explain(error, cls, values, _Origins(default=cls.__name__)) from None
+            raise _explain(error, cast("type[BaseModel]", cls), values, _Origins(default=cls.__name__)) from None
 
 
 class Settings(BaseModel, metaclass=_KnownErrors):
