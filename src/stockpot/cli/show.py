@@ -17,7 +17,19 @@ from typing import Any
 
 from stockpot.cli.grammar import Common
 
-__all__ = ["cell", "count", "document", "duration", "facts", "progress", "reading", "result", "size", "table"]
+__all__ = [
+    "cell",
+    "count",
+    "document",
+    "duration",
+    "facts",
+    "progress",
+    "reading",
+    "result",
+    "size",
+    "stream",
+    "table",
+]
 
 Event = dict[str, Any]
 Progress = Callable[[Event], None]
@@ -35,6 +47,15 @@ def document(value: Any) -> None:
 def result(flags: Common, text: str, value: Any) -> None:
     """Print a result: ``value`` as JSON with ``--json``, else ``text``."""
     document(value) if flags.json else print(text)
+
+
+def stream(text: str, end: str = "") -> None:
+    """Print a piece of what a model writes, at once; on a terminal, control characters in it do nothing."""
+    print(text.translate(_HARMLESS) if sys.stdout.isatty() else text, end=end, flush=True)
+
+
+# A model may write anything, also the sequences with which a program commands a terminal.
+_HARMLESS = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -134,8 +134,8 @@ def generate(
     engine = Engine(bundle)
     if sampling.n == 1 and sampling.beams is None and not flags.json:
         for chunk in engine.stream(text, sampling):
-            print(chunk.text, end="", flush=True)
-        print()
+            show.stream(chunk.text)
+        show.stream("\n")
         return
     completions = engine.generate([text], sampling)
     shown = [
@@ -268,13 +268,13 @@ class _Talk:
                 tokens += len(chunk.ids)
                 reason = chunk.finish_reason or reason
                 if not self.flags.json:
-                    print(chunk.text, end="", flush=True)
+                    show.stream(chunk.text)
         except KeyboardInterrupt as stop:
             if isinstance(stop, Terminated):
                 raise
             _aside(" (stopped)")
         if not self.flags.json:
-            print(flush=True)
+            show.stream("\n")
         return "".join(pieces), tokens, reason
 
     def _sampling(self) -> Sampling:

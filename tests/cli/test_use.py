@@ -1,0 +1,231 @@
+"""generate, fill and chat put questions to the engine and print what it answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import stockpot as sp
+from stockpot.cli import show
+from stockpot.cli.main import app
+from stockpot.model.transformer import Transformer
+from stockpot.text.chat import ChatTemplate
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Save a tiny chat model, a base model and an encoder with random weights."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    tokenizer = sp.Tokenizer.train(
+        ["the cat sat on the mat", "Name a pet."] * 3, kind="byte-bpe", vocab_size=300
+    )
+    sizes = {"layers": 1, "dim": 32, "heads": 2, "vocab_size": tokenizer.vocab_size}
+    writer = Transformer(sp.decoder(context=4096, **sizes))
+    sp.save(folder / "chat", sp.Bundle(writer, tokenizer, ChatTemplate.of(tokenizer), {"temperature": 0.0}))
+    sp.save(folder / "base", sp.Bundle(Transformer(sp.decoder(context=64, **sizes)), tokenizer))
+    sp.save(
+        folder / "small",
+        sp.Bundle(Transformer(sp.decoder(context=64, **sizes)), tokenizer, ChatTemplate.of(tokenizer)),
+    )
+    sp.save(folder / "encoder", sp.Bundle(Transformer(sp.encoder(context=64, **sizes)), tokenizer))
+    return folder
+
+
+def ask(*words: object, typed: str | bytes | None = None):
+    return CliRunner().invoke(app, [str(word) for word in words], input=typed, env={"COLUMNS": "200"})
+
+
+# --- generate ---
+
+
+def test_generate_prints_the_continuation_and_nothing_else(models):
+    found = ask("generate", models / "chat", "the cat", "--max-tokens", 8)
+    (expected,) = sp.Engine(sp.load(models / "chat")).generate(
+        ["the cat"], sp.Sampling(max_tokens=8, temperature=0)
+    )
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert found.stdout == expected.text + "\n", "the model's own default, temperature 0, applies"
+
+
+def test_a_seed_repeats_and_flags_beat_the_models_defaults(models):
+    words = ("generate", models / "chat", "the", "--max-tokens", 12, "--temperature", 1, "--top-k", 50)
+    first, again, other = (ask(*words, "--seed", seed).stdout for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_the_prompt_can_come_from_stdin(models):
+    words = ("generate", models / "chat", "--max-tokens", 6)
+    named = ask(*words, "the cat").stdout
+    assert ask(*words, "-", typed="the cat\n").stdout == named
+    assert ask(*words, typed="the cat\n").stdout == named
+
+
+def test_stdin_that_is_not_text_is_a_known_error(models):
+    found = ask("generate", models / "chat", "-", typed=b"\xff\xfe")
+    assert found.exit_code == 1
+    assert "not UTF-8" in found.stderr
+
+
+def test_generate_json_holds_every_completion(models):
+    words = ("generate", models / "chat", "the", "--n", 3, "--temperature", 1, "--seed", 0, "--max-tokens", 4)
+    value = json.loads(ask(*words, "--json").stdout)
+    assert value["prompt"] == "the"
+    assert [set(one) >= {"text", "ids", "finish_reason"} for one in value["completions"]] == [True] * 3
+    assert ask(*words).stdout.startswith("[1] ")
+
+
+def test_any_sampling_setting_can_be_set(models):
+    value = json.loads(
+        ask("generate", models / "chat", "the", "--set", "beams=2", "--max-tokens", 3, "--json").stdout
+    )
+    assert "beam_score" in value["completions"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--temperature", "-1"), "--temperature: temperature is -1.0; expected greater than or equal to 0"),
+        (("--set", "tempreature=1"), "Did you mean 'temperature'?"),
+        (("--stop", ""), "an empty stop text"),
+    ],
+)
+def test_wrong_sampling_settings_are_refused_before_the_model_is_loaded(words, said):
+    found = ask("generate", "no/such/model", "x", *words)
+    assert found.exit_code == 1
+    assert said in found.stderr
+
+
+def test_a_model_that_is_not_there_is_a_known_error(tmp_path):
+    found = ask("generate", tmp_path / "nothing", "x")
+    assert found.exit_code == 1
+    assert found.stderr.startswith("error: ")
+
+
+def test_control_characters_of_a_model_do_nothing_on_a_terminal(capsys, monkeypatch):
+    show.stream("a\x1b[2Jb\n")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show.stream("a\x1b[2J\x9bb\tc\n")
+    assert capsys.readouterr().out == "a\x1b[2Jb\na\ufffd[2J\ufffdb\tc\n"
+
+
+# --- fill ---
+
+
+def test_fill_lists_the_likeliest_tokens_of_each_gap(models):
+    value = json.loads(ask("fill", models / "encoder", "the ___ sat on ___", "--top", 2, "--json").stdout)
+    assert [len(gap) for gap in value["gaps"]] == [2, 2]
+    assert value["gaps"][0][0]["probability"] >= value["gaps"][0][1]["probability"]
+    assert len(ask("fill", models / "encoder", "the ___ sat").stdout.splitlines()) >= 7
+
+
+def test_fill_needs_an_encoder_and_a_gap(models):
+    assert ask("fill", models / "encoder", "no gap").exit_code == 1
+    assert ask("fill", models / "base", "the ___").exit_code == 1
+
+
+# --- chat ---
+
+
+def test_piped_lines_are_answered_and_commands_obeyed(models, tmp_path):
+    saved = tmp_path / "chat.jsonl"
+    lines = f"hello\n\n/save {saved}\n/reset\nagain\n/save {saved}\n/quit\nnever\n"
+    found = ask("chat", models / "chat", "--max-tokens", 5, "--system", "Be short.", typed=lines)
+    assert found.exit_code == 0, found.stderr
+    first, second = (json.loads(line)["messages"] for line in saved.read_text().splitlines())
+    assert [one["role"] for one in first] == ["system", "user", "assistant"]
+    assert [one["content"] for one in second][:2] == ["Be short.", "again"]
+    assert found.stdout == first[2]["content"] + "\n" + second[2]["content"] + "\n"
+
+
+def test_chat_saves_what_was_said_when_it_ends(models, tmp_path):
+    ask("chat", models / "chat", "--max-tokens", 3, "--save", tmp_path / "x.jsonl", typed="hello\n")
+    assert json.loads((tmp_path / "x.jsonl").read_text())["messages"][0] == {
+        "role": "user",
+        "content": "hello",
+    }
+
+
+def test_chat_json_is_one_line_an_answer(models):
+    found = ask("chat", models / "chat", "--max-tokens", 3, "--json", typed="hello\nyou\n")
+    answers = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [one["role"] for one in answers] == ["assistant", "assistant"]
+    assert answers[0]["tokens"] <= 3
+
+
+def test_a_long_chat_forgets_its_oldest_turns_and_goes_on(models):
+    found = ask("chat", models / "small", "--max-tokens", 6, typed="the cat sat on the mat\n" * 6)
+    assert found.exit_code == 0
+    assert "is forgotten" in found.stderr
+    assert "error" not in found.stderr
+
+
+def test_a_message_longer_than_the_context_is_told_and_the_chat_goes_on(models):
+    found = ask("chat", models / "small", "--max-tokens", 4, "--json", typed="x" * 500 + "\nhi\n")
+    assert "error: " in found.stderr
+    assert len(found.stdout.splitlines()) == 1
+
+
+def test_a_model_without_a_template_cannot_chat(models):
+    found = ask("chat", models / "base", typed="hi\n")
+    assert found.exit_code == 1
+    assert "no chat template" in found.stderr
+    assert f"stockpot generate {models / 'base'}" in found.stderr
+
+
+class Terminal:
+    """A program with a terminal of its own."""
+
+    def __init__(self, *words: object):
+        self.ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "stockpot", *map(str, words)]
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"}
+        )
+        os.close(theirs)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.ours, text.encode())
+
+    def wait_for(self, text: str, timeout_s: float = 60) -> None:
+        end = time.monotonic() + timeout_s
+        while text not in self.seen:
+            assert time.monotonic() < end, f"{text!r} was not seen in {self.seen!r}"
+            if select.select([self.ours], [], [], 0.2)[0]:
+                self.seen += os.read(self.ours, 4096).decode(errors="replace")
+        self.seen = self.seen.partition(text)[2]
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(models):
+    endless = ("--max-tokens", 4000, "--set", "min_tokens=4000")
+    terminal = Terminal("chat", models / "chat", *endless)
+    try:
+        terminal.wait_for("> ")
+        time.sleep(0.3)  # the line editor shows its prompt a moment before it listens
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for("/quit or Ctrl-D leaves")
+        for said in ("hello", "once more"):
+            terminal.type(f"{said}\n")
+            terminal.wait_for(said)
+            time.sleep(0.4)
+            terminal.process.send_signal(signal.SIGINT)
+            terminal.wait_for("(stopped)")
+            terminal.wait_for("> ")
+        terminal.type("/quit\n")
+        assert terminal.process.wait(timeout=20) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.ours)
