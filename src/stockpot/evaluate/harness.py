@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stockpot import durable
 from stockpot.bundle import Bundle
+from stockpot.errors import DataError
 from stockpot.evaluate.metrics import Estimate, exact_match, mean_estimate, paired_difference, proportion
 from stockpot.evaluate.tasks import Item, Task, Wording, load_task, village_tasks, word_item
 from stockpot.generate.engine import Engine
@@ -74,7 +76,9 @@ class Report:
         for row in self.rows:
             e = row.estimate
             chance = "-" if e.chance is None else f"{e.chance:.2f}"
-            lines.append(f"{row.task:<28} {row.metric:<12} {e.value:>7.3f}  [{e.low:.3f}, {e.high:.3f}]   {chance:>6} {e.n:>5}")
+            lines.append(
+                f"{row.task:<28} {row.metric:<12} {e.value:>7.3f}  [{e.low:.3f}, {e.high:.3f}]   {chance:>6} {e.n:>5}"
+            )
         return "\n".join(lines)
 
     def row(self, task: str, metric: str) -> Row:
@@ -103,10 +107,25 @@ class Report:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "report.json"
-        temporary = path.with_suffix(".json.part")
-        temporary.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        durable.write_atomically(path, json.dumps(self.to_dict(), ensure_ascii=False, indent=1))
         return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: if the file is not a whole report.
+        """
+        try:
+            saved = json.loads(Path(path).read_text(encoding="utf-8"))
+            answers = {task: [_answer_of(one) for one in many] for task, many in saved["answers"].items()}
+            report = cls(saved["model"], saved["wording"], [], answers, saved["fingerprints"])
+            for row in saved["rows"]:
+                report.rows.append(Row(row.pop("task"), row.pop("metric"), Estimate(**row)))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a whole report: {error}.", "Run the evaluation again.") from error
+        return report
 
 
 def evaluate(
@@ -162,6 +181,11 @@ def compare(before: Report, after: Report) -> list[Row]:
     return rows
 
 
+def _answer_of(saved: dict[str, Any]) -> Answer:
+    item = saved.pop("item")
+    return Answer(Item(**{**item, "choices": tuple(item["choices"])}), **saved)
+
+
 def _resolve(tasks: Sequence[str | Task], limit: int | None) -> Iterable[Task]:
     for task in tasks:
         if isinstance(task, Task):
@@ -206,7 +230,11 @@ def _rows(task: str, answers: Sequence[Answer]) -> list[Row]:
     chosen = [a for a in answers if a.choice is not None]
     if chosen:
         chance = sum(a.item.chance for a in chosen) / len(chosen)
-        rows.append(Row(task, "choice", proportion(sum(bool(a.is_chosen) for a in chosen), len(chosen), chance=chance)))
+        rows.append(
+            Row(
+                task, "choice", proportion(sum(bool(a.is_chosen) for a in chosen), len(chosen), chance=chance)
+            )
+        )
         rows.append(Row(task, "margin", mean_estimate([a.margin or 0.0 for a in chosen], chance=0.0)))
     rows.append(Row(task, "log_prob", mean_estimate([a.log_prob for a in answers])))
     return rows

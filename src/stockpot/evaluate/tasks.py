@@ -72,7 +72,9 @@ def word_item(item: Item, wording: Wording) -> str | list[Message]:
     return f"Question: {item.question}\nAnswer:"
 
 
-def village_tasks(*, seed: int = 0, limit: int | None = None, kinds: Iterable[str] | None = None) -> list[Task]:
+def village_tasks(
+    *, seed: int = 0, limit: int | None = None, kinds: Iterable[str] | None = None
+) -> list[Task]:
     """Make one task per kind of village question.
 
     Args:
@@ -104,7 +106,9 @@ def load_task(path: str | Path, *, limit: int | None = None) -> Task:
                 if line.strip():
                     items.append(_item(_parsed(line, f"{path}:{number}"), f"{path}:{number}"))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a task: {error}.", "Give a UTF-8 JSON-lines file.") from error
+        raise DataError(
+            f"{path} cannot be read as a task: {error}.", "Give a UTF-8 JSON-lines file."
+        ) from error
     if not items:
         raise DataError(f"{path} holds no items.", 'Put one {"question", "answer"} object on each line.')
     return Task(path.stem, "file", tuple(items))

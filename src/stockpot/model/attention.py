@@ -183,6 +183,7 @@ class SelfAttention(_Attention):
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
         self.qkv = nn.Linear(config.dim, self.inner + 2 * self.kv_dim, bias=config.qkv_bias)
+        self.qkv.parts = (self.inner, self.kv_dim, self.kv_dim)  # what the product fuses, for optimizers
 
     def forward(
         self,
@@ -218,6 +219,7 @@ class CrossAttention(_Attention):
         super().__init__(config)
         self.q = nn.Linear(config.dim, self.inner, bias=config.qkv_bias)
         self.kv = nn.Linear(config.dim, 2 * self.kv_dim, bias=config.qkv_bias)
+        self.kv.parts = (self.kv_dim, self.kv_dim)
 
     def memory_heads(self, memory: Float[Tensor, "batch src dim"]) -> tuple[KeyHeads, KeyHeads]:
         """Turn the encoder's memory into keys and values, once per memory."""

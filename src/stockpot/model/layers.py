@@ -54,6 +54,7 @@ class FeedForward(nn.Module):
         self.is_gated, self.activation = config.is_gated, ACTIVATIONS[config.ffn]
         wide = config.ffn_width * (2 if self.is_gated else 1)
         self.up = nn.Linear(config.dim, wide, bias=config.ffn_bias)
+        self.up.parts = (config.ffn_width,) * (wide // config.ffn_width)  # gate and value, for optimizers
         self.down = nn.Linear(config.ffn_width, config.dim, bias=config.ffn_bias)
 
     def forward(self, x: States) -> States:

@@ -16,6 +16,8 @@ import altair as alt
 import jinja2
 import vl_convert as vlc
 
+from stockpot.durable import write_atomically
+
 __all__ = ["curve_chart", "score_chart", "write_report"]
 
 INK = "#7a7f87"  # readable on white and on near-black
@@ -98,10 +100,11 @@ def write_report(folder: Path, figures: Mapping[str, Any], charts: Sequence[tupl
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(PAGE).render(figures=figures, charts=charts)
-    for name, text in (("report.json", json.dumps(figures, ensure_ascii=False, indent=1)), ("report.html", page)):
-        temporary = folder / f"{name}.part"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
+    for name, text in (
+        ("report.json", json.dumps(figures, ensure_ascii=False, indent=1)),
+        ("report.html", page),
+    ):
+        write_atomically(folder / name, text)
     return folder / "report.html"
 
 

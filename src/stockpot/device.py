@@ -1,0 +1,186 @@
+"""What this machine can do, and this process's place among others.
+
+The only file that asks what hardware there is: it picks a device and a number type, seeds the random
+generators, counts threads and processes, and measures the arithmetic peak that utilisation is compared with.
+It moves no model and starts no process.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import random
+import time
+from dataclasses import dataclass
+
+import torch
+
+from stockpot.errors import ConfigError
+
+__all__ = [
+    "DTYPES",
+    "World",
+    "describe",
+    "has_fast_bf16",
+    "peak_flops",
+    "pick_device",
+    "pick_dtype",
+    "seed_everything",
+    "set_threads",
+    "synchronize",
+    "this_world",
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""The number types that training and inference can be asked for."""
+
+MEASURE_S = 0.4
+
+
+# --- hardware ---
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """Choose where to compute: the device named, or the first CUDA device, or the CPU.
+
+    Raises:
+        ConfigError: if the named device is unknown or absent.
+    """
+    if name is None:
+        return torch.device("cuda", this_world().local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is unknown.", "Use cpu, cuda, cuda:1 or mps.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(f"device {name!r} is not here: torch sees {count} CUDA devices.", "Use --device cpu.")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device 'mps' is not here.", "Use --device cpu.")
+    elif device.type not in ("cpu", "mps"):
+        raise ConfigError(f"device {name!r} is not supported.", "Use cpu, cuda, cuda:1 or mps.")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Tell whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
+    """Choose the number type of matrix products: the one named, or bfloat16 where it is faster than float32.
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
+    if name is None:
+        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is unknown.", f"Use one of: {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def set_threads(count: int | None = None) -> int:
+    """Set how many CPU threads torch uses (None leaves it) and return the number in use."""
+    if count is not None and count != torch.get_num_threads():
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def describe(device: torch.device | None = None) -> dict[str, str | int | bool]:
+    """Describe the machine for a manifest: processor, cores, threads, device, memory of an accelerator."""
+    device = device or pick_device()
+    facts: dict[str, str | int | bool] = {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "fast_bf16": has_fast_bf16(device),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"accelerator": properties.name, "accelerator_gib": properties.total_memory >> 30}
+    return facts
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:  # noqa: PTH123 - not a file
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+# --- randomness ---
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's and torch's global generators, those of every device included."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+# --- processes ---
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: ``rank`` of ``world``, and which device of its host is its own."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """The process that writes files and speaks."""
+        return self.rank == 0
+
+
+def this_world() -> World:
+    """Read what torchrun says about this process; alone, it is rank 0 of 1."""
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in _PLACE)
+    return World(rank, world, local)
+
+
+_PLACE = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+# --- speed ---
+
+
+@functools.cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the best rate of large matrix products, in operations per second; about 0.5 s, once a process.
+
+    The random state is left alone, so that measuring does not change what is trained.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    generator = torch.Generator(device).manual_seed(0)
+    left = torch.randn((size, size), generator=generator, device=device).to(dtype)
+    out = torch.empty_like(left)
+    best, started = 0.0, time.perf_counter()
+    torch.mm(left, left, out=out)
+    repeats = 10 if device.type == "cuda" else 1
+    while time.perf_counter() - started < MEASURE_S:
+        synchronize(device)
+        before = time.perf_counter()
+        for _ in range(repeats):
+            torch.mm(left, left, out=out)
+        synchronize(device)
+        best = max(best, repeats * 2.0 * size**3 / (time.perf_counter() - before))
+    return best

@@ -1,0 +1,214 @@
+"""Pretrain a model on raw text: next token, masked tokens, sentence pairs, spans or prefixes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from stockpot import device as machine
+from stockpot.bundle import Bundle
+from stockpot.config import Settings
+from stockpot.data.corrupt import ObjectiveName, objective
+from stockpot.data.encode import encode
+from stockpot.data.loader import FixedBatches, Loader, LoaderConfig, Packing
+from stockpot.data.sources import fingerprint_sources, read_records
+from stockpot.data.store import TokenStore
+from stockpot.errors import ConfigError
+from stockpot.model.config import ModelConfig
+from stockpot.model.transformer import Transformer
+from stockpot.run import Run
+from stockpot.stages.assemble import (
+    Progress,
+    as_sources,
+    checkpoint_writer,
+    mean_metrics,
+    micro_batch_for,
+    silent,
+)
+from stockpot.stages.sizes import DEPTHS, Plan, estimate, fit_budget, sized, training_speed
+from stockpot.text.tokenizer import Tokenizer
+from stockpot.train.loop import LoopConfig, fit
+from stockpot.train.losses import LossFn, masked_token_loss, next_token_loss, sequence_to_sequence_loss
+from stockpot.weights.store import load
+
+__all__ = ["PretrainConfig", "plan_pretraining", "pretrain"]
+
+SHAPES: dict[str, str] = {
+    "causal": "decoder",
+    "masked": "encoder",
+    "pairs": "encoder",
+    "span": "encoder_decoder",
+    "prefix": "decoder",
+}
+
+
+class PretrainConfig(Settings):
+    """How a model is pretrained."""
+
+    data: tuple[str, ...] = Field(
+        ("village",), description="files, folders, patterns, data-set ids, or village[:SEED]"
+    )
+    tokenizer: str | None = Field(
+        None, description="folder of a tokenizer; none: that of the model to continue"
+    )
+    objective: ObjectiveName = Field("causal", description="causal · masked · pairs · span · prefix")
+    start: str | None = Field(None, description="model to continue from; none: fresh weights")
+    model: ModelConfig | None = Field(
+        None, description="sizes and parts; its vocabulary is set from the tokenizer"
+    )
+    size: int | None = Field(None, ge=1, description="the dial: number of layers; sets every other size")
+    context: int = Field(256, ge=8, description="tokens of a row, where size sets the model")
+    pack: Packing = Field("documents", description="documents · stream · alone")
+    loop: LoopConfig = Field(default_factory=LoopConfig, description="steps, batch, optimizer")
+    val_share: float = Field(0.02, gt=0, lt=0.5, description="share of the documents held out for validation")
+    val_tokens: int = Field(65_536, ge=1, description="validate on at most this many tokens")
+    minutes: float | None = Field(
+        None, gt=0, description="choose size (unless given) and steps to train about this long"
+    )
+    seed: int = Field(0, ge=0, description="decides weights, order and corruption")
+    device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
+    dtype: str | None = Field(None, description="float32 or bfloat16; none: the faster one here")
+
+    _sources = field_validator("data", mode="before")(as_sources)
+
+    @model_validator(mode="after")
+    def _fits(self) -> PretrainConfig:
+        given = [name for name in ("start", "model", "size") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other")
+        return self
+
+    def shape_of_model(self, vocab_size: int) -> ModelConfig:
+        """The model to build, with the tokenizer's vocabulary."""
+        if self.model is not None:
+            return self.model.model_copy(update={"vocab_size": vocab_size})
+        return sized(
+            self.size or 4, vocab_size=vocab_size, context=self.context, shape=SHAPES[self.objective]
+        )
+
+
+def pretrain(
+    config: PretrainConfig, *, out: str | Path, resume: bool = False, progress: Progress | None = None
+) -> Run:
+    """Train on raw text and leave a run folder whose ``model`` is the best checkpoint.
+
+    Args:
+        config: everything that decides the result.
+        out: the run folder.
+        resume: go on from the newest whole checkpoint, exactly.
+        progress: receives events; see the command line's ``show``.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before any work, if something does not fit.
+        TrainError: if training cannot go on.
+    """
+    report = progress or silent
+    if config.minutes is not None:
+        config, plan = plan_pretraining(config)
+        report({"kind": "note", "text": str(plan)})
+    device = machine.pick_device(config.device)
+    machine.seed_everything(config.seed)
+    bundle = _bundle(config)
+    model = bundle.model.to(device)
+    store = encode(read_records(config.data), bundle.tokenizer)
+    train, held_out = store.split(config.val_share, seed=config.seed)
+    batches, validation = _batches(config, bundle, train, held_out)
+    loss_fn = _loss(config, bundle, device)
+    with Run.create(
+        out, stage="pretrain", recipe={"pretrain": config}, parent=config.start, resume=resume
+    ) as run:
+        run.note(
+            data=fingerprint_sources(config.data),
+            seed=config.seed,
+            tokens={"train": train.tokens, "validation": held_out.tokens},
+            parameters=model.config.parameters(),
+        )
+        report({"kind": "note", "text": f"{model.config.parameters():,} parameters, {train.tokens:,} tokens"})
+        fit(
+            model,
+            batches,
+            loss_fn,
+            config.loop,
+            run=run,
+            validate=mean_metrics(validation, loss_fn),
+            save=checkpoint_writer(bundle),
+            resume=resume,
+            progress=report,
+        )
+    return run
+
+
+def plan_pretraining(config: PretrainConfig) -> tuple[PretrainConfig, Plan]:
+    """Say what the training will take, and replace ``minutes`` by the size and the steps they buy on this machine.
+
+    Measures a few training steps. The settings returned hold plain numbers, so that a recipe repeats the run.
+    """
+    loop, device = config.loop, machine.pick_device(config.device)
+    if config.minutes is not None and config.start is None and config.model is None and config.size is None:
+        vocab_size = _tokenizer(config).vocab_size
+        shape = SHAPES[config.objective]
+        candidates = (sized(d, vocab_size=vocab_size, context=config.context, shape=shape) for d in DEPTHS)
+        plan = fit_budget(candidates, config.minutes * 60, loop=loop, device=device)
+        config = config.model_copy(update={"size": plan.depth})
+    else:
+        model = _bundle(config).model.config
+        speed = training_speed(model, loop=loop, device=device)
+        tokens = (
+            loop.steps * loop.batch_tokens if config.minutes is None else int(speed * config.minutes * 60)
+        )
+        plan = estimate(model, tokens=tokens, tokens_per_s=speed, batch_tokens=loop.batch_tokens)
+    if config.minutes is not None:
+        steps = max(1, plan.tokens // loop.batch_tokens)
+        config = config.model_copy(update={"minutes": None, "loop": loop.model_copy(update={"steps": steps})})
+    return config, plan
+
+
+def _bundle(config: PretrainConfig) -> Bundle:
+    if config.start is not None:
+        bundle = load(config.start, device="cpu", dtype="float32")
+        if (
+            config.tokenizer is not None
+            and Tokenizer.load(config.tokenizer).fingerprint != bundle.tokenizer.fingerprint
+        ):
+            raise ConfigError(
+                f"{config.tokenizer} is not the tokenizer of {config.start}.",
+                "Leave out --tokenizer to use the model's own.",
+            )
+        return Bundle(bundle.model, bundle.tokenizer)
+    tokenizer = _tokenizer(config)
+    return Bundle(Transformer(config.shape_of_model(tokenizer.vocab_size)), tokenizer)
+
+
+def _tokenizer(config: PretrainConfig) -> Tokenizer:
+    if config.tokenizer is None:
+        raise ConfigError(
+            "Fresh weights need a tokenizer.",
+            "Give one with --tokenizer (`stockpot train-tokenizer` makes one).",
+        )
+    return Tokenizer.load(config.tokenizer)
+
+
+def _loss(config: PretrainConfig, bundle: Bundle, device: torch.device) -> LossFn:
+    shape = bundle.model.config.shape
+    chosen = {
+        "encoder": masked_token_loss,
+        "decoder": next_token_loss,
+        "encoder_decoder": sequence_to_sequence_loss,
+    }[shape]
+    return partial(chosen, byte_lengths=torch.from_numpy(bundle.tokenizer.byte_lengths).to(device))
+
+
+def _batches(
+    config: PretrainConfig, bundle: Bundle, train: TokenStore, held_out: TokenStore
+) -> tuple[Loader, FixedBatches]:
+    context = bundle.model.config.context
+    rows, _ = micro_batch_for(config.loop.batch_tokens, context)
+    settings = LoaderConfig(context=context, micro_batch=rows, pack=config.pack, seed=config.seed)
+    aim = objective(
+        config.objective, bundle.tokenizer, two_stacks=bundle.model.config.shape == "encoder_decoder"
+    )
+    limit = max(1, config.val_tokens // (rows * context))
+    return Loader(train, settings, aim), FixedBatches(held_out, settings, aim, max_batches=limit)

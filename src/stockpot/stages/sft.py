@@ -1,0 +1,121 @@
+"""Tune a model on instructions: conversations or prompt/completion pairs, with loss on the answers only."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from pydantic import Field, field_validator
+
+from stockpot import device as machine
+from stockpot.bundle import Bundle
+from stockpot.config import Settings
+from stockpot.data.corrupt import causal
+from stockpot.data.encode import encode
+from stockpot.data.loader import FixedBatches, Loader, LoaderConfig
+from stockpot.data.sources import fingerprint_sources, read_records
+from stockpot.errors import ConfigError
+from stockpot.run import Run
+from stockpot.stages.assemble import (
+    Progress,
+    as_sources,
+    checkpoint_writer,
+    mean_metrics,
+    micro_batch_for,
+    silent,
+)
+from stockpot.text.chat import ChatTemplate
+from stockpot.train.loop import LoopConfig, fit
+from stockpot.train.losses import next_token_loss
+from stockpot.weights.store import load
+
+__all__ = ["SFTConfig", "sft"]
+
+
+class SFTConfig(Settings):
+    """How a model is tuned on instructions."""
+
+    model: str | None = Field(None, description="what to tune: a run, a checkpoint or a model folder")
+    data: tuple[str, ...] = Field(
+        ("village:chats",),
+        description="conversations or prompt/completion records: files, folders, patterns, data-set ids",
+    )
+    template: str | None = Field(
+        None, description="file with a chat template; none: the model's own, or the default one"
+    )
+    context: int | None = Field(None, ge=8, description="tokens of a row; none: the model's")
+    loop: LoopConfig = Field(default_factory=LoopConfig, description="steps, batch, optimizer")
+    val_share: float = Field(0.05, gt=0, lt=0.5, description="share of the records held out for validation")
+    val_tokens: int = Field(32_768, ge=1, description="validate on at most this many tokens")
+    seed: int = Field(0, ge=0, description="decides the order")
+    device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
+
+    _sources = field_validator("data", mode="before")(as_sources)
+
+
+def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: Progress | None = None) -> Run:
+    """Tune on instructions and leave a run folder whose ``model`` holds conversations.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before any work, if something does not fit.
+        TrainError: if training cannot go on.
+    """
+    if config.model is None:
+        raise ConfigError("There is no model to tune.", "Name one: stockpot sft MODEL.")
+    report = progress or silent
+    device = machine.pick_device(config.device)
+    machine.seed_everything(config.seed)
+    bundle = _with_template(load(config.model, device="cpu", dtype="float32"), config)
+    model = bundle.model.to(device)
+    context = config.context or model.config.context
+    store = encode(read_records(config.data), bundle.tokenizer, bundle.template, context=context)
+    train, held_out = store.split(config.val_share, seed=config.seed)
+    rows, _ = micro_batch_for(config.loop.batch_tokens, context)
+    settings = LoaderConfig(context=context, micro_batch=rows, seed=config.seed)
+    aim = causal(bundle.tokenizer)
+    limit = max(1, config.val_tokens // (rows * context))
+    loss_fn = partial(
+        next_token_loss, byte_lengths=torch.from_numpy(bundle.tokenizer.byte_lengths).to(device)
+    )
+    with Run.create(out, stage="sft", recipe={"sft": config}, parent=config.model, resume=resume) as run:
+        run.note(
+            data=fingerprint_sources(config.data),
+            seed=config.seed,
+            tokens={"train": train.tokens, "validation": held_out.tokens},
+            parameters=model.config.parameters(),
+        )
+        report({"kind": "note", "text": f"{train.documents:,} records, {train.tokens:,} tokens"})
+        fit(
+            model,
+            Loader(train, settings, aim),
+            loss_fn,
+            config.loop,
+            run=run,
+            validate=mean_metrics(FixedBatches(held_out, settings, aim, max_batches=limit), loss_fn),
+            save=checkpoint_writer(bundle),
+            resume=resume,
+            progress=report,
+        )
+    return run
+
+
+def _with_template(bundle: Bundle, config: SFTConfig) -> Bundle:
+    if bundle.model.config.shape != "decoder":
+        raise ConfigError(
+            f"{config.model} is an {bundle.model.config.shape}; sft tunes decoders.", "Give a decoder."
+        )
+    template = bundle.template or ChatTemplate.of(bundle.tokenizer)
+    if config.template is not None:
+        try:
+            template = ChatTemplate(Path(config.template).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{config.template} cannot be read as a chat template: {error}.", "Give a UTF-8 text file."
+            ) from error
+    if template is None:
+        raise ConfigError(
+            f"{config.model} has no chat template and its tokenizer lacks the tokens of the default one.",
+            "Give a template file with sft.template.",
+        )
+    return Bundle(bundle.model, bundle.tokenizer, template, bundle.generation)

@@ -1,0 +1,155 @@
+"""What a cook's report says: gathers figures from the stages' folders and chooses what to show.
+
+Every figure comes from a run's own files; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stockpot import origin
+from stockpot.evaluate.harness import Answer, Report, Row
+from stockpot.run import Run
+from stockpot.stages.report import curve_chart, score_chart, write_report
+from stockpot.text.tokenizer import Tokenizer
+
+__all__ = ["summarise"]
+
+SAMPLES_PER_TASK = 1
+
+
+def summarise(
+    folder: Path,
+    state: Mapping[str, Mapping[str, Any]],
+    reports: tuple[Report, Report],
+    gains: Sequence[Row],
+    *,
+    seed: int,
+) -> Path:
+    """Write ``report.html`` and ``report.json`` for a finished cook; return the page's path.
+
+    Args:
+        folder: of the cook, with the stages' folders in it.
+        state: stage → its seconds.
+        reports: before and after instruction tuning, on the same questions.
+        gains: paired differences between them.
+        seed: of the cook.
+    """
+    runs = {name: Run.open(folder / name) for name in ("pretrain", "sft")}
+    scores = [
+        {"task": row.task, "metric": row.metric, "model": model, **asdict(row.estimate)}
+        for model, report in zip(("base", "tuned"), reports, strict=True)
+        for row in report.rows
+        if row.metric in ("exact", "choice")
+    ]
+    figures = {
+        "title": "What came out of the pot",
+        "summary": _summary(runs, state, reports),
+        "created": origin.now(),
+        "stages": _stages(folder, state, runs, reports),
+        "scores": scores,
+        "gains": [{"task": row.task, **asdict(row.estimate), "reading": _reading(row)} for row in gains],
+        "samples": _samples(reports),
+        "tokenizer": _tokenizer(folder / "tokenizer", reports),
+        "environment": {"seed": seed, **_flat(origin.hardware()), **origin.versions()},
+    }
+    return write_report(folder, figures, _charts(runs, scores))
+
+
+def _summary(
+    runs: Mapping[str, Run], state: Mapping[str, Mapping[str, Any]], reports: tuple[Report, Report]
+) -> str:
+    minutes = sum(one.get("seconds", 0.0) for one in state.values()) / 60
+    before, after = (_overall(report) for report in reports)
+    parameters = runs["pretrain"].manifest["parameters"]
+    return (
+        f"A decoder of {parameters / 1e6:.1f} million parameters was trained from nothing and tuned on conversations in "
+        f"{minutes:.1f} minutes. Asked the same {after.estimate.n} questions, it gave the exact answer to {before.estimate.value:.0%} "
+        f"before instruction tuning and to {after.estimate.value:.0%} after."
+    )
+
+
+def _overall(report: Report) -> Row:
+    return next((row for row in report.rows if (row.task, row.metric) == ("all", "exact")), report.rows[0])
+
+
+def _stages(
+    folder: Path,
+    state: Mapping[str, Mapping[str, Any]],
+    runs: Mapping[str, Run],
+    reports: tuple[Report, Report],
+) -> list[dict[str, Any]]:
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    results = {
+        "tokenizer": f"{tokenizer.vocab_size:,} tokens, kind {tokenizer.kind}",
+        "pretrain": f"{runs['pretrain'].last('val/bits_per_byte'):.3f} bits per byte on held-out text",
+        "sft": f"{runs['sft'].last('val/loss'):.3f} nats per answer token on held-out conversations",
+        "evaluate": f"{_overall(reports[1]).estimate.n} questions, twice",
+    }
+    commands = {
+        "tokenizer": f"stockpot train-tokenizer --recipe {folder / 'recipe.toml'} --out NEW",
+        "pretrain": f"stockpot pretrain --recipe {folder / 'pretrain' / 'recipe.toml'} --out NEW",
+        "sft": f"stockpot sft --recipe {folder / 'sft' / 'recipe.toml'} --out NEW",
+        "evaluate": f"stockpot eval {folder / 'pretrain'} {folder / 'sft'}",
+    }
+    return [
+        {"name": name, "seconds": state[name]["seconds"], "result": results[name], "command": commands[name]}
+        for name in results
+    ]
+
+
+def _reading(row: Row) -> str:
+    e = row.estimate
+    if e.low > 0:
+        return "a gain"
+    return "a loss" if e.high < 0 else "inside the noise"
+
+
+def _samples(reports: tuple[Report, Report]) -> list[dict[str, str]]:
+    """Pair the answers to each task's first questions."""
+    chosen = []
+    for task, before in reports[0].answers.items():
+        pairs: list[tuple[Answer, Answer]] = list(zip(before, reports[1].answers[task], strict=True))
+        for base, tuned in pairs[:SAMPLES_PER_TASK]:
+            item = base.item
+            chosen.append(
+                {"question": item.question, "base": base.reply, "tuned": tuned.reply, "answer": item.answer}
+            )
+    return chosen
+
+
+def _tokenizer(folder: Path, reports: tuple[Report, Report]) -> dict[str, Any]:
+    tokenizer = Tokenizer.load(folder)
+    text = next(iter(reports[0].answers.values()))[0].item.question
+    ids = tokenizer.encode(text)
+    size = len(text.encode())
+    sentence = f"One question, {size} bytes, becomes {len(ids)} tokens ({size / len(ids):.1f} bytes each)."
+    return {"sentence": sentence, "pieces": [tokenizer.decode([i]) for i in ids]}
+
+
+def _charts(runs: Mapping[str, Run], scores: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    charts = []
+    for name, metric, heading, unit in (
+        ("pretrain", "bits_per_byte", "Pretraining", "bits per byte"),
+        ("sft", "loss", "Instruction tuning", "nats per answer token"),
+    ):
+        run = runs[name]
+        curves = {"training": run.series(f"train/{metric}"), "validation": run.series(f"val/{metric}")}
+        shown = {label: points for label, points in curves.items() if points}
+        svg = curve_chart(shown, x="step", y=unit, title=f"{heading}: {unit} by step")
+        charts.append(
+            (heading, svg, f"Validation is text kept from training. Lower is better. Run: {run.path}.")
+        )
+    exact = [row for row in scores if row["metric"] == "exact"]
+    svg = score_chart(exact, title="Exact answers by task, before and after instruction tuning")
+    charts.append(
+        ("Answers before and after", svg, "Exact match of greedy answers, with 95 % Wilson intervals.")
+    )
+    return charts
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in facts.items()}

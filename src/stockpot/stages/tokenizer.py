@@ -1,0 +1,51 @@
+"""Train a tokenizer from a corpus and write it to a folder that other libraries open too."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from stockpot.config import Settings
+from stockpot.data.sources import read_texts
+from stockpot.errors import CheckpointError
+from stockpot.stages.assemble import as_sources
+from stockpot.text.tokenizer import Tokenizer
+
+__all__ = ["TokenizerConfig", "train_tokenizer"]
+
+
+class TokenizerConfig(Settings):
+    """How a tokenizer is trained."""
+
+    data: tuple[str, ...] = Field(
+        ("village",), description="files, folders, patterns, data-set ids, or village[:SEED]"
+    )
+    kind: str = Field(
+        "byte-bpe", description="bpe · byte-bpe · wordpiece · unigram · char · byte · ngram · word"
+    )
+    vocab_size: int = Field(8192, ge=1, description="entries, special tokens included")
+    documents: int | None = Field(None, ge=1, description="read only this many documents; none: all")
+
+    _sources = field_validator("data", mode="before")(as_sources)
+
+
+def train_tokenizer(config: TokenizerConfig, *, out: str | Path) -> Path:
+    """Train a tokenizer and write it to ``out``.
+
+    Returns:
+        The folder, which ``Tokenizer.load`` and the ``tokenizers`` library read.
+
+    Raises:
+        CheckpointError: if ``out`` holds something that is not a tokenizer.
+        TokenizerError: if the corpus is empty or the vocabulary too small.
+        DataError: if the corpus cannot be read.
+    """
+    out = Path(out)
+    if out.exists() and not (out / "tokenizer.json").exists() and any(out.iterdir()):
+        raise CheckpointError(f"{out} is not empty and holds no tokenizer.", "Choose another --out.")
+    texts = islice(read_texts(config.data), config.documents)
+    tokenizer = Tokenizer.train(texts, kind=config.kind, vocab_size=config.vocab_size)
+    tokenizer.save(out)
+    return out

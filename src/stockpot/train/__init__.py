@@ -1,0 +1,1 @@
+"""The one loop: losses, optimizers and ``fit``; it is told what to validate and how to save."""

@@ -1,0 +1,184 @@
+"""The output matrix and the cross-entropy in one operation, which never holds all logits at once.
+
+Decides how positions are cut into chunks and in which precision each part is computed: products in the number
+type of training, softmax and log-sum-exp in float32. The gradients are made in the forward pass, while a chunk's
+logits are still at hand, so that nothing is computed twice. It knows no model and no batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["IGNORED", "FusedLoss", "linear_cross_entropy"]
+
+IGNORED = -100
+CHUNK_LOGITS = 1 << 22  # logits in flight: 16 MiB of float32, about what the caches hold
+
+
+class FusedLoss(NamedTuple):
+    """Sums over the counted positions; only ``total`` carries a gradient.
+
+    Attributes:
+        total: cross-entropy in nats, plus the z-loss if there is one.
+        nats: cross-entropy alone.
+        correct: how often the best-scored item was the label.
+        count: how many positions were counted.
+    """
+
+    total: Tensor
+    nats: Tensor
+    correct: Tensor
+    count: int
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
+) -> FusedLoss:
+    """Compute ``cross_entropy(cap(hidden @ weight.T + bias), labels)`` without keeping the logits.
+
+    Under autocast the products are computed in autocast's type, else in that of ``hidden``. Only counted positions
+    are computed at all.
+
+    Shapes: hidden ``(..., dim)``; weight ``(vocab, dim)``; labels ``(...)``, −100 = not counted; bias ``(vocab,)``.
+
+    Args:
+        softcap: cap · tanh(logit / cap) before the softmax.
+        z_loss: weight of log²Z, which keeps the logits' size in hand (Chowdhery et al. 2022, §5).
+        chunk: positions at a time; None: about 4 million logits.
+
+    Raises:
+        ValueError: if shapes do not fit together.
+    """
+    if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"shapes do not fit: {tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(labels.shape)}"
+        )
+    chunk = chunk or max(64, CHUNK_LOGITS // weight.shape[0])
+    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    rows = (wanted != IGNORED).nonzero().squeeze(1)
+    is_whole = rows.numel() == wanted.numel()
+    needs = torch.is_grad_enabled()
+    total, nats, correct = _LinearCrossEntropy.apply(
+        flat, weight, bias, wanted, None if is_whole else rows, softcap, z_loss, chunk, needs
+    )
+    return FusedLoss(total, nats, correct, rows.numel())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0913 - autograd passes every input by position
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        rows: Tensor | None,
+        softcap: float | None,
+        z_loss: float,
+        chunk: int,
+        needs_grad: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = _product_dtype(hidden)
+        matrix = weight.to(dtype)
+        sums = torch.zeros(3, dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
+        grads = _Grads(hidden, weight, bias, rows is None) if needs_grad else None
+        count = labels.numel() if rows is None else rows.numel()
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, count, chunk):
+                at: Tensor | slice = slice(start, min(start + chunk, count))
+                at = at if rows is None else rows[at]
+                part, wanted = hidden[at].to(dtype), labels[at]
+                pieces, slope = _chunk(part @ matrix.T, bias, wanted, softcap, z_loss, needs_grad)
+                sums += pieces
+                if grads is not None and slope is not None:
+                    grads.add(slope, part, matrix, at)
+        ctx.grads = grads
+        total, nats, correct = sums.unbind()
+        ctx.mark_non_differentiable(nats, correct)
+        return total.clone(), nats, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total: Tensor, _nats: Tensor, _correct: Tensor) -> tuple[Tensor | None, ...]:
+        grads: _Grads = ctx.grads
+        ctx.grads = None
+        return (*grads.scaled(total, ctx.needs_input_grad), *[None] * 6)
+
+
+class _Grads:
+    """The gradients of the inputs, filled chunk by chunk."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, is_whole: bool) -> None:
+        # Every row is written when all are counted, so there is nothing to clear first.
+        self.hidden = torch.empty_like(hidden) if is_whole else torch.zeros_like(hidden)
+        wide = torch.promote_types(torch.float32, weight.dtype)
+        self.weight = torch.zeros_like(weight, dtype=wide)
+        self.bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
+        self.out = weight.dtype
+
+    def add(self, slope: Tensor, part: Tensor, matrix: Tensor, at: Tensor | slice) -> None:
+        """Add one chunk: ``slope`` is d total / d logits ``(chunk, vocab)`` in the products' type."""
+        self.hidden[at] = (slope @ matrix).to(self.hidden.dtype)
+        if self.weight.dtype == slope.dtype:
+            self.weight.addmm_(slope.T, part)
+        else:
+            self.weight += slope.T @ part
+        if self.bias is not None:
+            self.bias += slope.sum(0, dtype=self.bias.dtype)
+
+    def scaled(
+        self, by: Tensor, wanted: tuple[bool, ...]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients times what arrives from above, for the inputs that need one."""
+        hidden = self.hidden.mul_(by) if wanted[0] else None
+        weight = self.weight.mul_(by).to(self.out) if wanted[1] else None
+        bias = self.bias.mul_(by).to(self.out) if wanted[2] and self.bias is not None else None
+        return hidden, weight, bias
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _chunk(
+    raw: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, z_loss: float, needs_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Judge one chunk of logits ``(chunk, vocab)``.
+
+    Returns:
+        the sums (total, nats, correct) and d total / d raw logits in the type of ``raw``.
+    """
+    wide = torch.promote_types(torch.float32, raw.dtype)
+    logits = raw.to(wide) if bias is None else raw.to(wide) + bias
+    capped = None if softcap is None else torch.tanh(logits / softcap)
+    if capped is not None and softcap is not None:
+        logits = capped * softcap
+    index = labels.unsqueeze(1)
+    top, best = logits.max(1)
+    wanted = logits.gather(1, index).squeeze(1)
+    probs = torch.softmax(logits, 1)
+    # log Z from the largest probability, which is at least 1 / vocab: no second pass over the logits.
+    log_z = top - probs.gather(1, best.unsqueeze(1)).squeeze(1).log()
+    nats = (log_z - wanted).sum()
+    total = nats + z_loss * log_z.square().sum() if z_loss else nats
+    sums = torch.stack((total, nats, (best == labels).sum()))
+    if not needs_grad:
+        return sums, None
+    if z_loss:
+        probs *= (1 + 2 * z_loss * log_z).unsqueeze(1)
+    probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide))
+    if capped is not None:
+        probs *= 1 - capped.square()
+    return sums, probs.to(raw.dtype)
