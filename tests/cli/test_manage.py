@@ -164,6 +164,12 @@ def test_inspect_data_shows_its_first_records(tmp_path):
     ]
 
 
+def test_inspect_shows_a_conversation_turn_by_turn_and_the_village_without_a_file():
+    lines = ask("inspect", "village:chats", "--records", 1).stdout.splitlines()
+    assert any(line.startswith("user 1") for line in lines)
+    assert any(line.startswith("assistant 2") for line in lines)
+
+
 def test_inspect_data_with_a_tokenizer_marks_what_counts(tmp_path, tokenizer):
     (tmp_path / "chats.jsonl").write_text(json.dumps(CHAT))
     pieces = told("inspect", tmp_path / "chats.jsonl", "--tokenizer", tokenizer)["readings"][0]

@@ -44,25 +44,28 @@ class Found:
     records: list[Record] = field(default_factory=list)
 
 
-def identify(path: Path, *, records: int = 3) -> Found:
-    """Say what ``path`` is.
+def identify(ref: str | Path, *, records: int = 3) -> Found:
+    """Say what ``ref`` is.
 
     Args:
-        path: a file or folder.
+        ref: a file or folder; or a source of data that is none, such as ``village:chats``.
         records: how many of the first records of data to read.
 
     Raises:
-        ConfigError: if there is nothing at ``path``.
+        ConfigError: if there is no such thing.
         StockpotError: if it is something that stockpot reads, but damaged.
     """
+    path = Path(ref)
     if not path.exists():
+        if str(ref).startswith(("village", "hf://")):
+            return _data(str(ref), records)
         raise ConfigError(
             f"{path}: there is no such file or folder.", "Check the path; `stockpot runs` lists runs."
         )
     for look in (_run, _shards, _model, _tokenizer, _weights, _recipe):
         if found := look(path):
             return found
-    return _data(path, records)
+    return _data(str(path), records)
 
 
 # --- runs, models, tokenizers, recipes ---
@@ -221,18 +224,17 @@ def _shards(path: Path) -> Found | None:
     return Found("shards", path, shown | {"shards": len(index["shards"])})
 
 
-def _data(path: Path, records: int) -> Found:
+def _data(source: str, records: int) -> Found:
     from stockpot.data.sources import read_records
 
+    path = Path(source)
+    held = {"bytes": sum(_sizes(path))} if path.exists() else {}
     try:
-        first = list(islice(read_records(str(path)), records))
+        first = list(islice(read_records(source), records))
     except StockpotError as error:
-        return Found(
-            "unknown", path, {"note": error.what, "bytes": path.stat().st_size if path.is_file() else None}
-        )
+        return Found("unknown", path, {"note": error.what, **held})
     kinds = Counter(one.kind for one in first)
-    facts = {"kind of records": ", ".join(kinds) or "none", "bytes": sum(_sizes(path))}
-    return Found("data", path, facts, first)
+    return Found("data", path, {"kind of records": ", ".join(kinds) or "none", **held}, first)
 
 
 def _sizes(path: Path) -> Iterator[int]:

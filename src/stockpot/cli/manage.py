@@ -197,7 +197,7 @@ def _torch_facts() -> dict[str, Any]:
 def inspect(
     flags: Common,
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Anything: data, tokenizer, model, run, recipe.")
+        str, typer.Argument(metavar="PATH", help="Anything: data, tokenizer, model, run, recipe.")
     ],
     tokenizer: Annotated[
         str | None, typer.Option(metavar="PATH", help="Show data as this tokenizer (or model) reads it.")
@@ -220,8 +220,8 @@ def inspect(
     readings = _read_with(tokenizer, found.records) if tokenizer is not None else []
     plain = [_plain_record(one) for one in found.records]
     shown = [show.facts({"this is": found.kind, "path": found.path, **found.facts})]
-    shown += [show.reading(one) for one in readings] or [show.facts(one) for one in plain]
-    value = {"kind": found.kind, "path": str(path), **found.facts, "records": plain, "readings": readings}
+    shown += [show.reading(one) for one in readings] or [show.facts(_turns(one)) for one in plain]
+    value = {"kind": found.kind, "path": path, **found.facts, "records": plain, "readings": readings}
     show.result(
         flags, "\n\n".join(shown), {name: one for name, one in value.items() if one not in (None, [])}
     )
@@ -232,7 +232,16 @@ def _plain_record(record: Record) -> dict[str, Any]:
     return {name: one for name, one in value.items() if one is not None and name != "where"}
 
 
-def _draw(flags: Common, model: Path, text: str, out: Path) -> None:
+def _turns(record: dict[str, Any]) -> dict[str, Any]:
+    """Lay a conversation out turn by turn; other records stay as they are."""
+    said = record.get("messages") or record.get("prompt")
+    if not isinstance(said, (list, tuple)):
+        return record
+    turns = {f"{one['role']} {number}": one["content"] for number, one in enumerate(said, 1)}
+    return turns | {name: value for name, value in record.items() if value is not said}
+
+
+def _draw(flags: Common, model: str, text: str, out: Path) -> None:
     """Write the page that shows what a model sees in a text."""
     from stockpot.durable import write_atomically
     from stockpot.evaluate.look import look
