@@ -61,11 +61,12 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
 
 def append(path: Path, line: str) -> None:
     """Append a line, or nothing: a full disk must not leave half a line before the next one."""
-    with path.open("ab") as file:
+    data = line.encode("utf-8")
+    with path.open("ab", buffering=0) as file:  # a buffer would be written again on closing
         size = file.tell()
         try:
-            file.write(line.encode("utf-8"))
-            file.flush()
+            while data:
+                data = data[file.write(data) :]
         except OSError:
             os.truncate(path, size)
             raise
