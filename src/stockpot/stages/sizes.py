@@ -7,10 +7,10 @@ nothing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import torch
 
@@ -28,7 +28,7 @@ SHAPES = {"decoder": decoder, "encoder": encoder, "encoder_decoder": encoder_dec
 TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, arXiv:2203.15556, table 3
 WIDTH_PER_LAYER = 64
 DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
-MEASURE_S = 1.0
+MEASURED_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,12 @@ def training_speed(model: ModelConfig, *, loop: LoopConfig, device: torch.device
     }[model.shape]
     source = {"source": ids} if model.shape == "encoder_decoder" else {}
     batches = repeat(Batch(ids, ids, **source))
-    short = loop.model_copy(update={"steps": 1, "batch_tokens": ids.numel(), "warmup_steps": 0})
-    fit(network, batches, loss_fn, short)  # the first step pays for set-up
-    started, steps = time.perf_counter(), 0
-    while steps < 2 or time.perf_counter() - started < MEASURE_S:
-        fit(network, batches, loss_fn, short)
-        steps += 1
-    return steps * ids.numel() / (time.perf_counter() - started)
+    short = loop.model_copy(
+        update={"steps": MEASURED_STEPS, "batch_tokens": ids.numel(), "warmup_steps": 0, "log_every": 1}
+    )
+    events: list[dict[str, Any]] = []
+    fit(network, batches, loss_fn, short, progress=events.append)
+    return max(float(event["tokens_per_s"]) for event in events[1:])  # the first step pays for set-up
 
 
 def fit_budget(

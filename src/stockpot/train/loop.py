@@ -214,7 +214,7 @@ class _Loop:
         if state.status == "interrupted" and state.step != self.saved_step:
             self._checkpoint()
         if self.run is not None:
-            self.run.finish("done" if state.status == "done" else "interrupted", **asdict(state))
+            self._finish("done" if state.status == "done" else "interrupted")
         return state
 
     def _step(self, stream: Iterator[Any]) -> None:
@@ -256,11 +256,16 @@ class _Loop:
             else f" Step {last[0]} is saved."
         )
         if self.run is not None:
-            self.run.finish("failed", **asdict(self.state))
+            self._finish("failed")
         raise TrainError(
             f"The loss of step {step} is no number (gradient norm {norm}).{kept}",
             "Lower loop.lr, or set loop.not_finite=skip to leave such steps out.",
         )
+
+    def _finish(self, status: Literal["done", "interrupted", "failed"]) -> None:
+        assert self.run is not None  # the caller asked
+        facts = {name: value for name, value in asdict(self.state).items() if name != "status"}
+        self.run.finish(status, **facts)
 
     # --- reporting ---
 
