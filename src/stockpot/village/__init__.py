@@ -1,0 +1,159 @@
+"""The village: a generated corpus with exact ground truth, the same for the same seed everywhere.
+
+`Village` is the door. It yields pretraining documents, instruction chats and evaluation questions as plain
+records, and keeps people, wordings and kinds of tasks apart for evaluation. It writes no file, knows no
+tokenizer and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from itertools import count, islice
+from typing import Any
+
+from stockpot.errors import ConfigError
+from stockpot.village.chats import CHAT_KINDS, draw_chat
+from stockpot.village.dice import VILLAGE_VERSION, Dice, Side
+from stockpot.village.documents import DOCUMENT_KINDS, draw_document
+from stockpot.village.news import draw_news
+from stockpot.village.people import Employer, Person, World, draw_world
+from stockpot.village.problem import Problem
+from stockpot.village.questions import HELD_OUT_KINDS, KINDS, TRAINED_KINDS, draw_questions
+
+__all__ = ["HELD_OUT_KINDS", "KINDS", "TRAINED_KINDS", "VILLAGE_VERSION", "Employer", "Person", "Village"]
+
+
+class Village:
+    """An invented village: its people, and all that is written and asked about them.
+
+    Equal settings give equal records on every machine, in any order and from any index on. Making a village
+    is cheap: only the people and their employers are drawn before anything is asked for.
+
+    Args:
+        seed: which village.
+        people: how many inhabitants, an even number from 20 to 400; more need a larger model to be learned.
+
+    Raises:
+        ConfigError: if the number of people is not possible.
+    """
+
+    version = VILLAGE_VERSION
+    document_kinds = DOCUMENT_KINDS
+    chat_kinds = CHAT_KINDS
+    question_kinds = KINDS
+
+    def __init__(self, seed: int = 0, people: int = 200) -> None:
+        self.seed = seed
+        self.world: World = draw_world(seed, people)
+
+    @property
+    def people(self) -> tuple[Person, ...]:
+        """Everybody."""
+        return self.world.people
+
+    def documents(
+        self, split: str = "train", limit: int | None = None, *, start: int = 0, kind: str | None = None
+    ) -> Iterator[dict[str, str]]:
+        """Yield pretraining records ``{"text"}``, without end unless limited.
+
+        Args:
+            split: ``"train"`` or ``"val"``; no text is in both.
+            limit: how many.
+            start: index of the first; every index has its own record, so that shards can be made in parallel.
+            kind: one of `document_kinds` only.
+
+        Raises:
+            ConfigError: if there is no such split or kind.
+        """
+        side, kind = _side(split), _known("document", kind, DOCUMENT_KINDS)
+        dice = Dice(self.seed, f"documents/{side}")
+        return ({"text": draw_document(self.world, dice.at(i), side, kind)} for i in _indices(start, limit))
+
+    def chats(
+        self, split: str = "train", limit: int | None = None, *, start: int = 0, kind: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield instruction records ``{"messages": [{"role", "content"}, …]}``, without end unless limited.
+
+        Arguments and errors as for `documents`; ``kind`` is one of `chat_kinds`. Nobody asks about held-out
+        people, and nothing is asked in wordings, or of kinds, that are kept for evaluation.
+        """
+        side, kind = _side(split), _known("chat", kind, CHAT_KINDS)
+        dice = Dice(self.seed, f"chats/{side}")
+        return (_chat(draw_chat(self.world, dice.at(i), side, kind)) for i in _indices(start, limit))
+
+    def questions(
+        self, split: str = "val", limit: int | None = None, *, kind: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield evaluation items, each question once, the kinds taking turns; without end unless limited.
+
+        An item has ``id``, ``kind``, ``question``, ``choices`` (the answer among them), ``answer`` and
+        ``held_out``: what of it training chats never show, ``"person"``, ``"template"`` (the wording),
+        ``"task"`` (the kind), or ``"none"``.
+
+        Args:
+            split: ``"val"``, or ``"train"`` for items of which nothing is held out, made of training
+                material.
+            limit: how many.
+            kind: one of `question_kinds` only; ``facts``, ``who`` and ``older`` come to an end.
+
+        Raises:
+            ConfigError: if there is no such split or kind.
+        """
+        side, kind = _side(split), _known("question", kind, KINDS)
+        kinds = [kind] if kind else list(KINDS if side == "val" else TRAINED_KINDS)
+        return islice(_take_turns(self.world, kinds, side), limit)
+
+    def news(self) -> list[dict[str, Any]]:
+        """Give facts newer than anything in the documents: ``id, date, text, question, answer, choices``."""
+        return draw_news(self.world)
+
+
+def _side(split: str) -> Side:
+    if split == "train":
+        return "train"
+    if split == "val":
+        return "val"
+    raise ConfigError(f'The village has no split "{split}".', 'Use "train" or "val".')
+
+
+def _known(what: str, kind: str | None, kinds: Sequence[str]) -> str | None:
+    if kind is None or kind in kinds:
+        return kind
+    near = get_close_matches(kind, kinds, n=1)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    raise ConfigError(f'The village has no {what} of the kind "{kind}".{hint}', f"Kinds: {', '.join(kinds)}.")
+
+
+def _indices(start: int, limit: int | None) -> Iterator[int]:
+    return islice(count(start), limit)
+
+
+def _chat(turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    messages = []
+    for asked, answered in turns:
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": answered})
+    return {"messages": messages}
+
+
+def _take_turns(world: World, kinds: Sequence[str], side: Side) -> Iterator[dict[str, Any]]:
+    streams = {kind: enumerate(draw_questions(world, kind, side)) for kind in kinds}
+    while streams:
+        for kind in tuple(streams):
+            drawn = next(streams[kind], None)
+            if drawn is None:
+                del streams[kind]
+            else:
+                yield _item(f"{kind}-{side}-{drawn[0]}", drawn[1])
+
+
+def _item(name: str, problem: Problem) -> dict[str, Any]:
+    return {
+        "id": name,
+        "kind": problem.kind,
+        "question": problem.question,
+        "choices": list(problem.choices),
+        "answer": problem.answer,
+        "held_out": problem.held_out,
+    }
