@@ -52,7 +52,9 @@ class _KnownErrors(ModelMetaclass):
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
-            raise _explain(error, cast("type[BaseModel]", cls), values, _Origins(default=cls.__name__)) from None
+            raise _explain(
+                error, cast("type[BaseModel]", cls), values, _Origins(default=cls.__name__)
+            ) from None
 
 
 class Settings(BaseModel, metaclass=_KnownErrors):
