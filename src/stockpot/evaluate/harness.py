@@ -16,7 +16,7 @@ from typing import Any
 from stockpot import durable
 from stockpot.bundle import Bundle
 from stockpot.errors import DataError
-from stockpot.evaluate.metrics import Estimate, exact_match, mean_estimate, paired_difference, proportion
+from stockpot.evaluate.metrics import Estimate, exact_match, final_answer, mean_estimate, paired_difference, proportion
 from stockpot.evaluate.tasks import Item, Task, Wording, load_task, village_tasks, word_item
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling, Score
@@ -215,7 +215,7 @@ def _answer(engine: Engine, items: Sequence[Item], wording: Wording, max_tokens:
 
 def _judge(item: Item, reply: str, scores: Sequence[Score]) -> Answer:
     reply = reply.strip()
-    is_exact = exact_match(reply, item.answer)
+    is_exact = exact_match(final_answer(reply), item.answer)
     if not item.choices:
         return Answer(item, reply, is_exact, None, scores[0].log_prob / scores[0].tokens, None)
     per_byte = {c: s.log_prob / max(1, s.bytes) for c, s in zip(item.choices, scores, strict=True)}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Estimate", "exact_match", "mean_estimate", "normalise_answer", "paired_difference", "proportion"]
+__all__ = ["Estimate", "exact_match", "final_answer", "mean_estimate", "normalise_answer", "paired_difference", "proportion"]
 
 Z95 = 1.959963984540054  # 97.5 % point of the standard normal distribution
 
@@ -132,6 +132,15 @@ def normalise_answer(text: str) -> str:
     Source: Rajpurkar et al. 2016, arXiv:1606.05250, evaluation script's rules.
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def final_answer(reply: str) -> str:
+    """Cut a reply with worked steps down to what it says the answer is; other replies stay as they are.
+
+    >>> final_answer("9 - 3 = 6. 6 + 5 = 11. The answer is 11.")
+    '11.'
+    """
+    return reply.rpartition("The answer is ")[2]
 
 
 def exact_match(prediction: str, answer: str) -> bool:
