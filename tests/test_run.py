@@ -446,6 +446,24 @@ def test_metrics_are_one_valid_json_object_a_line_even_when_not_finite(run):
         run.last("val/loss")
 
 
+def test_metrics_can_be_tensorboard_events_as_well_and_no_step_is_in_them_twice(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(KeyboardInterrupt), start(tmp_path / "a", tensorboard=True) as run:
+        run.log(1, **{"train/loss": 2.0})
+        run.checkpoint(1, weights("x"), keep=1)
+        run.log(2, **{"train/loss": 9.0})
+        raise KeyboardInterrupt
+    with start(tmp_path / "a", tensorboard=True, resume=True) as run:
+        run.log(2, **{"train/loss": float("nan")})
+        run.log(3, **{"train/loss": 1.0})
+    events = EventAccumulator(str(tmp_path / "a" / "tensorboard"))
+    events.Reload()
+    seen = [(one.step, one.tensor_proto.float_val[0]) for one in events.Tensors("train/loss")]
+    assert seen == [(1, 2.0), (3, 1.0)]
+
+
 def test_the_model_is_what_the_run_points_to_else_its_newest_checkpoint(run):
     with pytest.raises(CheckpointError, match="no model yet"):
         _ = run.model_path

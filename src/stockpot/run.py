@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from stockpot import durable, origin
 from stockpot.config import flatten, to_toml
+from stockpot.curves import Board, as_number, cut_rows, read_rows
 from stockpot.durable import fingerprint, verify, write_atomically
 from stockpot.errors import CheckpointError, ConfigError, TrainError
 
@@ -49,6 +50,7 @@ class Run:
         self.path = path
         self.manifest = manifest
         self._lock = lock
+        self._board: Board | None = None
         self._since = time.monotonic()
         self._whole: dict[Path, str | None] = {}  # checkpoints already verified → what is wrong
         self._warned: set[Path] = set()
@@ -66,6 +68,7 @@ class Run:
         resume: bool = False,
         command: str | None = None,
         may_change: Collection[str] = (),
+        tensorboard: bool = False,
     ) -> Run:
         """Start a run in ``folder``, or continue the one that is there.
 
@@ -80,6 +83,7 @@ class Run:
             resume: continue; the settings must be those of the run, but for ``may_change``.
             command: the command line; by default that of this process.
             may_change: dotted recipe keys that may differ on resume, such as ``"pretrain.loop.steps"``.
+            tensorboard: write the metrics as TensorBoard events as well, into ``tensorboard/``.
 
         Raises:
             CheckpointError: if the folder is in use, holds something else, or has no run to resume.
@@ -104,6 +108,8 @@ class Run:
             with durable.one_line_when_full(path):
                 write_atomically(path / RECIPE, text)
                 run._write_manifest()
+            if tensorboard:
+                run._board = Board(path / "tensorboard", read_rows(path / METRICS))
         except BaseException:
             lock.release()
             raise
@@ -139,7 +145,7 @@ class Run:
         for later, path in self._steps():
             if later > step:  # damaged, and it must not outlive a good one when old checkpoints are deleted
                 _remove(path)
-        _cut_metrics(self.path / METRICS, step)
+        cut_rows(self.path / METRICS, step)
         fresh = {name: self.manifest[name] for name in ("status", "pid", "host")}
         again = {"at": origin.now(), "step": step} | {
             name: self.manifest[name] for name in ("command", "versions")
@@ -192,10 +198,15 @@ class Run:
             "Let it finish, or use --resume.",
         )
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the logged rows, each with its ``"step"``; a line torn by kill -9 is passed over."""
+        return read_rows(self.path / METRICS)
+
     def series(self, name: str) -> list[tuple[int, float]]:
         """Read one metric's logged values as ``(step, value)``; one that was not finite reads as NaN."""
-        rows = _read_metrics(self.path / METRICS)
-        return [(row["step"], math.nan if row[name] is None else row[name]) for row in rows if name in row]
+        return [
+            (row["step"], math.nan if row[name] is None else row[name]) for row in self.rows() if name in row
+        ]
 
     def last(self, name: str) -> float:
         """Read the last logged value of a metric.
@@ -213,9 +224,11 @@ class Run:
     def log(self, step: int, **metrics: float) -> None:
         """Append one JSON object with ``step`` and ``metrics`` to ``metrics.jsonl``."""
         self._own()
-        row = {"step": step} | {name: _number(value) for name, value in metrics.items()}
+        row = {"step": step} | {name: as_number(value) for name, value in metrics.items()}
         with durable.one_line_when_full(self.path):
             durable.append(self.path / METRICS, json.dumps(row, allow_nan=False) + "\n")
+        if self._board is not None:
+            self._board.add(row)
 
     def journal(self, text: str) -> None:
         """Append a dated line to ``log.txt``."""
@@ -304,6 +317,9 @@ class Run:
             raise ValueError(f"{self.path} is open for reading only (or already finished)")
 
     def _release(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -455,32 +471,3 @@ def _parent(parent: str | Path | Run | None) -> dict[str, Any] | None:
         return {"path": str(parent), "fingerprint": None}
     model = Run.open(where).model_path if is_run(where) else where
     return {"path": str(parent), "model": str(model), "fingerprint": fingerprint(model)["sha256"]}
-
-
-# --- metrics ---
-
-
-def _number(value: Any) -> Any:
-    """Turn a metric into JSON: whole numbers stay whole, what is not finite becomes null."""
-    if isinstance(value, (bool, int, str)):
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the logged rows; a line torn by kill -9 is passed over."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                yield row
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop the rows after ``step`` and any torn line."""
-    if path.exists():
-        kept = [json.dumps(row) + "\n" for row in _read_metrics(path) if row["step"] <= step]
-        write_atomically(path, "".join(kept))

@@ -71,6 +71,13 @@ def test_two_runs_are_compared_in_what_differs(base):
     assert "pretrain.loop.lr" not in text
 
 
+def test_runs_can_be_written_as_tensorboard_events(base, tmp_path):
+    pytest.importorskip("tensorboard")
+    assert ask("runs", base.parent, "--tensorboard", tmp_path / "tb").exit_code == 0
+    for name in ("base", "long"):
+        assert list((tmp_path / "tb" / name).glob("events.out.*"))
+
+
 def test_runs_inside_a_run_are_found_once(tmp_path):
     with Run.create(tmp_path / "cook", stage="cook", recipe={}) as outer:
         Run.create(outer.path / "sft", stage="sft", recipe={}).finish("done")

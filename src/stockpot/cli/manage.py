@@ -65,6 +65,9 @@ def runs(
         list[Path] | None,
         typer.Argument(metavar="DIR", help="Folders of runs, or runs to compare; default: runs"),
     ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the runs' metrics as TensorBoard events to DIR.")
+    ] = None,
 ) -> None:
     """List runs; name two or more runs to compare them."""
     from stockpot.run import is_run
@@ -75,13 +78,24 @@ def runs(
         raise ConfigError(
             f"{missing[0]}: there is no such folder.", "Name a run, or a folder that holds runs."
         )
+    paths = [path for folder in given for path in _runs_under(folder)]
+    if tensorboard is not None:
+        _write_events(paths, tensorboard)
     if len(given) > 1 and all(map(is_run, given)):
         _compare(flags, given)
         return
-    found = [_run_row(path) for folder in given for path in _runs_under(folder)]
+    found = [_run_row(path) for path in paths]
     headers = ["run", "stage", "status", "step", "loss", "started", "minutes"]
     text = show.table(headers, [[row[name] for name in headers] for row in found])
     show.result(flags, text if found else f"There are no runs in {', '.join(map(str, given))}.", found)
+
+
+def _write_events(runs: list[Path], folder: Path) -> None:
+    """Write each run's metrics to its own folder of TensorBoard events."""
+    from stockpot.curves import Board, read_rows
+
+    for path in runs:
+        Board(folder / path.name, read_rows(path / "metrics.jsonl")).close()
 
 
 def _runs_under(folder: Path, depth: int = 3) -> list[Path]:
