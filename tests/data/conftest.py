@@ -7,7 +7,7 @@ import random
 import pytest
 
 from stockpot.data import TextRecord, encode
-from stockpot.text import DEFAULT_TEMPLATE, SPECIAL_TOKENS, ChatTemplate, Tokenizer
+from stockpot.text import DEFAULT_TEMPLATE, SPECIAL_TOKENS, Tokenizer
 
 WORDS = ["soup", "pot", "stir", "salt", "pepper", "onion", "spoon", "the", "a", "warm", "cook", "and", "now"]
 
@@ -28,7 +28,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def template():
-    return ChatTemplate(DEFAULT_TEMPLATE)
+    return DEFAULT_TEMPLATE
 
 
 @pytest.fixture(scope="session")

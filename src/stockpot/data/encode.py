@@ -83,7 +83,7 @@ def encode_record(record: Record, tokenizer: Tokenizer, template: ChatTemplate |
             encoded = _completion(record.prompt, record.completion, tokenizer, template, record.where)
         case _:
             raise DataError(
-                f"{record.where}: a {record.kind} record is not text to learn by heart.",
+                f"{record.where}: {record.kind} records are not text to learn by heart.",
                 "Preference records are for reward and dpo, image records for align-image.",
             )
     if not encoded.counted[1:].any():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import Field
@@ -240,8 +241,9 @@ class Loader:
 class FixedBatches:
     """The same finite batches each time it is walked: validation data.
 
-    Nothing is shuffled and corruption is always the same, so figures of different steps compare. Ranks share
-    the rows; the last batch may be smaller and a rank may get none.
+    Order and corruption are always the same, so that figures of different steps compare; where only a part of
+    the data is used, it is drawn at random, once. Ranks share the rows; the last batch may be smaller and a
+    rank may get none.
 
     Args:
         store: the held-out documents.
@@ -262,14 +264,14 @@ class FixedBatches:
         world: int = 1,
         max_batches: int | None = None,
     ) -> None:
-        fixed = config.model_copy(update={"shuffle": False, "epochs": 1})
-        self._make = lambda: Loader(store, fixed, objective, rank=rank, world=world)
+        self._store, self._objective, self._rank, self._world = store, objective, rank, world
+        self._config = config.model_copy(update={"shuffle": max_batches is not None, "epochs": 1})
         self._max = max_batches
-        self._make()  # refuse early
+        self._loader()  # refuse early
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin from the start."""
-        for count, batch in enumerate(self._make()):
-            if self._max is not None and count >= self._max:
-                return
-            yield batch
+        return islice(self._loader(), self._max)
+
+    def _loader(self) -> Loader:
+        return Loader(self._store, self._config, self._objective, rank=self._rank, world=self._world)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -43,12 +43,12 @@ class TokenStore:
         counted: which tokens count as targets, aligned with ``parts``; None: all do.
     """
 
-    parts: Sequence[Ids]
-    part: NDArray[np.int32]
-    start: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    parts: Sequence[Ids] = field(repr=False)
+    part: NDArray[np.int32] = field(repr=False)
+    start: NDArray[np.int64] = field(repr=False)
+    lengths: NDArray[np.int64] = field(repr=False)
     fingerprint: str
-    counted: Sequence[NDArray[np.bool_]] | None = None
+    counted: Sequence[NDArray[np.bool_]] | None = field(default=None, repr=False)
 
     @property
     def documents(self) -> int:

@@ -1,7 +1,7 @@
 """Packed bytes made plain, under guard.
 
-Unpacks gzip and zstd (by their first bytes, not by a name), counts what comes out, stops where it looks like a
-bomb, and turns every unpacker's error into ours. It opens no file.
+Unpacks gzip and zstd (told by their first bytes, not by a name), counts what comes out, stops where it looks
+like a bomb, and turns every unpacker's error into ours. It opens no file.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class Budget:
     unpacked: int = 0
 
     def spend(self, count: int) -> None:
+        """Count bytes that came out.
+
+        Raises:
+            DataError: if they are too many for what went in.
+        """
         self.unpacked += count
         if self.unpacked > _FREE_BYTES and self.unpacked > self.packed * self.max_ratio:
             raise DataError(
@@ -107,9 +112,15 @@ class Guarded(io.RawIOBase):
         self._count = 0
 
     def readable(self) -> bool:
+        """Tell that it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` with unpacked bytes; 0 at the end.
+
+        Raises:
+            DataError: if the packed data is damaged, or gives too much.
+        """
         try:
             data = self._inner.read(len(buffer))
         except DataError:
