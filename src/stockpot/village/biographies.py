@@ -10,7 +10,7 @@ from stockpot.village.dice import Dice
 from stockpot.village.facts import ATTRIBUTES, JOINED, Attribute, Manner, fields_of
 from stockpot.village.lexicon import DAYS, DISHES, MONTHS, SEASONS, STREETS, VILLAGE_NAME, WEATHER
 from stockpot.village.people import CENSUS_YEARS, Person, World
-from stockpot.village.wording import listed, say, wordings
+from stockpot.village.wording import Wording, listed, say, wordings
 
 __all__ = [
     "biography",
@@ -24,7 +24,9 @@ __all__ = [
     "workplace",
 ]
 
-_BY_NAME = {attribute.name: attribute for attribute in ATTRIBUTES}
+_FRIENDSHIP = next(attribute.statements for attribute in ATTRIBUTES if attribute.name == "friend")
+_NAMED: tuple[Manner, ...] = ("name", "first")
+_MANNERS: tuple[Manner, ...] = ("name", "first", "pronoun", "pronoun", "pronoun")
 
 _OPENINGS = wordings(
     "This is [a page|a short note] about {N}.",
@@ -115,11 +117,12 @@ def short_biography(world: World, dice: Dice, person: Person, facts: int = 3) ->
 
 def _tell(world: World, dice: Dice, person: Person, known: list[Attribute]) -> list[str]:
     sentences: list[str] = []
+    ways: tuple[Wording, ...] = ()
     i = 0
     while i < len(known):
-        manner: Manner = (
-            "name" if not sentences else dice.pick(("name", "first", "pronoun", "pronoun", "pronoun"))
-        )
+        manner: Manner = "name"
+        if sentences:  # no pronoun after a sentence with another person in it
+            manner = dice.pick(_NAMED if ways is _FRIENDSHIP else _MANNERS)
         ways, used = known[i].statements, 1
         if i + 1 < len(known) and dice.chance(0.7):
             one, two = known[i].name, known[i + 1].name
@@ -137,7 +140,7 @@ def pair(world: World, dice: Dice) -> str:
     two = world.friend_of(one)
     first = short_biography(world, dice, one, dice.between(2, 4))
     second = short_biography(world, dice, two, dice.between(2, 4))
-    link = say(dice, _BY_NAME["friend"].statements, fields_of(world, one))
+    link = say(dice, _FRIENDSHIP, fields_of(world, one))
     return f"{link} {first} {second}" if dice.chance(0.5) else f"{first} {link} {second}"
 
 
@@ -147,7 +150,7 @@ def card(world: World, dice: Dice) -> str:
     fields = fields_of(world, person)
     known = dice.sample(ATTRIBUTES, dice.between(4, len(ATTRIBUTES)))
     lines = [f"{dice.pick(_LABELS[a.name])}: {fields[a.name]}" for a in known]
-    return "\n".join([f"{dice.pick(('Name', 'Person', 'Card of'))}: {person.name}", *lines])
+    return "\n".join([f"{dice.pick(('Name', 'Person', 'Full name'))}: {person.name}", *lines])
 
 
 def letter(world: World, dice: Dice) -> str:
@@ -221,9 +224,9 @@ def workplace(world: World, dice: Dice) -> str:
         "village": VILLAGE_NAME,
     }
     facts = [say(dice, ways, fields) for ways in _PLACE_FACTS]
-    sentences = [say(dice, _PLACE_OPENINGS, fields), *dice.sample(facts, dice.between(1, 3))]
+    sentences = [say(dice, _PLACE_OPENINGS, fields), *dice.sample(facts, dice.between(2, 3))]
     if staff:
-        some = dice.sample(staff, min(len(staff), dice.between(1, 4)))
+        some = dice.sample(staff, min(len(staff), dice.between(2, 5)))
         people = [f"{person.name} ({person.job})" for person in some]
         lead = dice.pick(("Among the people who work there", "On the list of workers"))
         sentences.append(f"{lead} {'are' if len(some) > 1 else 'is'} {listed(people)}.")
@@ -231,8 +234,10 @@ def workplace(world: World, dice: Dice) -> str:
 
 
 def comparison(world: World, dice: Dice) -> str:
-    """Say who of two people is older, and when they were born."""
-    one, other = dice.sample(world.people, 2)
-    elder, younger = sorted((one, other), key=lambda p: (p.year, p.month, p.day))
-    fields = {"elder": elder.name, "younger": younger.name, "e": elder.born, "y": younger.born}
-    return say(dice, _COMPARISONS, fields)
+    """Say of two pairs of people who is older, and when they were born."""
+    told = []
+    for one, other in zip(*[iter(dice.sample(world.people, 4))] * 2, strict=True):
+        elder, younger = sorted((one, other), key=lambda p: (p.year, p.month, p.day))
+        fields = {"elder": elder.name, "younger": younger.name, "e": elder.born, "y": younger.born}
+        told.append(say(dice, _COMPARISONS, fields))
+    return "\n".join(told)

@@ -12,7 +12,7 @@ from stockpot.village.dice import Dice
 from stockpot.village.facts import ATTRIBUTES, Manner, fields_of
 from stockpot.village.lexicon import DAYS, DISHES, GOODS, SEASONS, VILLAGE_NAME, WEATHER
 from stockpot.village.people import World
-from stockpot.village.wording import NUMBERS, say, small_initial, wordings
+from stockpot.village.wording import NUMBERS, say, wordings
 
 __all__ = ["SMALL_TALK", "THANKS", "dialogue"]
 
@@ -28,8 +28,8 @@ _HELLOS_BACK = wordings(
     "Hello, {a}. I am a little tired today.",
     "I am fine, {a}. And you?",
 )
-_ASKS = wordings("{question}", "Tell me, {small}", "I have a question. {question}", "Do you know? {question}")
-_REPLIES = wordings("{fact}", "I know that. {fact}", "Yes, I can tell you. {fact}", "Of course. {fact}")
+_ASKS = wordings("{question}", "I have a question. {question}", "One question, {name}. {question}")
+_REPLIES = wordings("{fact}", "I know that. {fact}", "I can tell you. {fact}", "Let me think. {fact}")
 _CHATTER = (
     (
         wordings("What did you buy at the market?", "What is in your basket?"),
@@ -117,7 +117,7 @@ def dialogue(world: World, dice: Dice) -> str:
         question = say(dice, attribute.questions, fields_of(world, person))
         manner: Manner = "name" if dice.chance(0.5) else "pronoun"
         fact = say(dice, attribute.statements, fields_of(world, person, manner))
-        turns.append(say(dice, _ASKS, {"question": question, "small": small_initial(question)}))
+        turns.append(say(dice, _ASKS, {"question": question, "name": fields["b"]}))
         turns.append(say(dice, _REPLIES, {"fact": fact}))
     if dice.chance(0.6):
         asks, replies = dice.pick(_CHATTER)

@@ -22,6 +22,7 @@ __all__ = [
     "JOINED",
     "Attribute",
     "Manner",
+    "ask_fact",
     "fact_problem",
     "fields_of",
     "older_problem",
@@ -296,27 +297,26 @@ def value_of(world: World, person: Person, attribute: str) -> str:
     return fields_of(world, person)[attribute]
 
 
-def fact_problem(
-    world: World, dice: Dice, person: Person, attribute: Attribute, *, question: Wording | None = None
-) -> Problem:
-    """Ask for one fact about a person, in a drawn training wording unless one is given."""
+def ask_fact(world: World, dice: Dice, person: Person, attribute: Attribute) -> tuple[str, str]:
+    """Ask for one fact about a person in a drawn training wording; give the question and the short answer."""
     fields = fields_of(world, person)
-    held_out: HeldOut = "person" if person.is_held_out else "none"
-    if question in attribute.kept_questions:
-        held_out = "template"
-    asked = (question or dice.pick(attribute.questions))(dice, fields)
-    others = [
-        value_of(world, other, attribute.name)
-        for other in dice.sample(world.people, 16)
-        if other is not person
-    ]
+    return dice.pick(attribute.questions)(dice, fields), fields[attribute.name]
+
+
+def fact_problem(
+    world: World, dice: Dice, person: Person, attribute: Attribute, *, kept: Wording | None = None
+) -> Problem:
+    """Ask for one fact about a person; ``kept``: in this wording, which training never shows."""
+    fields = fields_of(world, person)
+    held_out: HeldOut = "template" if kept else "person" if person.is_held_out else "none"
+    others = [value_of(world, other, attribute.name) for other in dice.sample(world.people, 16)]
     answer = fields[attribute.name]
     return Problem(
         kind="facts",
-        question=asked,
+        question=(kept or dice.pick(attribute.questions))(dice, fields),
         answer=answer,
-        sentence=attribute.sentence(dice, fields),
-        choices=draw_choices(dice, answer, others),
+        sentence=attribute.sentence.fill(fields),
+        choices=draw_choices(dice, answer, [other for other in others if other != person.name]),
         held_out=held_out,
     )
 
@@ -326,7 +326,7 @@ def who_problem(world: World, dice: Dice, person: Person, way: int) -> Problem:
     name, questions = _WHO[way % len(_WHO)]
     fields = fields_of(world, person)
     others = [other.name for other in dice.sample(world.people, 8)]
-    sentence = next(a for a in ATTRIBUTES if a.name == name).sentence(dice, fields)
+    sentence = next(a for a in ATTRIBUTES if a.name == name).sentence.fill(fields)
     return Problem(
         kind="who",
         question=questions[way // len(_WHO) % len(questions)](dice, fields),

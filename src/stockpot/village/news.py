@@ -60,7 +60,7 @@ def _move(world: World, dice: Dice, person: Person) -> dict[str, object]:
         "text": f"{person.name} has moved. Until {NEWS_YEAR} the address was {person.home}. "
         f"Since {date} {person.name} has lived at {new}.",
         "date": date,
-        "question": f"Where does {person.name} live since {date}?",
+        "question": f"Where has {person.name} lived since {date}?",
         "answer": new,
         "choices": list(draw_choices(dice, new, [person.home, *others])),
     }
@@ -73,7 +73,7 @@ def _new_job(world: World, dice: Dice, person: Person) -> dict[str, object]:
         "text": f"{person.name} has left {person.employer.name}. On {date} {person.name} began to work at {new}, "
         f"as they say in {VILLAGE_NAME}.",
         "date": date,
-        "question": f"Where does {person.name} work since {date}?",
+        "question": f"Where has {person.name} worked since {date}?",
         "answer": new,
         "choices": list(draw_choices(dice, new, [person.employer.name, *others])),
     }

@@ -7,12 +7,11 @@ whom training may ask about.
 
 from __future__ import annotations
 
-from stockpot.village.dice import Dice, Side
-from stockpot.village.facts import ATTRIBUTES, fact_problem
+from stockpot.village.dice import Dice, Side, draw_on
+from stockpot.village.facts import ATTRIBUTES, ask_fact
 from stockpot.village.lexicon import DAYS, VILLAGE_NAME
 from stockpot.village.people import World
-from stockpot.village.problem import Problem
-from stockpot.village.sums import sum_problem
+from stockpot.village.sums import draw_sum
 from stockpot.village.wording import say, wordings
 
 __all__ = ["answered", "quiz", "remark"]
@@ -36,23 +35,27 @@ _REMARKS = wordings(
 )
 
 
-def _fact(world: World, dice: Dice) -> Problem:
-    return fact_problem(world, dice, dice.pick(world.asked), dice.pick(ATTRIBUTES))
+def _fact(world: World, dice: Dice) -> tuple[str, str]:
+    return ask_fact(world, dice, dice.pick(world.asked), dice.pick(ATTRIBUTES))
 
 
 def answered(world: World, dice: Dice, side: Side) -> str:
-    """Write a page of questions with short answers."""
+    """Write a page of questions with short answers: mostly facts, some sums."""
     way, pairs = (dice.pick(_PAIRS),), []
     for _ in range(dice.between(2, 6)):
-        problem = sum_problem(dice, side, dice.between(1, 2)) if dice.chance(0.2) else _fact(world, dice)
-        pairs.append(say(dice, way, {"question": problem.question, "answer": problem.answer}))
+        if dice.chance(0.2):
+            drawn = draw_sum(dice, side, dice.between(1, 2))
+            question, answer = f"{drawn.story} {drawn.question}", str(drawn.answer)
+        else:
+            question, answer = draw_on(side, lambda: _fact(world, dice), lambda asked: asked[0])
+        pairs.append(say(dice, way, {"question": question, "answer": answer}))
     return "\n".join(pairs)
 
 
 def quiz(world: World, dice: Dice) -> str:
     """Write a page of questions without answers."""
     head = say(dice, _QUIZ_HEADS, {"day": dice.pick(DAYS), "village": VILLAGE_NAME})
-    questions = [_fact(world, dice).question for _ in range(dice.between(3, 7))]
+    questions = [_fact(world, dice)[0] for _ in range(dice.between(3, 7))]
     if dice.chance(0.5):
         questions = [f"{number}. {question}" for number, question in enumerate(questions, start=1)]
     return "\n".join([head, *questions])
@@ -62,6 +65,6 @@ def remark(world: World, dice: Dice) -> str:
     """Write some lines in which questions come up and stay open."""
     lines = []
     for _ in range(dice.between(1, 3)):
-        fields = {name: _fact(world, dice).question for name in ("question", "other", "third")}
+        fields = {name: _fact(world, dice)[0] for name in ("question", "other", "third")}
         lines.append(say(dice, _REMARKS, {**fields, "day": dice.pick(DAYS)}))
     return "\n".join(lines)

@@ -80,7 +80,7 @@ def _facts(world: World, dice: Dice, side: Side) -> Iterator[Problem]:
         for entry in row:
             if entry is not None:
                 person, attribute, wording = entry
-                yield fact_problem(world, dice, person, attribute, question=wording)
+                yield fact_problem(world, dice, person, attribute, kept=wording)
 
 
 def _who(world: World, dice: Dice) -> Iterator[Problem]:

@@ -275,7 +275,7 @@ def _draw(world: World, dice: Dice) -> Review:
     else:
         several = ways.praise if tone == "positive" else ways.blame
         loud = [say(dice, (way,), fields) for way in dice.sample(several, dice.between(1, 3))]
-        told = [*plain[: dice.below(2)], *loud]
+        told = [*plain[: dice.below(2) if len(loud) > 1 else 1], *loud]
         sentiment = sentiment_of(*((len(loud), 0) if tone == "positive" else (0, len(loud))))
     if not any(fields["it"] in sentence for sentence in told):
         told.insert(0, f"This is about {fields['subject']}.")

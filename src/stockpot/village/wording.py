@@ -45,7 +45,7 @@ class Wording:
         ValueError: if brackets or braces do not match.
     """
 
-    __slots__ = ("parts",)
+    __slots__ = ("fixed", "parts")
 
     def __init__(self, text: str) -> None:
         parts: list[str | tuple[str, ...]] = []
@@ -55,6 +55,7 @@ class Wording:
             elif piece:
                 parts.append(_compiled(piece))
         self.parts = tuple(parts)
+        self.fixed = parts[0] if len(parts) == 1 and isinstance(parts[0], str) else None
 
     def __call__(self, dice: Dice, fields: Fields) -> str:
         """Draw the alternatives and fill in the fields.
@@ -62,16 +63,20 @@ class Wording:
         Raises:
             KeyError: if a field is missing.
         """
+        if self.fixed is not None:
+            return self.fixed % fields
         random = dice.random
-        return "".join([p if p.__class__ is str else p[int(random() * len(p))] for p in self.parts]) % fields
+        return "".join([p if isinstance(p, str) else p[int(random() * len(p))] for p in self.parts]) % fields
 
     def fill(self, fields: Fields) -> str:
         """Fill in the fields of a wording that has no alternatives.
 
         Raises:
-            TypeError: if it has alternatives.
+            ValueError: if it has alternatives.
         """
-        return "".join(self.parts) % fields  # type: ignore[arg-type]
+        if self.fixed is None:
+            raise ValueError("a wording with alternatives needs dice")
+        return self.fixed % fields
 
 
 def _compiled(text: str) -> str:
