@@ -18,7 +18,8 @@ def test_every_public_name_exists_and_says_what_it_is(name):
     value = getattr(stockpot, name)
     first_line = (inspect.getdoc(value) or "").split("\n")[0]
     assert first_line.endswith((".", ":")), f"{name}: {first_line!r}"
-    assert value.__module__.startswith("stockpot."), f"{name} comes from {value.__module__}"
+    home = value.__name__ if inspect.ismodule(value) else value.__module__
+    assert home.startswith("stockpot."), f"{name} comes from {home}"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,7 @@ from stockpot.cli.grammar import Common, verb
 from stockpot.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stockpot.evaluate.tasks import Wording
+    from stockpot.judge.tasks import Wording
 
 __all__ = ["compare_tokenizers", "evaluate"]
 
@@ -49,8 +49,8 @@ def evaluate(
     """
     if wording not in (None, "plain", "chat"):
         raise typer.BadParameter(f"{wording!r} is not plain or chat.", param_hint="--wording")
-    from stockpot.evaluate.harness import compare
-    from stockpot.evaluate.harness import evaluate as ask
+    from stockpot.judge.harness import compare
+    from stockpot.judge.harness import evaluate as ask
     from stockpot.weights.store import load
 
     reports = []

@@ -258,7 +258,7 @@ def _turns(record: dict[str, Any]) -> dict[str, Any]:
 def _draw(flags: Common, model: str, text: str, out: Path) -> None:
     """Write the page that shows what a model sees in a text."""
     from stockpot.durable import write_atomically
-    from stockpot.evaluate.look import look
+    from stockpot.judge.look import look
     from stockpot.weights.store import load
 
     bundle = load(model, device=flags.device, dtype=flags.dtype)

@@ -7,7 +7,7 @@ writes checkpoints. It trains nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,27 @@ from torch import nn
 
 from stockpot.bundle import Bundle
 from stockpot.data.batch import Batch
+from stockpot.data.corrupt import causal
+from stockpot.data.encode import encode
+from stockpot.data.loader import Loader, LoaderConfig
+from stockpot.data.sources import read_records
 from stockpot.errors import ConfigError
+from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.losses import LossFn
 from stockpot.weights.store import save
 
-__all__ = ["Progress", "as_sources", "checkpoint_writer", "mean_metrics", "micro_batch_for", "silent"]
+__all__ = [
+    "Progress",
+    "as_sources",
+    "batches",
+    "checkpoint_writer",
+    "mean_metrics",
+    "micro_batch_for",
+    "silent",
+]
 
 Progress = Callable[[dict[str, Any]], None]
+Sources = str | Path | Sequence[str | Path]
 MICRO_BATCH_TOKENS = 8192  # enough work a call; measured in benchmarks/notes.md
 
 
@@ -63,6 +77,18 @@ def checkpoint_writer(bundle: Bundle) -> Callable[[Path], None]:
         save(folder, bundle)
 
     return write
+
+
+def batches(
+    data: Sources, tokenizer: Tokenizer, *, tokens: int = 4_096, context: int = 256, seed: int = 0
+) -> Loader:
+    """Read a corpus into an endless, seeded iterator of next-token batches of about ``tokens`` positions.
+
+    Raises:
+        DataError: if the corpus cannot be read or is shorter than one row.
+    """
+    store = encode(read_records(data), tokenizer)
+    return Loader(store, LoaderConfig(context=context, batch_tokens=tokens, seed=seed), causal(tokenizer))
 
 
 def mean_metrics(batches: Iterable[Batch], loss_fn: LossFn) -> Callable[[nn.Module], dict[str, float]]:

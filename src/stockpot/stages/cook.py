@@ -22,8 +22,8 @@ import stockpot
 from stockpot import durable
 from stockpot.config import Settings
 from stockpot.errors import CheckpointError
-from stockpot.evaluate.harness import Report, compare, evaluate
-from stockpot.evaluate.look import look
+from stockpot.judge.harness import Report, compare, evaluate
+from stockpot.judge.look import look
 from stockpot.run import Run
 from stockpot.stages.assemble import Progress, silent
 from stockpot.stages.pretrain import PretrainConfig, plan_pretraining, pretrain

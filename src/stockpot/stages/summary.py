@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stockpot import origin
-from stockpot.evaluate.harness import Answer, Report, Row
+from stockpot.judge.harness import Answer, Report, Row
 from stockpot.run import Run
 from stockpot.stages.report import curve_chart, score_chart, write_report
 from stockpot.text.tokenizer import Tokenizer

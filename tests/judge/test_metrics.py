@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockpot.evaluate.metrics import exact_match, mean_estimate, paired_difference, proportion
+from stockpot.judge.metrics import exact_match, mean_estimate, paired_difference, proportion
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

@@ -1,0 +1,71 @@
+"""What a stage will take, before it starts: the answer to ``--dry-run``.
+
+Loads or builds the model that would be trained and measures a few steps of it; nothing is written.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import islice
+
+from stockpot import device as machine
+from stockpot.config import Settings
+from stockpot.data.sources import read_texts
+from stockpot.errors import ConfigError
+from stockpot.stages.cook import PRETRAIN_SHARE, CookConfig
+from stockpot.stages.pretrain import PretrainConfig, plan_pretraining
+from stockpot.stages.sft import SFTConfig
+from stockpot.stages.sizes import Plan, estimate, training_speed
+from stockpot.stages.tokenizer import TokenizerConfig
+from stockpot.text.tokenizer import Tokenizer
+from stockpot.weights.store import load
+
+__all__ = ["plan"]
+
+SAMPLE = 2_000  # documents that a planned tokenizer is tried on
+
+
+def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
+    """Say what a stage with these settings will take on this machine.
+
+    Args:
+        config: settings of a stage.
+        minutes: of a whole cook.
+
+    Raises:
+        ConfigError: if the settings do not fit, as the stage itself would.
+    """
+    match config:
+        case PretrainConfig():
+            return plan_pretraining(config)[1]
+        case SFTConfig():
+            return _tuning(config)
+        case CookConfig():
+            return _cook(config, minutes)
+        case TokenizerConfig():
+            return f"a {config.kind} tokenizer of up to {config.vocab_size:,} entries from {', '.join(config.data)}"
+        case _:
+            raise ConfigError(f"There is no plan for {type(config).__name__}.", "Leave out --dry-run.")
+
+
+def _tuning(config: SFTConfig) -> Plan:
+    if config.model is None:
+        raise ConfigError("There is no model to tune.", "Name one: stockpot sft MODEL.")
+    model = load(config.model, device="cpu", dtype="float32").model.config
+    speed = training_speed(model, loop=config.loop, device=machine.pick_device(config.device))
+    tokens = config.loop.steps * config.loop.batch_tokens
+    return estimate(model, tokens=tokens, tokens_per_s=speed, batch_tokens=config.loop.batch_tokens)
+
+
+def _cook(config: CookConfig, minutes: float | None) -> str:
+    """Plan the part of a cook that costs most; its tokenizer is made in memory, from a few documents."""
+    texts = islice(read_texts(config.tokenizer.data), SAMPLE)
+    tokenizer = Tokenizer.train(texts, kind=config.tokenizer.kind, vocab_size=config.tokenizer.vocab_size)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        asked = config.pretrain.model_copy(update={"tokenizer": folder})
+        if minutes is not None:
+            asked = asked.model_copy(update={"minutes": minutes * PRETRAIN_SHARE})
+        expected = plan_pretraining(asked)[1]
+    whole = expected.seconds / 60 / PRETRAIN_SHARE
+    return f"pretraining: {expected}; all stages: about {whole:.0f} min"
