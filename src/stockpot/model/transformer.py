@@ -139,6 +139,8 @@ class Transformer(nn.Module):
             stack, trace = self.encoder, None if self._seen is None else self._seen.encoder
         elif self.encoder is not None and source is not None:
             memory = self.encode(source, source_mask)
+        if cache is not None and memory is not None:
+            cache.memory_mask = None if source_mask is None else source_mask != 0
         if attention_mask is not None:
             documents = documents_of(attention_mask)
         hidden = stack(
@@ -260,11 +262,10 @@ def _memory_mask(
     attention_mask: Tensor | None, source_mask: Tensor | None, cache: KVCache | None
 ) -> Tensor | None:
     """Return the memory a token sees ``(batch, 1, seq or 1, src)``: its document's, or all that is real."""
-    if source_mask is None:
-        return None if cache is None or cache.memory_mask is None else cache.memory_mask[:, None, None]
-    real = source_mask != 0
     if cache is not None:
-        cache.memory_mask = real
-    elif attention_mask is not None and torch.bool not in (attention_mask.dtype, source_mask.dtype):
+        return None if cache.memory_mask is None else cache.memory_mask[:, None, None]
+    if source_mask is None:
+        return None
+    if attention_mask is not None and torch.bool not in (attention_mask.dtype, source_mask.dtype):
         return (attention_mask[:, :, None] == source_mask[:, None, :])[:, None]
-    return real[:, None, None]
+    return (source_mask != 0)[:, None, None]
