@@ -9,7 +9,7 @@ from __future__ import annotations
 from stockpot.village.dice import Dice
 from stockpot.village.facts import ATTRIBUTES, JOINED, Attribute, Manner, fields_of
 from stockpot.village.lexicon import DAYS, DISHES, MONTHS, SEASONS, STREETS, VILLAGE_NAME, WEATHER
-from stockpot.village.people import CENSUS_YEARS, Person, World
+from stockpot.village.people import CENSUS_YEARS, Employer, Person, World
 from stockpot.village.wording import Wording, listed, say, wordings
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "letter",
     "pair",
     "short_biography",
-    "workplace",
+    "workplaces",
 ]
 
 _FRIENDSHIP = next(attribute.statements for attribute in ATTRIBUTES if attribute.name == "friend")
@@ -209,9 +209,12 @@ def calendar(world: World, dice: Dice) -> str:
     return "\n".join([head, *(way(dice, fields_of(world, person)) for person in chosen)])
 
 
-def workplace(world: World, dice: Dice) -> str:
-    """Tell about an employer: where it is, what it does, how big it was, who works there."""
-    employer = dice.pick(world.employers)
+def workplaces(world: World, dice: Dice) -> str:
+    """Tell about two employers: what they do, where they are, how big they were, who works there."""
+    return "\n".join(_workplace(world, dice, employer) for employer in dice.sample(world.employers, 2))
+
+
+def _workplace(world: World, dice: Dice, employer: Employer) -> str:
     staff = [person for person in world.people if person.employer is employer]
     year = dice.pick(CENSUS_YEARS)
     fields = {
@@ -224,9 +227,9 @@ def workplace(world: World, dice: Dice) -> str:
         "village": VILLAGE_NAME,
     }
     facts = [say(dice, ways, fields) for ways in _PLACE_FACTS]
-    sentences = [say(dice, _PLACE_OPENINGS, fields), *dice.sample(facts, dice.between(2, 3))]
+    sentences = [say(dice, _PLACE_OPENINGS, fields), *dice.sample(facts, dice.between(1, 3))]
     if staff:
-        some = dice.sample(staff, min(len(staff), dice.between(2, 5)))
+        some = dice.sample(staff, min(len(staff), dice.between(1, 4)))
         people = [f"{person.name} ({person.job})" for person in some]
         lead = dice.pick(("Among the people who work there", "On the list of workers"))
         sentences.append(f"{lead} {'are' if len(some) > 1 else 'is'} {listed(people)}.")

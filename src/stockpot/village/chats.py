@@ -13,7 +13,7 @@ from stockpot.village.biographies import short_biography
 from stockpot.village.dialogues import SMALL_TALK, THANKS
 from stockpot.village.dice import Dice, Side, draw_on
 from stockpot.village.entailment import entailment_problem
-from stockpot.village.facts import ATTRIBUTES, fact_problem, fields_of
+from stockpot.village.facts import ATTRIBUTES, ask_fact, fact_problem, fields_of
 from stockpot.village.lexicon import VILLAGE_NAME
 from stockpot.village.people import World
 from stockpot.village.problem import Problem
@@ -89,14 +89,15 @@ def _facts(world: World, dice: Dice, side: Side) -> Turns:
 
 def _interview(world: World, dice: Dice, side: Side) -> Turns:
     """Ask several questions about the same person, the later ones with a pronoun."""
-    person = dice.pick(world.asked)
-    first, *later = dice.sample(ATTRIBUTES, dice.between(2, 3))
-    problem = draw_on(side, lambda: fact_problem(world, dice, person, first), lambda p: p.question)
-    fields = fields_of(world, person)
-    return [
-        (problem.question, problem.answer),
-        *((_FOLLOW_UPS[a.name].fill(fields), fields[a.name]) for a in later),
-    ]
+
+    def draw() -> Turns:
+        person = dice.pick(world.asked)
+        first, *later = dice.sample(ATTRIBUTES, dice.between(2, 3))
+        fields = fields_of(world, person)
+        asked = [(_FOLLOW_UPS[fact.name].fill(fields), fields[fact.name]) for fact in later]
+        return [ask_fact(world, dice, person, first), *asked]
+
+    return draw_on(side, draw, _first)
 
 
 def _about(world: World, dice: Dice, side: Side) -> Turns:

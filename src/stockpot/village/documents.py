@@ -17,7 +17,7 @@ from stockpot.village.biographies import (
     directory,
     letter,
     pair,
-    workplace,
+    workplaces,
 )
 from stockpot.village.dialogues import dialogue
 from stockpot.village.dice import Dice, Side, draw_on
@@ -41,19 +41,19 @@ def _whole(make: Callable[[World, Dice], str]) -> _Maker:
 
 
 _MIX: dict[str, tuple[int, _Maker]] = {  # name: documents in a thousand, and how one is made
-    "biography": (300, _whole(biography)),
+    "biography": (310, _whole(biography)),
     "pair": (50, _whole(pair)),
     "card": (40, _whole(card)),
     "letter": (70, _whole(letter)),
     "directory": (25, _whole(directory)),
     "calendar": (25, _whole(calendar)),
-    "workplace": (25, _whole(workplace)),
+    "workplaces": (15, _whole(workplaces)),
     "comparison": (15, _whole(comparison)),
     "dialogue": (50, _whole(dialogue)),
     "story": (130, lambda world, dice, side: story(dice, side)),
     "sums": (70, lambda world, dice, side: sum_page(dice, side)),
     "table": (30, _whole(lambda world, dice: table(dice))),
-    "reviews": (40, review_page),
+    "reviews": (30, review_page),
     "chronicle": (15, chronicle),
     "entailment": (30, lambda world, dice, side: entailment_tale(dice, side)),
     "reading": (25, lambda world, dice, side: reading_tale(dice, side)),

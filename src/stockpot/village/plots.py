@@ -429,7 +429,7 @@ PLOTS: tuple[Plot, ...] = (
             wordings(
                 "But {b} had a big {vegetable} too.",
                 "Only {b} had one that was just as big.",
-                "Then {b} came with a {vegetable} as big as a {animal}.",
+                "Then {b} came with {a_vegetable} as big as a {animal}.",
             ),
             wordings(
                 "In the end {b} won, and {a} shook {b_his} hand.",

@@ -314,7 +314,7 @@ def sentiment_problem(world: World, dice: Dice, side: Side, *, kept: bool = Fals
 
 def review_page(world: World, dice: Dice, side: Side) -> str:
     """Write a few reviews, each with a word on how it was meant."""
-    reviews = [draw_review(world, dice, side) for _ in range(dice.between(1, 3))]
+    reviews = [draw_review(world, dice, side) for _ in range(dice.between(2, 3))]
     pages = []
     for review in reviews:
         fields = {
