@@ -113,7 +113,7 @@ class Run:
         except BaseException:
             lock.release()
             raise
-        run.journal(f"{'resumed' if resume else 'started'} {stage}: {run.manifest['command']}")
+        run.journal(f"{'resumed' if resume else 'started'} {stage}: {command or origin.command_line()}")
         return run
 
     @classmethod

@@ -55,9 +55,9 @@ def train_tokenizer(
     maker = _Maker("train-tokenizer", "tokenizer", flags)
     config = maker.settings(TokenizerConfig, {"data": data, "kind": kind, "vocab_size": vocab_size})
     if flags.dry_run:
-        maker.print_plan(config, f"a {config.kind} vocabulary of {config.vocab_size} entries")
-    else:
-        maker.make(lambda progress: stage(config, out=maker.out))
+        maker.print_plan(config)
+        return
+    maker.make(lambda progress: stage(config, out=maker.out))
 
 
 @verb("pretrain", panel=PANEL, flags=Making)
@@ -89,13 +89,13 @@ def pretrain(
 @verb("sft", panel=PANEL, flags=Making)
 def sft(flags: Making, model: Model = None, data: Data = None, steps: Steps = None) -> None:
     """Train MODEL to answer: instruction tuning on conversations or prompts with completions."""
-    from stockpot.stages.sft import SFTConfig, plan_sft
+    from stockpot.stages.sft import SFTConfig
     from stockpot.stages.sft import sft as stage
 
     maker = _Maker("sft", "sft", flags)
     config = maker.settings(SFTConfig, {"model": model, "data": data, "loop.steps": steps})
     if flags.dry_run:
-        maker.print_plan(config, plan_sft(config))
+        maker.print_plan(config)
         return
     maker.check_folder()
     maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
@@ -107,13 +107,13 @@ def cook(flags: Making, minutes: Minutes = None) -> None:
 
     What --out holds already and has not changed is kept: the same command goes on after an interruption.
     """
-    from stockpot.stages.cook import CookConfig, plan_cook
+    from stockpot.stages.cook import CookConfig
     from stockpot.stages.cook import cook as stage
 
     maker = _Maker("cook", None, flags, recipe="village")
     config = maker.settings(CookConfig, {})
     if flags.dry_run:
-        maker.print_plan(config, plan_cook(config, minutes=minutes))
+        maker.print_plan(config, minutes=minutes)
         return
     ending = {"report": str(maker.out / "report.html")}
     maker.make(
@@ -185,10 +185,12 @@ class _Maker:
         facts = {found.kind: str(found.path)} | facts | (ending or {})
         show.result(self.flags, show.facts(facts), facts)
 
-    def print_plan(self, config: Settings, expected: Any) -> None:
+    def print_plan(self, config: Settings, expected: Any = None, **budget: Any) -> None:
         """Print the settings, as a recipe that can be run, and what they will take."""
         from stockpot.config import to_toml
+        from stockpot.stages.budget import plan
 
+        expected = expected or plan(config, **budget)
         settings = {self.table: config} if self.table else config
         comment = f"stockpot {self.verb} --recipe THIS_FILE --out {self.out}\n{expected}"
         value = {"settings": config.model_dump(mode="json"), "plan": expected}
