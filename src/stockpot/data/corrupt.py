@@ -160,7 +160,7 @@ def prefix(tokenizer: Tokenizer, *, two_stacks: bool = False) -> Objective:
         def make_two(rows: Rows) -> Batch:
             parts = []
             for r in range(len(rows.ids)):
-                ids = rows.ids[r, rows.documents[r] > 0]
+                ids = rows.piece(r)
                 at = _cut_point(rows, r, 0, len(ids), rows.rng(r))
                 parts.append((ids[:at], ids[at:]))
             return _two_stacks(parts, start, pad_id)
@@ -207,13 +207,11 @@ def spans(tokenizer: Tokenizer, *, rate: float = 0.15, mean_span: float = 3.0) -
     """
     marks = sentinels(tokenizer)
     pad_id, start, end = _pad(tokenizer), _start(tokenizer), _special(tokenizer, "eos")
-    frame = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
 
     def make(rows: Rows) -> Batch:
         parts = []
         for r in range(len(rows.ids)):
-            ids = rows.ids[r, rows.documents[r] > 0]
-            ids = ids[~np.isin(ids, frame)]
+            ids = _bare(rows.piece(r), tokenizer)
             noise = span_mask(len(ids), rate, mean_span, rows.rng(r))
             parts.append((_with_sentinels(ids, noise, marks, end), _with_sentinels(ids, ~noise, marks, end)))
         return _two_stacks(parts, start, pad_id)
@@ -285,8 +283,10 @@ def _source_length(length: int, rate: float, mean_span: float) -> int:
 
 def _cut_randomly(total: int, count: int, rng: np.random.Generator) -> Ints:
     """Cut ``total`` into ``count`` positive parts, every way equally likely."""
-    inner = np.sort(rng.choice(total - 1, count - 1, replace=False)) + 1
-    return np.diff(np.concatenate([[0], inner, [total]]))
+    ends = np.empty(count + 1, np.int64)
+    ends[0], ends[-1] = 0, total
+    ends[1:-1] = np.sort(np.argsort(rng.random(total - 1))[: count - 1]) + 1
+    return np.diff(ends)
 
 
 def _with_sentinels(ids: Ints, gone: NDArray[np.bool_], marks: Ints, end: int) -> Ints:
@@ -354,13 +354,13 @@ class _Pairing:
     """Cut a piece after a sentence, or put another document's text after its first part."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._frame = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
+        self._tokenizer = tokenizer
         spelled = (tokenizer.decode([index]) for index in range(tokenizer.vocab_size))
         self._ends = np.array([text.rstrip(" \"'”’)").endswith((".", "!", "?", "\n")) for text in spelled])
 
     def __call__(self, rows: Rows, row: int, rng: np.random.Generator) -> tuple[Ints, Ints, bool]:
         """Return A, B and whether B is a stranger."""
-        ids = self._bare(rows.ids[row, rows.documents[row] > 0])
+        ids = _bare(rows.piece(row), self._tokenizer)
         ends = np.flatnonzero(self._ends[ids[:-1]]) + 1
         at = int(ends[rng.integers(len(ends))]) if len(ends) else (len(ids) + 1) // 2
         stranger = bool(rng.random() < 0.5) or at >= len(ids)
@@ -378,12 +378,16 @@ class _Pairing:
         document += document >= own
         size = int(store.lengths[document])
         start = int(rng.integers(max(1, size - length)))
-        ids = self._bare(store.read(document, start, start + 2 * length).astype(np.int64))
+        ids = _bare(store.read(document, start, start + 2 * length).astype(np.int64), self._tokenizer)
         ends = np.flatnonzero(self._ends[ids[:-length]]) + 1 if start else ids[:0]
         return ids[int(ends[0]) if len(ends) else 0 :][:length]
 
-    def _bare(self, ids: Ints) -> Ints:
-        return ids[~np.isin(ids, self._frame)]
+
+def _bare(ids: Ints, tokenizer: Tokenizer) -> Ints:
+    """Leave out the tokens that begin and end a document."""
+    first = len(ids) > 0 and ids[0] == tokenizer.bos_id
+    last = len(ids) > first and ids[-1] == tokenizer.eos_id
+    return ids[int(first) : len(ids) - int(last)]
 
 
 def _padded(rows: Sequence[Ints], fill: int) -> tuple[Ints, NDArray[np.bool_]]:

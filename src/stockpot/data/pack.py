@@ -279,6 +279,11 @@ class Rows:
         """Give the row's own random numbers."""
         return np.random.default_rng(self.seeds[row])
 
+    def piece(self, row: int) -> Ints:
+        """Give the tokens of a row that is one piece, without its padding."""
+        ((_, start, stop),) = self.pieces[row]
+        return self.ids[row, : stop - start]
+
     def attention_mask(self) -> Tensor | None:
         """Say who sees whom, in the form that ``mask`` names."""
         if self.mask is None:
