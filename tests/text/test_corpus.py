@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer as Engine
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Engine
 
 from stockpot.errors import TokenizerError
 from stockpot.text import KINDS, Tokenizer

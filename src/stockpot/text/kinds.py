@@ -269,7 +269,21 @@ def _learn_unigram(words: Counter[str], request: Request) -> Json:
     )
     engine.train_from_iterator(_repeat(known, scale), trainer)
     model: Json = json.loads(engine.to_str())["model"]
-    return model
+    return model | {"vocab": _steady(model["vocab"], request)}
+
+
+def _steady(pieces: list[list[Any]], request: Request) -> list[list[Any]]:
+    """Make the trainer's result repeatable: it adds up in a different order every time.
+
+    Scores (log-probabilities) differ in the eleventh digit, so they are rounded to a thousandth and sorted. Characters
+    that no piece held are given the lowest score and a hair more each, in no fixed order; they get the lowest itself.
+    """
+    own, learned = pieces[: len(_own(request))], pieces[len(_own(request)) :]
+    lowest = min((score for _, score in learned), default=0.0)
+    window = lowest + 1e-4 * (len(learned) + 1)
+    settled = [[piece, lowest if len(piece) == 1 and score <= window else score] for piece, score in learned]
+    rounded = [[piece, round(score, 3)] for piece, score in settled]
+    return own + sorted(rounded, key=lambda item: (-item[1], item[0]))
 
 
 def _repeat(words: Mapping[str, int], scale: float) -> Iterator[list[str]]:

@@ -61,16 +61,19 @@ class _Learner:
         self._prefix = prefix
         self._min_count = min_count
         self._words, self._weights = self._spell(words)
-        self._counts: defaultdict[str, int] = defaultdict(int)
-        self._places: defaultdict[str, list[int]] = defaultdict(list)  # may name a word twice, or one it left
-        for place, (word, weight) in enumerate(zip(self._words, self._weights, strict=True)):
+        # Where each pair occurs: numbers of words, which may name a word twice, or one the pair has left since.
+        self._places: defaultdict[str, list[int]] = defaultdict(list)
+        for place, word in enumerate(self._words):
             for i in range(len(word) - 1):
-                pair = word[i : i + 2]
-                self._counts[pair] += weight
-                self._places[pair].append(place)
-        # Rare pairs wait outside the heap: most never get their turn. The floor falls when the heap runs dry.
-        self._floor = max(self._counts.values(), default=0) + 1
+                self._places[word[i : i + 2]].append(place)
+        weight_of = self._weights.__getitem__
+        self._counts = {pair: sum(map(weight_of, places)) for pair, places in self._places.items()}
+        # A heap holds the frequent pairs; others wait by the bit length of their count until the heap runs dry.
         self._heap: list[tuple[int, str]] = []
+        self._waiting: defaultdict[int, list[str]] = defaultdict(list)
+        self._floor = 1 << max(self._counts.values(), default=0).bit_length()
+        for pair, count in self._counts.items():
+            self._waiting[count.bit_length()].append(pair)
 
     def _spell(self, words: Mapping[str, int]) -> tuple[list[str], list[int]]:
         spelled, weights = [], []
@@ -98,80 +101,80 @@ class _Learner:
         while True:
             while self._heap:
                 negative, pair = heapq.heappop(self._heap)
-                count = self._counts[pair]
+                count = self._counts.get(pair, 0)
                 if count == -negative:
-                    return pair
-                if count >= self._floor:  # the entry was made before the count fell
-                    heapq.heappush(self._heap, (-count, pair))
-            if self._floor <= self._min_count:
+                    return pair if count >= self._min_count else None
+                self._enter(pair, count)  # the entry was made before the count changed
+            if self._floor <= 1:
                 return None
-            self._floor = max(self._floor // 2, self._min_count)
-            self._heap = [(-count, pair) for pair, count in self._counts.items() if count >= self._floor]
-            heapq.heapify(self._heap)
+            self._floor //= 2
+            for pair in self._waiting.pop(self._floor.bit_length(), ()):
+                self._enter(pair, self._counts.get(pair, 0))
+
+    def _enter(self, pair: str, count: int) -> None:
+        if count >= self._floor:
+            heapq.heappush(self._heap, (-count, pair))
+        elif count > 0:
+            self._waiting[count.bit_length()].append(pair)
 
     def _merge(self, pair: str) -> None:
-        symbol = self._name(pair)
-        words, weights, counts, places = self._words, self._weights, self._counts, self._places
-        first, second = pair[0], pair[1]
-        grown: dict[str, None] = {}
-        for place in places.pop(pair):
+        """Join a pair in every word, and move the counts of the pairs beside it."""
+        symbol, is_new = self._name(pair)
+        words = self._words
+        lefts: defaultdict[str, list[int]] = defaultdict(
+            list
+        )  # what stands left of the pair, and in which words
+        rights: defaultdict[str, list[int]] = defaultdict(list)
+        for place in self._places.pop(pair):
             word = words[place]
-            at = word.find(pair)
-            if at < 0:
-                continue
-            weight = weights[place]
-            if word.find(pair, at + 1) >= 0:
-                words[place] = self._merge_many(word, pair, symbol, weight, place, grown)
-                continue
-            if at:
-                left = word[at - 1]
-                counts[left + first] -= weight
-                new = left + symbol
-                counts[new] += weight
-                places[new].append(place)
-                grown[new] = None
-            if at + 2 < len(word):
-                right = word[at + 2]
-                counts[second + right] -= weight
-                new = symbol + right
-                counts[new] += weight
-                places[new].append(place)
-                grown[new] = None
-            words[place] = word.replace(pair, symbol)
-        del counts[pair]
-        for new in grown:
-            if (count := counts[new]) >= self._floor:
-                heapq.heappush(self._heap, (-count, new))
+            joined = word.replace(pair, symbol)
+            times = len(word) - len(joined)
+            if times == 1 and is_new:
+                words[place] = joined
+                at = joined.find(symbol)
+                if at:
+                    lefts[joined[at - 1]].append(place)
+                if at + 1 < len(joined):
+                    rights[joined[at + 1]].append(place)
+            elif times:
+                self._merge_many(word, pair, symbol, place)
+        del self._counts[pair]
+        for left, places in lefts.items():
+            self._move(left + pair[0], left + symbol, places)
+        for right, places in rights.items():
+            self._move(pair[1] + right, symbol + right, places)
 
-    def _merge_many(
-        self, word: str, pair: str, symbol: str, weight: int, place: int, grown: dict[str, None]
-    ) -> str:
-        """Merge a pair that occurs more than once, left to right: a neighbour may be newly merged."""
-        first, second = pair[0], pair[1]
+    def _move(self, old: str, new: str, places: list[int]) -> None:
+        weight = sum(map(self._weights.__getitem__, places))
+        self._counts[old] = self._counts.get(old, 0) - weight
+        self._gain(new, weight, places)
+
+    def _merge_many(self, word: str, pair: str, symbol: str, place: int) -> None:
+        """Merge a pair that may occur more than once, left to right: a neighbour may be newly merged."""
         at = word.find(pair)
         while at >= 0:
             if at:
-                self._counts[word[at - 1] + first] -= weight
-                self._gain(word[at - 1] + symbol, weight, place, grown)
+                self._move(word[at - 1] + pair[0], word[at - 1] + symbol, [place])
             if at + 2 < len(word):
-                self._counts[second + word[at + 2]] -= weight
-                self._gain(symbol + word[at + 2], weight, place, grown)
+                self._move(pair[1] + word[at + 2], symbol + word[at + 2], [place])
             word = word[:at] + symbol + word[at + 2 :]
             at = word.find(pair, at + 1)
-        return word
+        self._words[place] = word
 
-    def _gain(self, pair: str, weight: int, place: int, grown: dict[str, None]) -> None:
-        self._counts[pair] += weight
-        self._places[pair].append(place)
-        grown[pair] = None
+    def _gain(self, pair: str, weight: int, places: list[int]) -> None:
+        count = self._counts.get(pair, 0) + weight
+        self._counts[pair] = count
+        self._places[pair] += places
+        self._enter(pair, count)
 
-    def _name(self, pair: str) -> str:
-        """Record the merge; return the symbol of the joined token, an old one if it was spelled before."""
+    def _name(self, pair: str) -> tuple[str, bool]:
+        """Record the merge; return the symbol of the joined token, and whether nothing spelled it before."""
         left, right = (self.vocabulary[ord(half) - _FIRST] for half in pair)
         self.merges.append((left, right))
         token = left + right[len(self._prefix) if right.startswith(self._prefix) else 0 :]
         symbol = self._symbol.get(token)
-        if symbol is None:
-            symbol = self._symbol[token] = chr(_FIRST + len(self.vocabulary))
-            self.vocabulary.append(token)
-        return symbol
+        if symbol is not None:
+            return symbol, False
+        symbol = self._symbol[token] = chr(_FIRST + len(self.vocabulary))
+        self.vocabulary.append(token)
+        return symbol, True
