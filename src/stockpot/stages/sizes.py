@@ -114,7 +114,7 @@ def training_speed(model: ModelConfig, *, loop: LoopConfig, device: torch.device
     source = {"source": ids} if model.shape == "encoder_decoder" else {}
     batches = repeat(Batch(ids, ids, **source))
     short = loop.model_copy(
-        update={"steps": MEASURED_STEPS, "batch_tokens": ids.numel(), "warmup_steps": 0, "log_every": 1}
+        update={"steps": MEASURED_STEPS, "batch_tokens": ids.numel(), "log_every": 1}
     )
     events: list[dict[str, Any]] = []
     fit(network, batches, loss_fn, short, progress=events.append)

@@ -1,410 +1,350 @@
-"""The one loop: batches and a loss function in, a trained model out.
+"""The loop: batches and a loss in, trained weights out; every objective goes through it.
 
-Pretraining, tuning and everything later differ in their batches and their loss; here is what they share: accumulation,
-clipping, schedule, logging, validation, checkpoints, exact resume, and stopping well. It knows no text and no task.
+Decides when to step, log, validate and save, and how a run goes on after an interruption, bit for bit on the CPU. It
+knows no objective, no tokenizer and no file format: those come as functions.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
 import random
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from stockpot import device as machine
-from stockpot.config import Settings
-from stockpot.errors import CheckpointError, TrainError
+from stockpot.device import pick_dtype
+from stockpot.errors import CheckpointError, DataError
+from stockpot.model.layers import Block
 from stockpot.run import Run
-from stockpot.train.losses import LossFn
+from stockpot.train.guard import Interrupted, StopWish, diverged, not_finite
+from stockpot.train.losses import Loss, LossFn
+from stockpot.train.meter import Meter
 from stockpot.train.optim import OptimConfig, Optimizer
-from stockpot.train.schedule import Schedule, schedule_factor
+from stockpot.train.parallel import Group
 
-__all__ = ["LoopConfig", "TrainState", "fit"]
+__all__ = ["Interrupted", "LoopConfig", "TrainState", "fit"]
 
-Progress = Callable[[dict[str, Any]], None]
-Validate = Callable[[nn.Module], dict[str, float]]
-Save = Callable[[Path], None]
-STATE = "state/training.pt"
+STATE_FILE = "state/training.pt"
+BAD_IN_A_ROW = 10  # skipped steps after which skipping does not help
 
 
-class LoopConfig(Settings):
-    """How long and how a model is trained."""
+class LoopConfig(OptimConfig):
+    """How long and how to train: the loop's settings and the optimizer's."""
 
-    steps: int = Field(1_000, ge=1, description="optimizer updates")
-    batch_tokens: int = Field(16_384, ge=1, description="positions of one step, over all micro-batches")
-    lr: float = Field(3e-3, gt=0, description="highest learning rate")
-    schedule: Schedule = Field(
-        "warmup-stable-decay", description="constant · linear · cosine · warmup-stable-decay"
-    )
-    warmup_steps: int | None = Field(
-        None, ge=0, description="steps of rising learning rate; none: 2 % of all, 10 to 500"
-    )
-    decay_share: float = Field(
-        0.4, ge=0, le=1, description="share of the steps that fall (warmup-stable-decay)"
-    )
-    final_lr_factor: float = Field(
-        0.0, ge=0, le=1, description="learning rate of the last step, as a share of the highest"
-    )
-    optim: OptimConfig = Field(default_factory=OptimConfig, description="the optimizer")
+    steps: int = Field(1000, ge=1, description="optimiser steps")
+    batch_tokens: int = Field(16_384, ge=1, description="real tokens a step, over all micro-batches and processes")
     dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="of matrix products; none: the faster one here"
+        None, description="of matrix products; weights stay float32; none: the faster one here"
     )
-    log_every: int = Field(10, ge=1, description="steps between two lines of metrics")
-    validate_every: int | None = Field(
-        None, ge=1, description="steps between validations; none: a tenth of all"
-    )
-    save_every: int | None = Field(
-        None, ge=1, description="steps between checkpoints; none: a fifth of all, or 500"
-    )
-    keep: int = Field(2, ge=1, description="checkpoints kept besides the best")
-    not_finite: Literal["stop", "skip"] = Field(
-        "stop", description="at a loss that is no number: stop, or skip the step"
+    compile: bool | None = Field(None, description="compile each layer; none: on CUDA from 1000 steps")
+    log_every: int = Field(10, ge=1, description="steps between log lines")
+    validate_every: int | None = Field(None, ge=1, description="steps between validations; none: a tenth of all")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; none: a tenth of all")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept, beside the best")
+    best_metric: str = Field("loss", description="the validation metric, lower is better, that picks the best")
+    on_bad_step: Literal["stop", "skip"] = Field("stop", description="a step that is not finite: stop · skip it")
+    divergence_factor: float | None = Field(
+        3.0, gt=1, description="stop when the logged loss is this many times the first one; none: never"
     )
 
-    @model_validator(mode="after")
-    def _fits(self) -> LoopConfig:
-        if self.warmup_steps is not None and self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} is more than steps {self.steps}")
-        return self
-
-    def lr_at(self, step: int) -> float:
-        """Give the learning rate of a step, counted from 0."""
-        warmup = self.warmup_steps
-        if warmup is None:
-            warmup = min(self.steps // 2, max(10, min(500, self.steps // 50)))
-        return self.lr * schedule_factor(
-            step,
-            kind=self.schedule,
-            steps=self.steps,
-            warmup_steps=warmup,
-            decay_steps=round(self.steps * self.decay_share),
-            final=self.final_lr_factor,
-        )
-
-    @property
-    def validation_interval(self) -> int:
-        """Steps between validations."""
-        return self.validate_every or max(1, self.steps // 10)
-
-    @property
-    def save_interval(self) -> int:
-        """Steps between checkpoints."""
-        return self.save_every or max(1, min(500, self.steps // 5))
+    def every(self, name: Literal["validate", "checkpoint"]) -> int:
+        """Return the interval of a thing in steps."""
+        own = self.validate_every if name == "validate" else self.checkpoint_every
+        return own or max(1, math.ceil(self.steps / 10))
 
 
 @dataclass
 class TrainState:
-    """Where a training stands.
+    """Where training stands.
 
     Attributes:
-        step: optimizer updates done.
+        step: finished optimiser steps.
         tokens: real tokens seen.
-        seconds: spent training, validation and checkpoints included, over all sittings.
-        best: lowest validation loss so far.
-        skipped: steps left out because their loss was no number.
-        status: "done", "running" or "interrupted".
+        best: the best validation metric so far; None without validation.
+        best_step: the step it was measured at.
+        first_loss: the first logged loss, against which divergence is measured.
+        bad_in_a_row: steps skipped without a good one between.
     """
 
     step: int = 0
     tokens: int = 0
-    seconds: float = 0.0
-    best: float = math.inf
-    skipped: int = 0
-    status: str = "running"
+    best: float | None = None
+    best_step: int | None = None
+    first_loss: float | None = None
+    bad_in_a_row: int = 0
 
 
-def fit(
+def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
     model: nn.Module,
     batches: Iterable[Any],
     loss_fn: LossFn,
     config: LoopConfig,
     *,
     run: Run | None = None,
-    validate: Validate | None = None,
-    save: Save | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    save: Callable[[Path], None] | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainState:
-    """Train ``model`` in place.
+    """Train ``model`` in place, on the device it is on.
 
-    A step takes micro-batches from ``batches`` until they hold ``config.batch_tokens`` positions; their totals are
-    backpropagated one by one and the gradients divided once by the sum of their counts, so that neither padding nor the size
-    of micro-batches changes the update.
+    Each step pulls micro-batches until their real tokens come nearest to ``config.batch_tokens``, sums the gradients of
+    the losses' totals, divides once by the summed count, clips and updates. Training ends after ``config.steps`` or
+    with the batches.
 
     Args:
-        model: on its device; float32 weights are kept also where products run in bfloat16.
-        batches: anything that yields batches; with ``state_dict``/``load_state_dict`` resuming is exact.
+        model: its weights stay float32; products run in ``config.dtype``.
+        batches: micro-batches, each with ``tokens`` and ``to(device)``. With ``state_dict`` and ``load_state_dict`` they
+            resume at once; without, those already seen are read over.
         loss_fn: ``(model, batch) -> Loss``.
-        config: how long and how.
-        run: where metrics and checkpoints go; None: nowhere.
-        validate: ``model -> metrics``; ``"loss"`` decides the best checkpoint.
-        save: writes the model folder of a checkpoint; None: the weights alone are kept with the state.
-        resume: go on from the run's newest whole checkpoint.
-        progress: receives ``{"kind": "step", …}`` events.
-
-    Returns:
-        How it ended; ``status`` is "interrupted" after SIGINT or SIGTERM, with the last step saved.
+        config: everything else that decides the result.
+        run: where metrics and checkpoints go; None: nowhere. Only the first process writes.
+        validate: ``model -> {name: value}``; logged as ``val/name``.
+        save: writes the model folder of a checkpoint into the empty folder it is given.
+        resume: go on from the run's newest whole checkpoint; a run without one starts from the beginning.
+        progress: receives ``{"kind": "step", "step", "steps", "loss", "tokens_per_s", "time_left_s", …}``.
 
     Raises:
-        TrainError: if the loss is no number (with ``not_finite="stop"``) or there are no batches.
-        CheckpointError: if the run cannot be resumed.
+        TrainError: if the loss or gradient is not finite, or training diverges.
+        Interrupted: after SIGINT or SIGTERM, when the checkpoint is saved.
+        CheckpointError: if the checkpoint does not fit the model or settings.
+        DataError: if there is no batch.
     """
-    loop = _Loop(model, batches, loss_fn, config, run, validate, save, progress or (lambda event: None))
-    if resume:
-        loop.restore()
-    return loop.go()
+    loop = _Loop(model, batches, loss_fn, config, run, validate, save, progress)
+    if resume and run is not None and (found := run.latest_checkpoint()):
+        loop.load(found[1])
+    with StopWish() as wish:
+        loop.train(wish)
+    return loop.state
 
 
 class _Loop:
-    """One training: its parts and its state. See `fit`."""
+    """The parts of one training run and what they do in a step."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - fit's arguments
         self,
         model: nn.Module,
         batches: Iterable[Any],
         loss_fn: LossFn,
         config: LoopConfig,
         run: Run | None,
-        validate: Validate | None,
-        save: Save | None,
-        progress: Progress,
+        validate: Callable[[nn.Module], dict[str, float]] | None,
+        save: Callable[[Path], None] | None,
+        progress: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.model, self.loss_fn, self.config = model, loss_fn, config
         self.run, self.validate, self.save, self.progress = run, validate, save, progress
-        self.batches = batches
-        self.device = next(model.parameters()).device
-        self.dtype = machine.pick_dtype(self.device, config.dtype)
-        self.optimizer = Optimizer(model, config.optim)
+        self.group = Group()
+        self.group.share(model)
+        self.optimizer = Optimizer(model, config, config.steps)
+        self.device = self.optimizer.parameters[0].device
+        self.dtype = pick_dtype(self.device, config.dtype)
+        self.feed = _Feed(batches, config.batch_tokens / self.group.place.world)
+        self.meter = Meter(model, self.device, self.dtype)
         self.state = TrainState()
-        self.window = _Window(self.device)
-        self.is_best, self.saved_step = False, 0
+        self.saved_step: int | None = None
+        self.saved_path: Path | None = None
+        if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
+            _compile_layers(model)
 
-    # --- the loop ---
+    # --- training ---
 
-    def go(self) -> TrainState:
-        """Train until the last step, a signal, or an error."""
-        config, state = self.config, self.state
+    def train(self, wish: StopWish) -> None:
+        """Step until the end, the last batch or a wish to stop."""
         self.model.train()
-        stream = iter(self.batches)
-        started = time.monotonic() - state.seconds
-        with _graceful() as stop:
-            while state.step < config.steps and not stop.is_set():
-                self._step(stream)
-                state.seconds = time.monotonic() - started
-                is_last = state.step == config.steps
-                if state.step % config.log_every == 0 or is_last or state.step == 1:
-                    self._log()
-                if self.validate is not None and (state.step % config.validation_interval == 0 or is_last):
-                    self._validate()
-                if self.is_best or state.step % config.save_interval == 0 or is_last:
-                    self._checkpoint()
-        state.seconds = time.monotonic() - started
-        state.status = "done" if state.step == config.steps else "interrupted"
-        if state.status == "interrupted" and state.step != self.saved_step:
-            self._checkpoint()
-        if self.run is not None:
-            self._finish("done" if state.status == "done" else "interrupted")
-        return state
+        began_at = self.state.step
+        norm = torch.zeros(())
+        while self.state.step < self.config.steps:
+            before = self.place()
+            taken = self.step(before, wish)
+            if taken is None and not self._wants_stop(wish):
+                if self.state.step == 0:
+                    raise DataError("There is no batch to train on.", "Give more data.")
+                break
+            if self._wants_stop(wish):
+                self._interrupt(before if taken is None else self.place())
+            assert taken is not None
+            norm = taken
+            self._after_step(norm, began_at)
+        self._finish(norm, began_at)
 
-    def _step(self, stream: Iterator[Any]) -> None:
-        """Do one optimizer update."""
-        config, positions, count = self.config, 0, torch.zeros((), device=self.device)
-        while positions < config.batch_tokens:
-            batch = next(stream, None)
-            if batch is None:
-                raise TrainError(
-                    f"The data ended in step {self.state.step + 1} of {config.steps}.",
-                    "Let it repeat, or train fewer steps.",
-                )
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                loss = self.loss_fn(self.model, batch.to(self.device))
+    def step(self, before: dict[str, Any], wish: StopWish) -> Tensor | None:
+        """Take one optimiser step.
+
+        Returns:
+            the gradient's norm; None if the data ended or a wish to stop came before the last micro-batch.
+        """
+        losses: list[Loss] = []
+        seen: list[Any] = []
+        for batch in self.feed.step():
+            if wish.is_set and self.group.place.world == 1:
+                self.optimizer.clear()
+                return None
+            batch = batch.to(self.device)
+            with self.autocast():
+                loss = self.loss_fn(self.model, batch)
             loss.total.backward()
-            count = count + loss.count
-            self.window.add(loss.metrics)
-            self.state.tokens += batch.tokens
-            positions += batch.ids.numel() if hasattr(batch, "ids") else batch.tokens
-        norm = self.optimizer.scale_and_clip(count)
-        self.window.norm = norm
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step(config.lr_at(self.state.step))
-        else:
-            self._not_finite(float(norm))
-        self.optimizer.zero_grad()
+            losses.append(loss)
+            seen.append(batch)
+        if not losses:
+            return None
+        self.group.sum_gradients(self.optimizer.parameters)
+        count = sum((loss.count for loss in losses), start=torch.zeros((), device=self.device))
+        norm = self.optimizer.scale(self.group.sum(count))
+        is_good = math.isfinite(float(norm))
+        if is_good:
+            self.optimizer.step(self.state.step)
+            for loss in losses:
+                self.meter.add(loss)
+        self.state.bad_in_a_row = 0 if is_good else self.state.bad_in_a_row + 1
+        if not is_good and (self.config.on_bad_step == "stop" or self.state.bad_in_a_row >= BAD_IN_A_ROW):
+            raise not_finite(
+                self.state.step + 1, losses, seen, self.model, position=before["data"], run=self._writer
+            )
+        self.optimizer.clear()
+        self.meter.count(sum(batch.tokens for batch in seen))
         self.state.step += 1
+        return norm
 
-    def _not_finite(self, norm: float) -> None:
-        self.state.skipped += 1
-        step = self.state.step + 1
-        if self.run is not None:
-            self.run.journal(f"step {step}: gradient norm {norm}; metrics {self.window.means()}")
-        if self.config.not_finite == "skip":
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute matrix products in the number type of training."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    # --- between steps ---
+
+    def _after_step(self, norm: Tensor, began_at: int) -> None:
+        step, config = self.state.step, self.config
+        if step % config.log_every == 0 or step == began_at + 1:
+            self._log(norm, began_at)
+        is_due = step % config.every("checkpoint") == 0 and self.run is not None
+        if step < config.steps:  # the last step is the end's
+            if step % config.every("validate") == 0 or is_due:
+                self._validate()
+            if is_due:
+                self._checkpoint(self.place())
+
+    def _finish(self, norm: Tensor, began_at: int) -> None:
+        if self.state.step == self.saved_step:
             return
-        kept = (
-            ""
-            if self.run is None or (last := self.run.latest_checkpoint()) is None
-            else f" Step {last[0]} is saved."
-        )
-        if self.run is not None:
-            self._finish("failed")
-        raise TrainError(
-            f"The loss of step {step} is no number (gradient norm {norm}).{kept}",
-            "Lower loop.lr, or set loop.not_finite=skip to leave such steps out.",
-        )
+        if self.state.step % self.config.log_every:
+            self._log(norm, began_at)
+        self._validate()
+        self._checkpoint(self.place())
 
-    def _finish(self, status: Literal["done", "interrupted", "failed"]) -> None:
-        assert self.run is not None  # the caller asked
-        facts = {name: value for name, value in asdict(self.state).items() if name != "status"}
-        self.run.finish(status, **facts)
-
-    # --- reporting ---
-
-    def _log(self) -> None:
-        state, config = self.state, self.config
-        means, speed = self.window.means(), self.window.speed(state)
-        left = (config.steps - state.step) * state.seconds / max(1, state.step)
-        shape = getattr(self.model, "config", None)
-        mfu = None
-        if shape is not None and hasattr(shape, "flops_per_token"):
-            mfu = speed * shape.flops_per_token() / machine.peak_flops(self.device, self.dtype)
-        metrics = {f"train/{name}": value for name, value in means.items()}
-        facts = {
-            "lr": config.lr_at(state.step - 1),
-            "grad_norm": float(self.window.norm),
-            "tokens": state.tokens,
-        }
-        facts |= {"tokens_per_s": speed, "time_s": state.seconds, "time_left_s": left}
-        if mfu is not None:
-            facts["mfu"] = mfu
-        if self.run is not None:
-            self.run.log(state.step, **metrics, **facts)
-        event = {"kind": "step", "step": state.step, "steps": config.steps, "loss": means.get("loss")}
-        self.progress({**event, "tokens_per_s": speed, "time_left_s": left})
-        self.window.restart(state)
+    def _log(self, norm: Tensor, began_at: int) -> None:
+        step = self.state.step
+        means = self.meter.read(self.group)
+        if not means:
+            return
+        self.state.tokens = self.meter.tokens
+        left = self.meter.time_left_s(step - began_at, self.config.steps - step)
+        rates = self.meter.speed() | {"time_left_s": left}
+        facts = {"lr": self.optimizer.lr(step - 1), "grad_norm": float(norm), "tokens": self.meter.tokens}
+        facts |= rates | {"stall_s": self.meter.stall_s}
+        if self._writer is not None:
+            self._writer.log(step, **{f"train/{name}": value for name, value in means.items()}, **facts)
+        self._report(means | facts)
+        loss = means.get("loss", math.nan)
+        if self.state.first_loss is None:
+            self.state.first_loss = loss
+        factor = self.config.divergence_factor
+        if factor is not None and self.state.first_loss > 0 and loss > factor * self.state.first_loss:
+            raise diverged(step, loss, self.state.first_loss, run=self._writer)
 
     def _validate(self) -> None:
-        assert self.validate is not None  # the caller asked
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            metrics = self.validate(self.model)
-        if self.run is not None:
-            self.run.log(self.state.step, **{f"val/{name}": value for name, value in metrics.items()})
-        loss = metrics.get("loss", math.nan)
-        self.is_best = loss < self.state.best
-        self.state.best = min(self.state.best, loss) if math.isfinite(loss) else self.state.best
-        self.progress({"kind": "note", "text": f"step {self.state.step}: validation loss {loss:.4f}"})
-        self.window.restart(self.state)
+        if self.validate is None:
+            return
+        with self.meter.pause(), self.autocast():
+            was_training = self.model.training
+            self.model.eval()
+            found = self.validate(self.model)
+            self.model.train(was_training)
+        if self._writer is not None:
+            self._writer.log(self.state.step, **{f"val/{name}": value for name, value in found.items()})
+        self._report({f"val/{name}": value for name, value in found.items()})
+        value = found.get(self.config.best_metric)
+        if value is not None and math.isfinite(value) and (self.state.best is None or value < self.state.best):
+            self.state.best, self.state.best_step = value, self.state.step
 
-    # --- checkpoints ---
+    def _report(self, facts: dict[str, float]) -> None:
+        if self.progress is not None and self.group.is_first:
+            self.progress({"kind": "step", "step": self.state.step, "steps": self.config.steps, **facts})
 
-    def _checkpoint(self) -> None:
+    @property
+    def _writer(self) -> Run | None:
+        return self.run if self.group.is_first else None
+
+    # --- stopping, saving, going on ---
+
+    def _wants_stop(self, wish: StopWish) -> bool:
+        """Whether any process was asked to stop; all give the same answer."""
+        return bool(self.group.sum(torch.tensor(float(wish.is_set))) > 0) if self.group.place.world > 1 else wish.is_set
+
+    def _interrupt(self, place: dict[str, Any]) -> None:
+        if self.state.step != self.saved_step and self.state.step > 0:
+            self._checkpoint(place)
+        raise Interrupted(self.state.step, self.saved_path)
+
+    def place(self) -> dict[str, Any]:
+        """Return where the next step begins: in the data and in the random streams."""
+        return {"data": self.feed.state_dict(), "random": _random_state(self.device)}
+
+    def _checkpoint(self, place: dict[str, Any]) -> None:
         if self.run is None:
             return
-        path = self.run.checkpoint(self.state.step, self._write, keep=self.config.keep)
-        if self.is_best or self.validate is None or self.saved_step == 0:
-            self.run.set_model(path)
-        self.is_best, self.saved_step = False, self.state.step
-        self.window.restart(self.state)
+        with self.meter.pause(is_stall=True):
+            self.state.tokens = self.meter.tokens
+            streams = self.group.gather(place["random"]["torch"])
+            if self._writer is None:
+                return
+            content = {
+                "version": 1,
+                "progress": asdict(self.state),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "meter": self.meter.state_dict(),
+                "data": place["data"],
+                "random": place["random"] | {"torch": streams},
+            }
 
-    def _write(self, folder: Path) -> None:
-        if self.save is not None:
-            self.save(folder)
-        (folder / STATE).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(self._saved(), folder / STATE)
+            def write(folder: Path) -> None:
+                if self.save is not None:
+                    self.save(folder)
+                file = folder / STATE_FILE
+                file.parent.mkdir()
+                torch.save(content, file)
 
-    def _saved(self) -> dict[str, Any]:
-        version, words, gauss = random.getstate()
-        saved = {
-            "state": asdict(self.state),
-            "optimizer": self.optimizer.state_dict(),
-            "batches": self.batches.state_dict() if hasattr(self.batches, "state_dict") else None,
-            "random": {"python": [version, list(words), gauss], "torch": torch.get_rng_state()},
-            "weights": self.model.state_dict(),
-        }
-        if self.device.type == "cuda":
-            saved["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        return saved
+            path = self._writer.checkpoint(self.state.step, write, keep=self.config.keep)
+            if self.state.best_step in (None, self.state.step):
+                self._writer.set_model(path)
+        self.saved_step, self.saved_path = self.state.step, path
 
-    def restore(self) -> None:
-        """Go back to the run's newest whole checkpoint; a run that has none starts at its beginning."""
-        newest = None if self.run is None else self.run.latest_checkpoint()
-        if newest is None:
-            return
-        file = newest[1] / STATE
+    def load(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            CheckpointError: if it cannot be read or does not fit.
+        """
+        content = _read_state(checkpoint / STATE_FILE)
         try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            self.state = TrainState(**{**saved["state"], "status": "running"})
-            self.model.load_state_dict(saved["weights"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            if saved["batches"] is not None:
-                self.batches.load_state_dict(saved["batches"])  # type: ignore[attr-defined]
-            version, words, gauss = saved["random"]["python"]
-            random.setstate((version, tuple(words), gauss))
-            torch.set_rng_state(saved["random"]["torch"])
-            if "cuda" in saved["random"] and self.device.type == "cuda":
-                torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
-        except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+            self.model.load_state_dict(content["model"])
+        except RuntimeError as error:
             raise CheckpointError(
-                f"{file} cannot be resumed from: {error}.", "Start the run anew."
-            ) from error
-        self.window.restart(self.state)
-
-
-class _Window:
-    """Metrics since the last line: sums stay on the device until they are read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.norm: Tensor = torch.zeros((), device=device)
-        self.sums: dict[str, list[Any]] = {}
-        self.since, self.tokens = time.monotonic(), 0
-
-    def add(self, metrics: dict[str, tuple[Any, Any]]) -> None:
-        """Add one micro-batch's totals and counts."""
-        for name, (total, count) in metrics.items():
-            pair = self.sums.setdefault(name, [0.0, 0.0])
-            pair[0] = pair[0] + total
-            pair[1] = pair[1] + count
-
-    def means(self) -> dict[str, float]:
-        """Return the quotient of the sums."""
-        return {
-            name: float(total) / float(count) for name, (total, count) in self.sums.items() if float(count)
-        }
-
-    def speed(self, state: TrainState) -> float:
-        """Return tokens per second since the last line."""
-        return (state.tokens - self.tokens) / max(1e-9, time.monotonic() - self.since)
-
-    def restart(self, state: TrainState) -> None:
-        """Begin anew."""
-        self.sums.clear()
-        self.since, self.tokens = time.monotonic(), state.tokens
-
-
-@contextlib.contextmanager
-def _graceful() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after this step; a second one ends the process."""
-    stop, before = threading.Event(), {}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            signal.default_int_handler(number, frame)
-        stop.set()
-
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+                f"{checkpoint} holds another model ({str(error).splitlines()[-1].strip()}).",
+                "Resume with the settings of the interrupted run.",
+            ) from None
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.meter.load_state_dict(content["meter"])
+        self.feed.load_state_dict(content["data"])
+        self.state = TrainState(**content["progress"])
+        streams = content["random"]["torch"]
+        stream = streams[min(self.group.place.rank, len(streams) - 1)]
+        _set_random_state(content["random"] | {"torch": stream}, self.device)
+        self.saved_step, self.saved_path = self.state.step, checkpoint

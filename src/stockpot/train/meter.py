@@ -1,0 +1,107 @@
+"""What is measured while training: sums of losses and metrics between two log lines, and the speed.
+
+Sums stay on the device and are read once a log line. The clock leaves out validation and checkpoints, which are told
+separately. It writes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stockpot.device import peak_flops
+from stockpot.train.losses import Loss
+from stockpot.train.parallel import Group
+
+__all__ = ["Meter"]
+
+
+class Meter:
+    """Sums since the last log line, and the clock.
+
+    Args:
+        model: asked for its arithmetic per token, if its config knows it.
+        dtype: number type of its matrix products.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        self._sums: dict[str, list[Tensor | float]] = {}
+        self._model, self._device, self._dtype = model, device, dtype
+        self.tokens = 0
+        self.stall_s = 0.0
+        self._began = time.perf_counter()
+        self._since, self._paused_s, self._counted = self._began, 0.0, 0
+
+    def add(self, loss: Loss) -> None:
+        """Add one micro-batch's totals and counts."""
+        for name, (total, count) in {"loss": (loss.total, loss.count), **loss.metrics}.items():
+            sums = self._sums.setdefault(name, [0.0, 0.0])
+            for index, value in enumerate((total, count)):
+                sums[index] = sums[index] + (value.detach() if isinstance(value, Tensor) else value)
+
+    def count(self, tokens: int) -> None:
+        """Count the tokens of a step."""
+        self.tokens += tokens
+
+    @contextmanager
+    def pause(self, *, is_stall: bool = False) -> Iterator[None]:
+        """Leave what happens in the block out of the speed; ``is_stall``: tell it as a checkpoint's cost."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - before
+            self._paused_s += spent
+            self.stall_s += spent if is_stall else 0.0
+
+    def read(self, group: Group) -> dict[str, float]:
+        """Return the means since the last reading and start again; this waits for the device."""
+        names = list(self._sums)
+        values = [torch.as_tensor(value, dtype=torch.float64) for pair in self._sums.values() for value in pair]
+        self._sums = {}
+        if not values:
+            return {}
+        pairs = group.sum(torch.stack([value.to(self._device) for value in values])).view(-1, 2).tolist()
+        return {name: total / count for name, (total, count) in zip(names, pairs, strict=True) if count}
+
+    def speed(self) -> dict[str, float]:
+        """Return tokens per second since the last call and, where known, their share of this machine's peak."""
+        now = time.perf_counter()
+        seconds, tokens = now - self._since - self._paused_s, self.tokens - self._counted
+        self._since, self._paused_s, self._counted = now, 0.0, self.tokens
+        rates = {"tokens_per_s": tokens / max(seconds, 1e-9)}
+        if (flops := self._flops_per_token()) is not None:
+            rates["mfu"] = rates["tokens_per_s"] * flops / peak_flops(self._device, self._dtype)
+        self._since += time.perf_counter() - now  # the first reading measures the peak
+        return rates
+
+    def time_left_s(self, done: int, left: int) -> float:
+        """Estimate the seconds for ``left`` steps from those this process has ``done``, with all pauses."""
+        return (time.perf_counter() - self._began) / max(done, 1) * left
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums and the count of tokens."""
+        sums = {name: [_cpu(value) for value in pair] for name, pair in self._sums.items()}
+        return {"sums": sums, "tokens": self.tokens, "stall_s": self.stall_s}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with saved sums, so that a log line that spans an interruption is the same."""
+        self._sums = {
+            name: [value.to(self._device) if isinstance(value, Tensor) else value for value in pair]
+            for name, pair in state["sums"].items()
+        }
+        self.tokens = self._counted = state["tokens"]
+        self.stall_s = state["stall_s"]
+
+    def _flops_per_token(self) -> float | None:
+        estimate = getattr(getattr(self._model, "config", None), "flops_per_token", None)
+        return float(estimate()) if callable(estimate) else None
+
+
+def _cpu(value: Tensor | float) -> Tensor | float:
+    return value.cpu() if isinstance(value, Tensor) else value
