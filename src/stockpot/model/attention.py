@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stockpot.model.cache import LayerCache
 from stockpot.model.config import StackConfig
+from stockpot.model.linear import Linear
 from stockpot.model.norms import RMSNorm
 from stockpot.model.positions import rotate
 
@@ -144,7 +145,7 @@ class _Attention(nn.Module):
             wide = config.qk_norm == "full"
             self.q_norm = RMSNorm(self.inner if wide else self.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(self.kv_dim if wide else self.head_dim, config.norm_eps)
-        self.out = nn.Linear(self.inner, config.dim, bias=config.out_bias)
+        self.out = Linear(self.inner, config.dim, bias=config.out_bias)
 
     def _queries(self, flat: Tensor) -> Tensor:
         """Normalise ``(batch, seq, heads * head_dim)``, cut into ``(batch, seq, heads, head_dim)``."""
@@ -182,8 +183,8 @@ class SelfAttention(_Attention):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
-        self.qkv = nn.Linear(config.dim, self.inner + 2 * self.kv_dim, bias=config.qkv_bias)
-        self.qkv.parts = (self.inner, self.kv_dim, self.kv_dim)  # what the product fuses, for optimizers
+        parts = (self.inner, self.kv_dim, self.kv_dim)
+        self.qkv = Linear(config.dim, sum(parts), bias=config.qkv_bias, parts=parts)
 
     def forward(
         self,
@@ -217,9 +218,9 @@ class CrossAttention(_Attention):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
-        self.q = nn.Linear(config.dim, self.inner, bias=config.qkv_bias)
-        self.kv = nn.Linear(config.dim, 2 * self.kv_dim, bias=config.qkv_bias)
-        self.kv.parts = (self.kv_dim, self.kv_dim)
+        self.q = Linear(config.dim, self.inner, bias=config.qkv_bias)
+        parts = (self.kv_dim, self.kv_dim)
+        self.kv = Linear(config.dim, sum(parts), bias=config.qkv_bias, parts=parts)
 
     def memory_heads(self, memory: Float[Tensor, "batch src dim"]) -> tuple[KeyHeads, KeyHeads]:
         """Turn the encoder's memory into keys and values, once per memory."""

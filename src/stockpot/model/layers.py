@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stockpot.model.attention import CrossAttention, SelfAttention, Trace, View
 from stockpot.model.cache import LayerCache
 from stockpot.model.config import StackConfig
+from stockpot.model.linear import Linear
 from stockpot.model.norms import LayerNorm, RMSNorm, make_norm
 
 __all__ = ["ACTIVATIONS", "Block", "FeedForward"]
@@ -52,10 +53,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.is_gated, self.activation = config.is_gated, ACTIVATIONS[config.ffn]
-        wide = config.ffn_width * (2 if self.is_gated else 1)
-        self.up = nn.Linear(config.dim, wide, bias=config.ffn_bias)
-        self.up.parts = (config.ffn_width,) * (wide // config.ffn_width)  # gate and value, for optimizers
-        self.down = nn.Linear(config.ffn_width, config.dim, bias=config.ffn_bias)
+        parts = (config.ffn_width,) * (2 if self.is_gated else 1)
+        self.up = Linear(config.dim, sum(parts), bias=config.ffn_bias, parts=parts)
+        self.down = Linear(config.ffn_width, config.dim, bias=config.ffn_bias)
 
     def forward(self, x: States) -> States:
         """Transform every position on its own."""

@@ -21,6 +21,7 @@ from stockpot.model.cache import KVCache
 from stockpot.model.config import ModelConfig
 from stockpot.model.heads import ClassificationHead, MaskedHead
 from stockpot.model.initial import initialise
+from stockpot.model.linear import Linear, multiply
 from stockpot.model.masks import documents_of
 from stockpot.model.stack import Stack
 
@@ -82,7 +83,7 @@ class Transformer(nn.Module):
         self.encoder = Stack(config.encoder) if config.encoder else None
         self.decoder = Stack(config.decoder) if config.decoder else None
         self.masked_head = MaskedHead(config.main) if config.masked_head else None
-        self.head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head = None if config.tied else Linear(config.dim, config.vocab_size, bias=False)
         self.logit_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.logit_bias else None
         self.pair_head = ClassificationHead(config.dim, config.pair_classes) if config.pair_classes else None
         self._seen: Seen | None = None
@@ -177,7 +178,7 @@ class Transformer(nn.Module):
             hidden = self.masked_head(hidden)
         if self.config.logit_scale is not None:
             hidden = hidden * self.config.logit_scale
-        scores = F.linear(hidden, self.output_weight, self.logit_bias)
+        scores = multiply(hidden, self.output_weight, self.logit_bias)
         cap = self.config.logit_softcap
         return scores if cap is None else cap * torch.tanh(scores / cap)
 

@@ -1,0 +1,70 @@
+"""The matrix product of a layer, for many rows and for few.
+
+Writing a token multiplies every weight with a handful of rows. torch's usual CPU kernel reads memory slowly
+then; the kernel of oneDNN, which torch carries too, does the same product up to twice as fast (figures in
+``benchmarks/results/generate.md``). Training, long inputs and whatever else the short way does not cover go
+through torch as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Linear", "multiply"]
+
+FEW = 32  # rows up to which the other kernel is clearly faster
+LARGE = 200_000  # weights from which it is; calling it costs more than the usual one
+
+
+def _find_kernel() -> Callable[..., Tensor] | None:
+    """Return oneDNN's linear layer where this build of torch has it and this processor gains from it."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+        return None
+    found: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return found
+
+
+_KERNEL = _find_kernel()
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply ``(…, inputs)`` with ``weight`` ``(outputs, inputs)`` and add ``bias``.
+
+    The two ways differ in rounding only (about one part in a million).
+    """
+    if (
+        _KERNEL is not None
+        and x.numel() <= FEW * x.shape[-1]
+        and weight.numel() >= LARGE
+        and not torch.is_grad_enabled()
+        and x.dtype == torch.float32 == weight.dtype
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return _KERNEL(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that multiplies with :func:`multiply`.
+
+    Args:
+        inputs: width of what comes in.
+        outputs: width of what goes out.
+        bias: whether a bias is added.
+        parts: where one product does the work of several, their outputs, in order: an optimizer that treats
+            a matrix as a whole treats each of them as one.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, parts: tuple[int, ...] = ()) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        self.parts = parts or (outputs,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(…, outputs)`` for ``(…, inputs)``."""
+        return multiply(x, self.weight, self.bias)

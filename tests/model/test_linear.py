@@ -1,0 +1,48 @@
+"""The two ways to multiply give the same product."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stockpot.model import linear
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32, 33])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_few_rows_give_the_same_product(rows, has_bias):
+    torch.manual_seed(0)
+    x, weight = torch.randn(rows, 1, 256), torch.randn(1024, 256)
+    bias = torch.randn(1024) if has_bias else None
+    with torch.inference_mode():
+        found = linear.multiply(x, weight, bias)
+        expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert found.shape == (rows, 1, 1024)
+    # sums of 256 products of size 1: float32 rounds the 16 they come to at about 1e-6 of it
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_training_goes_through_torch_and_has_gradients():
+    layer = linear.Linear(256, 1024)
+    layer(torch.ones(1, 256)).sum().backward()
+    assert torch.equal(layer.weight.grad, torch.ones(1024, 256))
+
+
+def test_a_build_without_the_other_kernel_multiplies_too(monkeypatch):
+    monkeypatch.setattr(linear, "_KERNEL", None)
+    layer = linear.Linear(256, 1024)
+    with torch.inference_mode():
+        assert torch.equal(layer(torch.ones(2, 256)), F.linear(torch.ones(2, 256), layer.weight, layer.bias))
+
+
+@pytest.mark.skipif(linear._KERNEL is None, reason="this build of torch has no oneDNN")
+def test_writing_a_token_takes_the_short_way(monkeypatch):
+    calls = []
+    kernel = linear._KERNEL
+    monkeypatch.setattr(linear, "_KERNEL", lambda *args: calls.append(1) or kernel(*args))
+    with torch.inference_mode():
+        linear.multiply(torch.ones(1, 256), torch.ones(1024, 256))
+        linear.multiply(torch.ones(64, 256), torch.ones(1024, 256))
+        linear.multiply(torch.ones(1, 16), torch.ones(16, 16))
+    assert len(calls) == 1
