@@ -9,7 +9,7 @@ token was put together from typed text. What a template may do lies in ``sandbox
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,7 @@ class ChatTemplate:
         Raises:
             TokenizerError: if the template is wrong or does what is not allowed.
         """
-        return self._run(messages, ("", ""), add_generation_prompt)
+        return self._run([(messages, add_generation_prompt)], ("", ""))[0]
 
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
@@ -119,22 +119,30 @@ class ChatTemplate:
             TokenizerError: if the template is wrong, or would let typed text become a special token.
         """
         hidden = _Hidden(messages, self.source, list(tokenizer.special_ids))
-        marked = self._mark(hidden.messages, hidden.marks, add_generation_prompt)
-        apart = self._run(hidden.apart, ("", ""), add_generation_prompt)
-        if hidden.specials(marked) != hidden.specials(apart):
+        cases = [(hidden.messages, add_generation_prompt), (hidden.apart, add_generation_prompt)]
+        has_blocks = _HAS_GENERATION.search(self.source) is not None
+        if not has_blocks:
+            for number in _assistant_turns(messages):
+                cases += [(hidden.messages[:number], True), (hidden.messages[: number + 1], False)]
+        whole, apart, *prefixes = self._run(cases, hidden.marks)
+        if hidden.specials(whole) != hidden.specials(apart):
             raise TokenizerError(
                 "The chat template lets typed text become a special token.",
                 "Repair the template, or use the default one.",
             )
-        return _to_ids(hidden, marked, tokenizer)
+        return _to_ids(hidden, whole if has_blocks else _mark(whole, prefixes, hidden.marks), tokenizer)
 
-    def _run(self, messages: Iterable[Message], marks: tuple[str, str], add_generation_prompt: bool) -> str:
-        variables: dict[str, Any] = {
-            **self.tokens,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
-            "add_generation_prompt": add_generation_prompt,
-            GENERATION: marks,
-        }
+    def _run(self, cases: Sequence[tuple[Sequence[Message], bool]], marks: tuple[str, str]) -> list[str]:
+        """Render messages, each with or without the prompt for an answer."""
+        variables: list[dict[str, Any]] = [
+            {
+                **self.tokens,
+                "messages": [{"role": message.role, "content": message.content} for message in messages],
+                "add_generation_prompt": prompt,
+                GENERATION: marks,
+            }
+            for messages, prompt in cases
+        ]
         try:
             return _renderer(self.source)(variables)
         except TemplateRefusedError as error:
@@ -142,27 +150,23 @@ class ChatTemplate:
                 f"The chat template cannot be used: {error}.", "Use another template."
             ) from None
 
-    def _mark(self, messages: Sequence[Message], marks: tuple[str, str], add_generation_prompt: bool) -> str:
-        """Render with marks around assistant text."""
-        if _HAS_GENERATION.search(self.source):
-            return self._run(messages, marks, add_generation_prompt)
-        whole = self._run(messages, marks, add_generation_prompt)
-        edges: list[tuple[int, str]] = []
-        for number, message in enumerate(messages):
-            if message.role == "assistant":
-                before = self._run(messages[:number], marks, True)
-                after = self._run(messages[: number + 1], marks, False)
-                if not (whole.startswith(after) and after.startswith(before)):
-                    raise TokenizerError(
-                        "The chat template rewrites earlier turns: assistant text cannot be told apart.",
-                        "Put {% generation %} … {% endgeneration %} around assistant text in the template.",
-                    )
-                edges += [(len(before), marks[0]), (len(after), marks[1])]
-        parts, done = [], 0
-        for at, mark in edges:
-            parts += [whole[done:at], mark]
-            done = at
-        return "".join([*parts, whole[done:]])
+
+def _assistant_turns(messages: Sequence[Message]) -> list[int]:
+    return [number for number, message in enumerate(messages) if message.role == "assistant"]
+
+
+def _mark(whole: str, prefixes: Sequence[str], marks: tuple[str, str]) -> str:
+    """Put marks around assistant text, given the rendering up to before and after each assistant message."""
+    parts, done = [], 0
+    for number, prefix in enumerate(prefixes):
+        if not whole.startswith(prefix) or len(prefix) < done:
+            raise TokenizerError(
+                "The chat template rewrites earlier turns: assistant text cannot be told apart.",
+                "Put {% generation %} … {% endgeneration %} around assistant text in the template.",
+            )
+        parts += [whole[done : len(prefix)], marks[number % 2]]
+        done = len(prefix)
+    return "".join([*parts, whole[done:]])
 
 
 _HAS_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -8,12 +8,14 @@ and the standard library at the top.
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,7 +44,8 @@ _START_S = 20.0  # starting Python on a busy machine is not the template's fault
 GENERATION = "generation_marks"
 """Name of the variable with the two marks put around ``{% generation %}`` blocks."""
 
-Renderer = Callable[[Mapping[str, Any]], str]
+Renderer = Callable[[Sequence[Mapping[str, Any]]], list[str]]
+"""Renders one template with several sets of variables."""
 
 
 class TemplateRefusedError(Exception):
@@ -116,7 +119,7 @@ def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
 
 
 def compile_template(source: str) -> Renderer:
-    """Return a function from variables to text, in this process. For templates that are trusted to end.
+    """Return a renderer that runs in this process. For templates that are trusted to end.
 
     Raises:
         TemplateRefusedError: now if the template cannot be read; later if it does what is not allowed.
@@ -126,22 +129,26 @@ def compile_template(source: str) -> Renderer:
     except (TemplateError, RecursionError) as error:
         raise TemplateRefusedError(_one_line(error)) from None
 
-    def render(variables: Mapping[str, Any]) -> str:
-        parts: list[str] = []
-        held = 0
+    def render(cases: Sequence[Mapping[str, Any]]) -> list[str]:
         try:
-            for part in template.generate(dict(variables)):
-                parts.append(part)
-                held += len(part)
-                if held > MAX_CHARACTERS:
-                    raise SecurityError(f"it writes more than {MAX_CHARACTERS} characters")
+            return [_within_size(template.generate(dict(variables))) for variables in cases]
         except MemoryError:
             raise TemplateRefusedError("it needs too much memory") from None
         except Exception as error:  # noqa: BLE001 - a stranger's program may raise anything
             raise TemplateRefusedError(_one_line(error)) from None
-        return "".join(parts)
 
     return render
+
+
+def _within_size(parts: Iterable[str]) -> str:
+    kept: list[str] = []
+    held = 0
+    for part in parts:
+        kept.append(part)
+        held += len(part)
+        if held > MAX_CHARACTERS:
+            raise SecurityError(f"it writes more than {MAX_CHARACTERS} characters")
+    return "".join(kept)
 
 
 def _one_line(error: BaseException) -> str:
@@ -161,17 +168,19 @@ class Worker:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
+        self._finish: weakref.finalize[..., Worker] | None = None  # runs when this goes, or Python does
+        self._owner = 0
 
-    def render(self, variables: Mapping[str, Any]) -> str:
-        """Render with ``variables`` (values that JSON can hold).
+    def render(self, cases: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Render with each of several sets of variables (values that JSON can hold).
 
         Raises:
             TemplateRefusedError: if the template is wrong, forbidden, too slow or too large.
         """
         with self._lock:
-            if self._child is None:
+            if self._child is None or self._owner != os.getpid():  # a fork must not share the pipe
                 self._start()
-            return self._ask(json.dumps(dict(variables)), self._timeout_s)
+            return self._ask([dict(variables) for variables in cases], self._timeout_s)
 
     def _start(self) -> None:
         pipe = subprocess.PIPE
@@ -179,16 +188,17 @@ class Worker:
         self._child = subprocess.Popen(  # an empty environment: nothing for a template to find
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", env={}
         )
-        atexit.register(self.close)
-        self._ask(json.dumps(self._source), _START_S)
+        self._owner = os.getpid()
+        self._finish = weakref.finalize(self, _end, self._child, self._owner)
+        self._ask(self._source, _START_S)
 
-    def _ask(self, line: str, timeout_s: float) -> str:
+    def _ask(self, question: object, timeout_s: float) -> list[str]:
         child = self._child
         assert child is not None and child.stdin is not None and child.stdout is not None
         timer = threading.Timer(timeout_s, child.kill)
         timer.start()
         try:
-            child.stdin.write(line + "\n")
+            child.stdin.write(json.dumps(question) + "\n")
             child.stdin.flush()
             answer = child.stdout.readline()
         except OSError:
@@ -200,42 +210,43 @@ class Worker:
             raise TemplateRefusedError(
                 f"it was stopped: a rendering may take {timeout_s:g} s and 1 GiB of memory"
             )
-        kind, text = json.loads(answer)
-        if kind != "text":
-            raise TemplateRefusedError(text)
-        return str(text)
+        refused, texts = json.loads(answer)
+        if refused:
+            raise TemplateRefusedError(texts[0])
+        return list(texts)
 
     def close(self) -> None:
         """End the child."""
-        child, self._child = self._child, None
-        if child is not None:
-            atexit.unregister(self.close)
-            child.kill()
-            child.wait()
-            for stream in (child.stdin, child.stdout):
-                if stream is not None:
-                    try:
-                        stream.close()
-                    except OSError:  # an unfinished line for a child that is gone
-                        continue
+        if self._finish is not None:
+            self._finish()
+        self._child = self._finish = None
 
-    def __del__(self) -> None:
-        self.close()
+
+def _end(child: subprocess.Popen[str], owner: int) -> None:
+    if os.getpid() != owner:  # a forked copy of the process that owns the child
+        return
+    child.kill()
+    child.wait()
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):  # an unfinished line for a child that is gone
+                stream.close()
 
 
 def _serve() -> None:
-    """Answer lines of JSON: first the template, then variables, each with ["text", …] or ["refused", …]."""
+    """Answer lines of JSON: first the template, then lists of variables, each with [was refused, texts]."""
     _limit_memory()
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     render: Renderer | None = None
+    answer: tuple[bool, list[str]]
     for line in sys.stdin:
         try:
             if render is None:
-                render, answer = compile_template(json.loads(line)), ["text", ""]
+                render, answer = compile_template(json.loads(line)), (False, [])
             else:
-                answer = ["text", render(json.loads(line))]
+                answer = (False, render(json.loads(line)))
         except TemplateRefusedError as error:
-            answer = ["refused", str(error)]
+            answer = (True, [str(error)])
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
