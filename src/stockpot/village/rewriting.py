@@ -31,7 +31,7 @@ _VERBS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("wash", "washes", "washed", ("the plates", "the horse", "the red coat", "the cups")),
     ("plant", "plants", "planted", ("roses", "an apple tree", "carrots", "onions")),
     ("count", "counts", "counted", ("the hens", "the coins", "the eggs", "the stars")),
-    ("buy", "buys", "bought", ("a new hat", "three pears", "some cheese", "a goose")),
+    ("buy", "buys", "bought", ("a new hat", "three pears", "fresh cheese", "a goose")),
     ("sell", "sells", "sold", ("honey", "the old horse", "six eggs", "the house")),
     ("write", "writes", "wrote", ("a letter", "a poem", "a long list", "a story")),
     ("read", "reads", "read", ("an old book", "the letter", "a story", "the map")),
