@@ -24,14 +24,14 @@ def test_few_rows_give_the_same_product(rows, has_bias):
 
 
 def test_training_goes_through_torch_and_has_gradients():
-    layer = linear.Linear(256, 1024)
+    layer = linear.Linear(256, 1024, bias=True)
     layer(torch.ones(1, 256)).sum().backward()
     assert torch.equal(layer.weight.grad, torch.ones(1024, 256))
 
 
 def test_a_build_without_the_other_kernel_multiplies_too(monkeypatch):
     monkeypatch.setattr(linear, "_KERNEL", None)
-    layer = linear.Linear(256, 1024)
+    layer = linear.Linear(256, 1024, bias=True)
     with torch.inference_mode():
         assert torch.equal(layer(torch.ones(2, 256)), F.linear(torch.ones(2, 256), layer.weight, layer.bias))
 
