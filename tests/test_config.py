@@ -123,6 +123,15 @@ def test_any_settings_survive_toml(steps, clip, data, out):
     assert Stage.model_validate(tomllib.loads(to_toml(made))) == made
 
 
+def test_explained_toml_has_every_setting_with_its_description_and_reads_back_the_same():
+    made = Stage(data=("a", "b"), loop=Loop(clip_norm=None))
+    text = to_toml({"pretrain": made}, explain=True)
+    assert "steps = 100  # optimiser updates\n" in text
+    assert 'clip_norm = "none"  # largest gradient norm; None = off\n' in text
+    assert 'encoder = "none"\n' in text
+    assert Stage.model_validate(tomllib.loads(text)["pretrain"]) == made
+
+
 # --- mistakes ---
 
 

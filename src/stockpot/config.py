@@ -291,7 +291,7 @@ def _only(
     return values[table], {key[1:]: place for key, place in places.items() if key[:1] == (table,)}
 
 
-def to_toml(tables: Settings | Mapping[str, Any], *, comment: str = "") -> str:
+def to_toml(tables: Settings | Mapping[str, Any], *, comment: str = "", explain: bool = False) -> str:
     """Write settings, or tables of settings, as TOML that reads back to the same settings.
 
     ``None`` is left out where it is the default and written as ``"none"`` where it is not.
@@ -299,25 +299,31 @@ def to_toml(tables: Settings | Mapping[str, Any], *, comment: str = "") -> str:
     Args:
         tables: one settings object, or table name → settings object or plain values.
         comment: lines for the top of the file, without ``#``.
+        explain: write every setting, also those that are off, each with its description behind it.
     """
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
-    return head + ("\n" if head else "") + tomli_w.dumps(_plain(tables))
+    body = tomli_w.dumps(_plain(tables, whole=explain))
+    if explain:
+        body = "".join(_described(body, tables))
+    return head + ("\n" if head else "") + body
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, *, whole: bool = False) -> Any:
     if isinstance(value, Settings):
         fields = type(value).model_fields
         dumped = value.model_dump(mode="json")
-        return {
-            name: OFF if dumped[name] is None else _plain(_settings_or(getattr(value, name), dumped[name]))
-            for name in fields
-            if name in dumped
-            and not (dumped[name] is None and fields[name].get_default(call_default_factory=True) is None)
-        }
+        kept = {}
+        for name in fields:
+            one = dumped.get(name)
+            if one is not None:
+                kept[name] = _plain(_settings_or(getattr(value, name), one), whole=whole)
+            elif whole or fields[name].get_default(call_default_factory=True) is not None:
+                kept[name] = OFF
+        return kept
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items() if inner is not None}
+        return {str(key): _plain(inner, whole=whole) for key, inner in value.items() if inner is not None}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, whole=whole) for inner in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -326,6 +332,19 @@ def _settings_or(original: Any, dumped: Any) -> Any:
         isinstance(original, (list, tuple)) and any(isinstance(inner, Settings) for inner in original)
     )
     return original if nested else dumped
+
+
+def _described(text: str, tables: Settings | Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of ``text``, each key's description behind it."""
+    paths = {int(place.rpartition(":")[2]): path for path, place in _lines(text, "")}
+    for number, line in enumerate(text.splitlines(), start=1):
+        found: Any = tables
+        about = None
+        for part in paths.get(number, ()):
+            about = type(found).model_fields.get(str(part)) if isinstance(found, Settings) else None
+            found = found.get(str(part)) if isinstance(found, Mapping) else getattr(found, str(part), None)
+        description = about.description if about is not None and not isinstance(found, Settings) else None
+        yield f"{line}  # {' '.join(description.split())}\n" if description else f"{line}\n"
 
 
 # --- explaining ---

@@ -194,4 +194,4 @@ class _Maker:
         settings = {self.table: config} if self.table else config
         comment = f"stockpot {self.verb} --recipe THIS_FILE --out {self.out}\n{expected}"
         value = {"settings": config.model_dump(mode="json"), "plan": expected}
-        show.result(self.flags, to_toml(settings, comment=comment).rstrip("\n"), value)
+        show.result(self.flags, to_toml(settings, comment=comment, explain=True).rstrip("\n"), value)
