@@ -254,6 +254,25 @@ class Tokenizer:
         """Return the text of ``ids``; invalid UTF-8 becomes U+FFFD, ids without a token are skipped."""
         return self._engine.decode([int(number) for number in ids], skip_special_tokens=skip_special)
 
+    def split(self, text: str) -> list[str]:
+        """Return the words of ``text`` as the model sees them, spelled in the engine's letters.
+
+        Raises:
+            TokenizerError: if the text holds a lone surrogate.
+        """
+        utf8(text)
+        normalizer, pre_tokenizer = self._engine.normalizer, self._engine.pre_tokenizer
+        if normalizer is not None:
+            text = normalizer.normalize_str(text)
+        if pre_tokenizer is None:
+            return [text] if text else []
+        return [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
+
+    @property
+    def merges(self) -> list[tuple[str, str]]:
+        """The merges of a byte-pair model in the order learned; empty for other models."""
+        return [(left, right) for left, right in self._spec["model"].get("merges", ())]
+
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a vocabulary entry as the engine spells it, or None."""
         return self._engine.token_to_id(token)
