@@ -87,6 +87,13 @@ def test_runs_inside_a_run_are_found_once(tmp_path):
         assert [row["stage"] for row in told("runs", tmp_path)] == ["cook", "pretrain", "sft"]
 
 
+def test_a_damaged_run_does_not_hide_the_others(base):
+    (base / "manifest.json").write_text("{")
+    assert [row["status"] for row in told("runs", base.parent)] == ["damaged", "done"]
+    assert ask("runs", base.parent).exit_code == 0
+    assert ask("inspect", base).exit_code == 1
+
+
 def test_no_runs_is_no_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "There are no runs" in ask("runs").stdout

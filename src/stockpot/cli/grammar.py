@@ -94,7 +94,10 @@ class Making(Common):
     sets: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="One setting, such as loop.steps=200.", rich_help_panel=MAKER
+            "--set",
+            metavar="KEY=VALUE",
+            help="One setting, such as loop.steps=200; --dry-run lists all.",
+            rich_help_panel=MAKER,
         ),
     ] = None
     out: Annotated[

@@ -15,7 +15,7 @@ import typer
 
 from stockpot.cli import show
 from stockpot.cli.grammar import Common, verb
-from stockpot.errors import ConfigError
+from stockpot.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from stockpot.data.records import Record
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor", "inspect", "recipes", "runs"]
 
 PANEL = "Manage"
+COLUMNS = ("run", "stage", "status", "step", "loss", "started", "minutes")
 
 
 # --- recipes ---
@@ -85,8 +86,7 @@ def runs(
         _compare(flags, given)
         return
     found = [_run_row(path) for path in paths]
-    headers = ["run", "stage", "status", "step", "loss", "started", "minutes"]
-    text = show.table(headers, [[row[name] for name in headers] for row in found])
+    text = show.table(COLUMNS, [[row[name] for name in COLUMNS] for row in found])
     show.result(flags, text if found else f"There are no runs in {', '.join(map(str, given))}.", found)
 
 
@@ -115,16 +115,18 @@ def _run_row(path: Path) -> dict[str, Any]:
     from stockpot.cli.identify import last_metrics
     from stockpot.run import Run
 
-    run = Run.open(path)
+    try:
+        run = Run.open(path)
+    except CheckpointError:  # one bad folder must not hide the others; `inspect` says what is wrong with it
+        return dict.fromkeys(COLUMNS) | {"run": str(path), "stage": "?", "status": "damaged", "started": "?"}
     last = last_metrics(path)
-    loss = next((last[name] for name in ("val/loss", "train/loss", "loss") if name in last), None)
     seconds = run.manifest.get("seconds")
     return {
         "run": str(path),
         "stage": run.manifest["stage"],
         "status": run.status,
         "step": last.get("step"),
-        "loss": loss,
+        "loss": next((last[name] for name in ("val/loss", "train/loss", "loss") if name in last), None),
         "started": str(run.manifest.get("started", ""))[:16].replace("T", " "),
         "minutes": None if seconds is None else round(seconds / 60, 1),
     }
