@@ -61,9 +61,14 @@ def test_adamw_equals_torchs_own():
     torch.manual_seed(0)
     ours, theirs = nn.Linear(4, 4), nn.Linear(4, 4)
     theirs.load_state_dict(ours.state_dict())
-    config = OptimConfig(optimizer="adamw", lr=1e-2, schedule="constant", warmup_steps=0, weight_decay=0.1, eps=1e-8)
+    config = OptimConfig(
+        optimizer="adamw", lr=1e-2, schedule="constant", warmup_steps=0, weight_decay=0.1, eps=1e-8
+    )
     optimizer = Optimizer(ours, config, 5)
-    groups = [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    groups = [
+        {"params": [theirs.weight], "weight_decay": 0.1},
+        {"params": [theirs.bias], "weight_decay": 0.0},
+    ]
     reference = torch.optim.AdamW(groups, lr=1e-2, betas=(config.beta1, config.beta2), eps=1e-8)
     x = torch.randn(8, 4)
     for step in range(5):

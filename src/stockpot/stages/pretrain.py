@@ -193,12 +193,12 @@ def _tokenizer(config: PretrainConfig) -> Tokenizer:
 
 def _loss(config: PretrainConfig, bundle: Bundle, device: torch.device) -> LossFn:
     shape = bundle.model.config.shape
-    chosen = {
+    chosen: dict[str, LossFn] = {
         "encoder": masked_token_loss,
         "decoder": next_token_loss,
         "encoder_decoder": sequence_to_sequence_loss,
-    }[shape]
-    return partial(chosen, byte_lengths=torch.from_numpy(bundle.tokenizer.byte_lengths).to(device))
+    }
+    return partial(chosen[shape], byte_lengths=torch.from_numpy(bundle.tokenizer.byte_lengths).to(device))
 
 
 def _batches(

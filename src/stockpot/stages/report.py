@@ -6,6 +6,7 @@ and follows the reader's light or dark setting. Every figure shown is in the JSO
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,7 @@ def score_chart(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
     return _svg(alt.layer(*layers).properties(width=460, height=alt.Step(18)), title)
 
 
-def _svg(chart: alt.Chart | alt.LayerChart, title: str) -> str:
+def _svg(chart: alt.TopLevelMixin, title: str) -> str:
     styled = (
         chart.configure(background="transparent", font="sans-serif")
         .configure_view(stroke=None)
@@ -83,7 +84,7 @@ def _svg(chart: alt.Chart | alt.LayerChart, title: str) -> str:
         .configure_legend(labelColor=INK, orient="top")
     )
     svg: str = vlc.vegalite_to_svg(styled.to_json())
-    label = jinja2.filters.escape(title)
+    label = html.escape(title)
     return re.sub(r"<svg ", f'<svg role="img" aria-label="{label}" ', svg, count=1)
 
 

@@ -20,7 +20,7 @@ from stockpot.model.config import ModelConfig, StackConfig, decoder, encoder, en
 from stockpot.model.transformer import Transformer
 from stockpot.stages.assemble import MICRO_BATCH_TOKENS, micro_batch_for
 from stockpot.train.loop import LoopConfig, fit
-from stockpot.train.losses import masked_token_loss, next_token_loss, sequence_to_sequence_loss
+from stockpot.train.losses import LossFn, masked_token_loss, next_token_loss, sequence_to_sequence_loss
 
 __all__ = ["DEPTHS", "Plan", "estimate", "fit_budget", "sized", "training_speed"]
 
@@ -106,16 +106,15 @@ def training_speed(model: ModelConfig, *, loop: LoopConfig, device: torch.device
     network = Transformer(model).to(device)
     rows, _ = micro_batch_for(loop.batch_tokens, model.context)
     ids = torch.randint(0, model.vocab_size, (rows, model.context))
-    loss_fn = {
+    losses: dict[str, LossFn] = {
         "decoder": next_token_loss,
         "encoder": masked_token_loss,
         "encoder_decoder": sequence_to_sequence_loss,
-    }[model.shape]
+    }
+    loss_fn = losses[model.shape]
     source = {"source": ids} if model.shape == "encoder_decoder" else {}
     batches = repeat(Batch(ids, ids, **source))
-    short = loop.model_copy(
-        update={"steps": MEASURED_STEPS, "batch_tokens": ids.numel(), "log_every": 1}
-    )
+    short = loop.model_copy(update={"steps": MEASURED_STEPS, "batch_tokens": ids.numel(), "log_every": 1})
     events: list[dict[str, Any]] = []
     fit(network, batches, loss_fn, short, progress=events.append)
     return max(float(event["tokens_per_s"]) for event in events[1:])  # the first step pays for set-up

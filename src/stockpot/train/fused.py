@@ -7,7 +7,8 @@ logits are still at hand, so that nothing is computed twice. It knows no model a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ IGNORED = -100
 CHUNK_LOGITS = 1 << 22  # logits in flight: 16 MiB of float32, about what the caches hold
 
 
-class FusedLoss(NamedTuple):
+@dataclass(frozen=True)
+class FusedLoss:
     """Sums over the counted positions; only ``total`` carries a gradient.
 
     Attributes:
@@ -50,9 +52,11 @@ def linear_cross_entropy(
     Under autocast the products are computed in autocast's type, else in that of ``hidden``. Only counted positions
     are computed at all.
 
-    Shapes: hidden ``(..., dim)``; weight ``(vocab, dim)``; labels ``(...)``, −100 = not counted; bias ``(vocab,)``.
-
     Args:
+        hidden: ``(..., dim)``.
+        weight: ``(vocab, dim)``.
+        labels: ``(...)``, −100 = not counted.
+        bias: ``(vocab,)``.
         softcap: cap · tanh(logit / cap) before the softmax.
         z_loss: weight of log²Z, which keeps the logits' size in hand (Chowdhery et al. 2022, §5).
         chunk: positions at a time; None: about 4 million logits.
@@ -69,7 +73,7 @@ def linear_cross_entropy(
     rows = (wanted != IGNORED).nonzero().squeeze(1)
     is_whole = rows.numel() == wanted.numel()
     needs = torch.is_grad_enabled()
-    total, nats, correct = _LinearCrossEntropy.apply(
+    total, nats, correct = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         flat, weight, bias, wanted, None if is_whole else rows, softcap, z_loss, chunk, needs
     )
     return FusedLoss(total, nats, correct, rows.numel())

@@ -70,7 +70,13 @@ class StopWish:
 
 
 def not_finite(
-    step: int, losses: Sequence[Loss], batches: Sequence[Any], model: nn.Module, *, position: Any, run: Run | None
+    step: int,
+    losses: Sequence[Loss],
+    batches: Sequence[Any],
+    model: nn.Module,
+    *,
+    position: Any,
+    run: Run | None,
 ) -> TrainError:
     """Describe a step whose gradient is not finite, and write the batch to blame into the run folder.
 
@@ -85,11 +91,17 @@ def not_finite(
     bad = [index for index, loss in enumerate(losses) if not math.isfinite(float(loss.total.detach()))]
     if bad:
         index = bad[0]
-        what = f"the loss is {float(losses[index].total.detach())} in micro-batch {index + 1} of {len(losses)}"
+        what = (
+            f"the loss is {float(losses[index].total.detach())} in micro-batch {index + 1} of {len(losses)}"
+        )
     else:
         index = 0
-        names = [name for name, p in model.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
-        what = f"the losses are finite but the gradient is not ({', '.join(names[:3]) or 'its norm overflows'})"
+        names = [
+            name for name, p in model.named_parameters() if p.grad is not None and not _is_finite(p.grad)
+        ]
+        what = (
+            f"the losses are finite but the gradient is not ({', '.join(names[:3]) or 'its norm overflows'})"
+        )
     where = ""
     if run is not None:
         row = {"step": step, "micro_batch": index + 1, "position": position, "ids": _ids(batches[index])}
@@ -100,13 +112,18 @@ def not_finite(
 
 def diverged(step: int, loss: float, first: float, *, run: Run | None) -> TrainError:
     """Describe a loss that has grown far above where it began."""
-    return TrainError(f"Step {step}: the loss is {loss:.4g}; it began at {first:.4g}. Training diverges.", _advice(run))
+    return TrainError(
+        f"Step {step}: the loss is {loss:.4g}; it began at {first:.4g}. Training diverges.", _advice(run)
+    )
 
 
 def _advice(run: Run | None) -> str:
     newest = run.latest_checkpoint() if run is not None else None
     kept = f"The last good checkpoint is {newest[1]}. " if newest else ""
-    return kept + "Lower loop.lr, raise loop.warmup_steps, or pass over bad steps with loop.on_bad_step = 'skip'."
+    return (
+        kept
+        + "Lower loop.lr, raise loop.warmup_steps, or pass over bad steps with loop.on_bad_step = 'skip'."
+    )
 
 
 def _is_finite(values: Tensor) -> bool:

@@ -6,11 +6,9 @@ knows no objective, no tokenizer and no file format: those come as functions.
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,15 +21,16 @@ from stockpot.device import pick_dtype
 from stockpot.errors import CheckpointError, DataError
 from stockpot.model.layers import Block
 from stockpot.run import Run
+from stockpot.train.feed import Feed
 from stockpot.train.guard import Interrupted, StopWish, diverged, not_finite
 from stockpot.train.losses import Loss, LossFn
 from stockpot.train.meter import Meter
 from stockpot.train.optim import OptimConfig, Optimizer
 from stockpot.train.parallel import Group
+from stockpot.train.resume import random_state, read_state, set_random_state, write_state
 
 __all__ = ["Interrupted", "LoopConfig", "TrainState", "fit"]
 
-STATE_FILE = "state/training.pt"
 BAD_IN_A_ROW = 10  # skipped steps after which skipping does not help
 
 
@@ -39,17 +38,27 @@ class LoopConfig(OptimConfig):
     """How long and how to train: the loop's settings and the optimizer's."""
 
     steps: int = Field(1000, ge=1, description="optimiser steps")
-    batch_tokens: int = Field(16_384, ge=1, description="real tokens a step, over all micro-batches and processes")
+    batch_tokens: int = Field(
+        16_384, ge=1, description="real tokens a step, over all micro-batches and processes"
+    )
     dtype: Literal["float32", "bfloat16"] | None = Field(
         None, description="of matrix products; weights stay float32; none: the faster one here"
     )
     compile: bool | None = Field(None, description="compile each layer; none: on CUDA from 1000 steps")
     log_every: int = Field(10, ge=1, description="steps between log lines")
-    validate_every: int | None = Field(None, ge=1, description="steps between validations; none: a tenth of all")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; none: a tenth of all")
+    validate_every: int | None = Field(
+        None, ge=1, description="steps between validations; none: a tenth of all"
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; none: a tenth of all"
+    )
     keep: int = Field(2, ge=1, description="newest checkpoints kept, beside the best")
-    best_metric: str = Field("loss", description="the validation metric, lower is better, that picks the best")
-    on_bad_step: Literal["stop", "skip"] = Field("stop", description="a step that is not finite: stop · skip it")
+    best_metric: str = Field(
+        "loss", description="the validation metric, lower is better, that picks the best"
+    )
+    on_bad_step: Literal["stop", "skip"] = Field(
+        "stop", description="a step that is not finite: stop · skip it"
+    )
     divergence_factor: float | None = Field(
         3.0, gt=1, description="stop when the logged loss is this many times the first one; none: never"
     )
@@ -67,7 +76,7 @@ class TrainState:
     Attributes:
         step: finished optimiser steps.
         tokens: real tokens seen.
-        best: the best validation metric so far; None without validation.
+        best: the best validation metric among the checkpoints; None without validation.
         best_step: the step it was measured at.
         first_loss: the first logged loss, against which divergence is measured.
         bad_in_a_row: steps skipped without a good one between.
@@ -117,7 +126,7 @@ def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
         CheckpointError: if the checkpoint does not fit the model or settings.
         DataError: if there is no batch.
     """
-    loop = _Loop(model, batches, loss_fn, config, run, validate, save, progress)
+    loop = _Loop(model, batches, loss_fn, config, _Doors(run, validate, save, progress))
     if resume and run is not None and (found := run.latest_checkpoint()):
         loop.load(found[1])
     with StopWish() as wish:
@@ -125,93 +134,97 @@ def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
     return loop.state
 
 
+@dataclass(frozen=True)
+class _Doors:
+    """The ways out of the loop; each may be missing."""
+
+    run: Run | None
+    validate: Callable[[nn.Module], dict[str, float]] | None
+    save: Callable[[Path], None] | None
+    progress: Callable[[dict[str, Any]], None] | None
+
+
 class _Loop:
     """The parts of one training run and what they do in a step."""
 
-    def __init__(  # noqa: PLR0913 - fit's arguments
-        self,
-        model: nn.Module,
-        batches: Iterable[Any],
-        loss_fn: LossFn,
-        config: LoopConfig,
-        run: Run | None,
-        validate: Callable[[nn.Module], dict[str, float]] | None,
-        save: Callable[[Path], None] | None,
-        progress: Callable[[dict[str, Any]], None] | None,
+    def __init__(
+        self, model: nn.Module, batches: Iterable[Any], loss_fn: LossFn, config: LoopConfig, doors: _Doors
     ) -> None:
-        self.model, self.loss_fn, self.config = model, loss_fn, config
-        self.run, self.validate, self.save, self.progress = run, validate, save, progress
+        self.model, self.loss_fn, self.config, self.doors = model, loss_fn, config, doors
         self.group = Group()
         self.group.share(model)
         self.optimizer = Optimizer(model, config, config.steps)
         self.device = self.optimizer.parameters[0].device
         self.dtype = pick_dtype(self.device, config.dtype)
-        self.feed = _Feed(batches, config.batch_tokens / self.group.place.world)
+        self.feed = Feed(batches, config.batch_tokens / self.group.place.world)
         self.meter = Meter(model, self.device, self.dtype)
         self.state = TrainState()
-        self.saved_step: int | None = None
-        self.saved_path: Path | None = None
+        self.norm = torch.zeros(())
+        self.began_at = 0
+        self.saved: tuple[int, Path | None] | None = None
+        self.run = doors.run if self.group.is_first else None  # to write to
         if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
             _compile_layers(model)
-
-    # --- training ---
 
     def train(self, wish: StopWish) -> None:
         """Step until the end, the last batch or a wish to stop."""
         self.model.train()
-        began_at = self.state.step
-        norm = torch.zeros(())
+        self.began_at = self.state.step
         while self.state.step < self.config.steps:
-            before = self.place()
-            taken = self.step(before, wish)
-            if taken is None and not self._wants_stop(wish):
-                if self.state.step == 0:
-                    raise DataError("There is no batch to train on.", "Give more data.")
+            place = self.place()
+            is_taken = self.step(place, wish)
+            if self.wants_stop(wish):
+                self.checkpoint(self.place() if is_taken else place)
+                raise Interrupted(self.state.step, self.saved[1] if self.saved else None)
+            if not is_taken:
                 break
-            if self._wants_stop(wish):
-                self._interrupt(before if taken is None else self.place())
-            assert taken is not None
-            norm = taken
-            self._after_step(norm, began_at)
-        self._finish(norm, began_at)
+            self.after_step()
+        if self.state.step == 0:
+            raise DataError("There is no batch to train on.", "Give more data.")
+        self.finish()
 
-    def step(self, before: dict[str, Any], wish: StopWish) -> Tensor | None:
-        """Take one optimiser step.
+    # --- one step ---
 
-        Returns:
-            the gradient's norm; None if the data ended or a wish to stop came before the last micro-batch.
+    def step(self, place: dict[str, Any], wish: StopWish) -> bool:
+        """Take one optimiser step; False if the data ended or a wish to stop came before it was whole.
+
+        Raises:
+            TrainError: if the gradient is not finite and the settings do not say to skip such a step.
         """
         losses: list[Loss] = []
         seen: list[Any] = []
         for batch in self.feed.step():
             if wish.is_set and self.group.place.world == 1:
                 self.optimizer.clear()
-                return None
-            batch = batch.to(self.device)
+                return False
+            seen.append(batch.to(self.device))
             with self.autocast():
-                loss = self.loss_fn(self.model, batch)
-            loss.total.backward()
-            losses.append(loss)
-            seen.append(batch)
+                losses.append(self.loss_fn(self.model, seen[-1]))
+            losses[-1].total.backward()  # type: ignore[no-untyped-call]
         if not losses:
-            return None
-        self.group.sum_gradients(self.optimizer.parameters)
-        count = sum((loss.count for loss in losses), start=torch.zeros((), device=self.device))
-        norm = self.optimizer.scale(self.group.sum(count))
-        is_good = math.isfinite(float(norm))
+            return False
+        self.norm = self.combine(losses)
+        is_good = math.isfinite(float(self.norm))
         if is_good:
             self.optimizer.step(self.state.step)
             for loss in losses:
                 self.meter.add(loss)
         self.state.bad_in_a_row = 0 if is_good else self.state.bad_in_a_row + 1
         if not is_good and (self.config.on_bad_step == "stop" or self.state.bad_in_a_row >= BAD_IN_A_ROW):
-            raise not_finite(
-                self.state.step + 1, losses, seen, self.model, position=before["data"], run=self._writer
-            )
+            bad = self.state.step + 1
+            raise not_finite(bad, losses, seen, self.model, position=place["data"], run=self.run)
         self.optimizer.clear()
         self.meter.count(sum(batch.tokens for batch in seen))
         self.state.step += 1
-        return norm
+        return True
+
+    def combine(self, losses: list[Loss]) -> Tensor:
+        """Turn the gradients of all totals into that of their mean, clipped; return its norm before clipping."""
+        self.group.sum_gradients(self.optimizer.parameters)
+        count = torch.zeros((), device=self.device)
+        for loss in losses:
+            count += loss.count
+        return self.optimizer.scale(self.group.sum(count))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute matrix products in the number type of training."""
@@ -219,112 +232,119 @@ class _Loop:
 
     # --- between steps ---
 
-    def _after_step(self, norm: Tensor, began_at: int) -> None:
+    def after_step(self) -> None:
+        """Log, validate and save where one of them is due; the end of the run takes care of the last step."""
         step, config = self.state.step, self.config
-        if step % config.log_every == 0 or step == began_at + 1:
-            self._log(norm, began_at)
-        is_due = step % config.every("checkpoint") == 0 and self.run is not None
-        if step < config.steps:  # the last step is the end's
-            if step % config.every("validate") == 0 or is_due:
-                self._validate()
-            if is_due:
-                self._checkpoint(self.place())
-
-    def _finish(self, norm: Tensor, began_at: int) -> None:
-        if self.state.step == self.saved_step:
+        if step % config.log_every == 0 or step == 1:
+            self.log()
+        if step == config.steps:
             return
-        if self.state.step % self.config.log_every:
-            self._log(norm, began_at)
-        self._validate()
-        self._checkpoint(self.place())
+        saves = step % config.every("checkpoint") == 0 and self.doors.run is not None
+        if saves or step % config.every("validate") == 0:
+            self.judge(is_candidate=saves)
+        if saves:
+            self.checkpoint(self.place())
 
-    def _log(self, norm: Tensor, began_at: int) -> None:
-        step = self.state.step
+    def finish(self) -> None:
+        """Log what is left, validate and save, unless a resumed run had nothing more to do."""
+        self.log()
+        if self.saved is None or self.saved[0] != self.state.step:
+            self.judge(is_candidate=True)
+            self.checkpoint(self.place())
+
+    def log(self) -> None:
+        """Write the means since the last line, if there are any.
+
+        Raises:
+            TrainError: if the loss says that training diverges.
+        """
         means = self.meter.read(self.group)
         if not means:
             return
-        self.state.tokens = self.meter.tokens
-        left = self.meter.time_left_s(step - began_at, self.config.steps - step)
-        rates = self.meter.speed() | {"time_left_s": left}
-        facts = {"lr": self.optimizer.lr(step - 1), "grad_norm": float(norm), "tokens": self.meter.tokens}
-        facts |= rates | {"stall_s": self.meter.stall_s}
-        if self._writer is not None:
-            self._writer.log(step, **{f"train/{name}": value for name, value in means.items()}, **facts)
-        self._report(means | facts)
-        loss = means.get("loss", math.nan)
-        if self.state.first_loss is None:
-            self.state.first_loss = loss
+        step, self.state.tokens = self.state.step, self.meter.tokens
+        speed = self.meter.speed()
+        speed["time_left_s"] = self.meter.time_left_s(step - self.began_at, self.config.steps - step)
+        facts = {
+            "lr": self.optimizer.lr(step - 1),
+            "grad_norm": float(self.norm),
+            "tokens": self.meter.tokens,
+        }
+        facts |= speed | {"stall_s": self.meter.stall_s}
+        if self.run is not None:
+            self.run.log(step, **{f"train/{name}": value for name, value in means.items()}, **facts)
+        self.report(means | facts)
+        loss = means["loss"]
+        first = self.state.first_loss = loss if self.state.first_loss is None else self.state.first_loss
         factor = self.config.divergence_factor
-        if factor is not None and self.state.first_loss > 0 and loss > factor * self.state.first_loss:
-            raise diverged(step, loss, self.state.first_loss, run=self._writer)
+        if factor is not None and 0 < first * factor < loss:
+            raise diverged(step, loss, first, run=self.run)
 
-    def _validate(self) -> None:
-        if self.validate is None:
+    def judge(self, *, is_candidate: bool) -> None:
+        """Validate; a candidate is about to be saved and may become the best."""
+        if self.doors.validate is None:
             return
         with self.meter.pause(), self.autocast():
-            was_training = self.model.training
             self.model.eval()
-            found = self.validate(self.model)
-            self.model.train(was_training)
-        if self._writer is not None:
-            self._writer.log(self.state.step, **{f"val/{name}": value for name, value in found.items()})
-        self._report({f"val/{name}": value for name, value in found.items()})
-        value = found.get(self.config.best_metric)
-        if value is not None and math.isfinite(value) and (self.state.best is None or value < self.state.best):
+            found = self.doors.validate(self.model)
+            self.model.train()
+        named = {f"val/{name}": value for name, value in found.items()}
+        if self.run is not None:
+            self.run.log(self.state.step, **named)
+        self.report(named)
+        value = found.get(self.config.best_metric, math.nan)
+        if is_candidate and (
+            value < self.state.best if self.state.best is not None else math.isfinite(value)
+        ):
             self.state.best, self.state.best_step = value, self.state.step
 
-    def _report(self, facts: dict[str, float]) -> None:
-        if self.progress is not None and self.group.is_first:
-            self.progress({"kind": "step", "step": self.state.step, "steps": self.config.steps, **facts})
-
-    @property
-    def _writer(self) -> Run | None:
-        return self.run if self.group.is_first else None
+    def report(self, facts: dict[str, float]) -> None:
+        """Tell the progress, if someone listens."""
+        if self.doors.progress is not None and self.group.is_first:
+            self.doors.progress(
+                {"kind": "step", "step": self.state.step, "steps": self.config.steps, **facts}
+            )
 
     # --- stopping, saving, going on ---
 
-    def _wants_stop(self, wish: StopWish) -> bool:
-        """Whether any process was asked to stop; all give the same answer."""
-        return bool(self.group.sum(torch.tensor(float(wish.is_set))) > 0) if self.group.place.world > 1 else wish.is_set
-
-    def _interrupt(self, place: dict[str, Any]) -> None:
-        if self.state.step != self.saved_step and self.state.step > 0:
-            self._checkpoint(place)
-        raise Interrupted(self.state.step, self.saved_path)
+    def wants_stop(self, wish: StopWish) -> bool:
+        """Tell whether any process was asked to stop; all give the same answer."""
+        if self.group.place.world == 1:
+            return wish.is_set
+        return bool(self.group.sum(torch.tensor(float(wish.is_set), device=self.device)) > 0)
 
     def place(self) -> dict[str, Any]:
-        """Return where the next step begins: in the data and in the random streams."""
-        return {"data": self.feed.state_dict(), "random": _random_state(self.device)}
+        """Return where the next step begins, in the data and in the random streams."""
+        return {"data": self.feed.state_dict(), "random": random_state(self.device)}
 
-    def _checkpoint(self, place: dict[str, Any]) -> None:
-        if self.run is None:
+    def checkpoint(self, place: dict[str, Any]) -> None:
+        """Save everything the next step depends on, unless nothing has changed since the last time."""
+        step = self.state.step
+        if self.doors.run is None or step == 0 or (self.saved and self.saved[0] == step):
             return
-        with self.meter.pause(is_stall=True):
-            self.state.tokens = self.meter.tokens
-            streams = self.group.gather(place["random"]["torch"])
-            if self._writer is None:
-                return
-            content = {
-                "version": 1,
-                "progress": asdict(self.state),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "meter": self.meter.state_dict(),
-                "data": place["data"],
-                "random": place["random"] | {"torch": streams},
-            }
+        self.state.tokens = self.meter.tokens
+        streams = self.group.gather(place["random"]["torch"].to(self.device))
+        path = None
+        if self.run is not None:
+            with self.meter.pause(is_stall=True):
+                place = place | {"random": place["random"] | {"torch": [stream.cpu() for stream in streams]}}
+                path = self.run.checkpoint(
+                    step, lambda folder: self.write(folder, place), keep=self.config.keep
+                )
+                if self.state.best_step in (None, step):
+                    self.run.set_model(path)
+        self.saved = step, path
 
-            def write(folder: Path) -> None:
-                if self.save is not None:
-                    self.save(folder)
-                file = folder / STATE_FILE
-                file.parent.mkdir()
-                torch.save(content, file)
-
-            path = self._writer.checkpoint(self.state.step, write, keep=self.config.keep)
-            if self.state.best_step in (None, self.state.step):
-                self._writer.set_model(path)
-        self.saved_step, self.saved_path = self.state.step, path
+    def write(self, folder: Path, place: dict[str, Any]) -> None:
+        """Fill a checkpoint folder."""
+        if self.doors.save is not None:
+            self.doors.save(folder)
+        content = {
+            "progress": asdict(self.state),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "meter": self.meter.state_dict(),
+        }
+        write_state(folder, content | place)
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a checkpoint.
@@ -332,7 +352,7 @@ class _Loop:
         Raises:
             CheckpointError: if it cannot be read or does not fit.
         """
-        content = _read_state(checkpoint / STATE_FILE)
+        content = read_state(checkpoint)
         try:
             self.model.load_state_dict(content["model"])
         except RuntimeError as error:
@@ -345,6 +365,13 @@ class _Loop:
         self.feed.load_state_dict(content["data"])
         self.state = TrainState(**content["progress"])
         streams = content["random"]["torch"]
-        stream = streams[min(self.group.place.rank, len(streams) - 1)]
-        _set_random_state(content["random"] | {"torch": stream}, self.device)
-        self.saved_step, self.saved_path = self.state.step, checkpoint
+        own = streams[min(self.group.place.rank, len(streams) - 1)]
+        set_random_state(content["random"] | {"torch": own}, self.device)
+        self.saved = self.state.step, checkpoint
+
+
+def _compile_layers(model: nn.Module) -> None:
+    """Compile each layer by itself: equal layers share one compilation, which takes seconds, not minutes."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile()

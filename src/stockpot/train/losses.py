@@ -63,9 +63,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, z_loss: float = 0.0) -> Los
     >>> round(float(loss.total / loss.count), 2)
     0.51
 
-    Shapes: logits ``(..., vocab)``; labels ``(...)``, −100 = not counted.
-
     Args:
+        logits: ``(..., vocab)``.
+        labels: ``(...)``, −100 = not counted.
         z_loss: weight of log²Z (Chowdhery et al. 2022, arXiv:2204.02311, §5).
     """
     wide = torch.promote_types(torch.float32, logits.dtype)

@@ -62,7 +62,9 @@ class Meter:
     def read(self, group: Group) -> dict[str, float]:
         """Return the means since the last reading and start again; this waits for the device."""
         names = list(self._sums)
-        values = [torch.as_tensor(value, dtype=torch.float64) for pair in self._sums.values() for value in pair]
+        values = [
+            torch.as_tensor(value, dtype=torch.float64) for pair in self._sums.values() for value in pair
+        ]
         self._sums = {}
         if not values:
             return {}

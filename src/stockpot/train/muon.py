@@ -134,7 +134,7 @@ def orthogonalise(matrices: Tensor, *, iterations: int, dtype: torch.dtype = tor
     reach 1; see :func:`coefficients`.
     """
     size = matrices.norm(dim=(1, 2), keepdim=True).mul_(MARGIN).clamp_(min=1e-20)
-    x = (matrices / size).to(dtype)
+    x: Tensor = (matrices / size).to(dtype)
     is_tall = x.shape[1] > x.shape[2]
     for a, b, c in coefficients(iterations):
         gram = torch.bmm(x.mT, x) if is_tall else torch.bmm(x, x.mT)

@@ -29,7 +29,9 @@ Role = Literal["matrix", "embedding", "head", "scalar"]
 class OptimConfig(Settings):
     """How weights are updated."""
 
-    optimizer: Literal["muon", "adamw"] = Field("muon", description="of matrices: muon · adamw; AdamW for the rest")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="of matrices: muon · adamw; AdamW for the rest"
+    )
     lr: float = Field(3e-3, gt=0, description="learning rate of matrices, and of the rest unless set below")
     embedding_lr: float | None = Field(None, gt=0, description="learning rate of embeddings; none: lr")
     head_lr: float | None = Field(None, gt=0, description="learning rate of output heads; none: lr")
@@ -37,17 +39,25 @@ class OptimConfig(Settings):
     schedule: Schedule = Field(
         "warmup-stable-decay", description="constant · linear · cosine · warmup-stable-decay"
     )
-    warmup_steps: int | None = Field(None, ge=0, description="steps of rising rate; none: 2 % of all, at most 200")
-    decay_steps: int | None = Field(None, ge=0, description="warmup-stable-decay: falling steps; none: 40 % of all")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="steps of rising rate; none: 2 % of all, at most 200"
+    )
+    decay_steps: int | None = Field(
+        None, ge=0, description="warmup-stable-decay: falling steps; none: 40 % of all"
+    )
     final_lr: float = Field(0.0, ge=0, le=1, description="learning rate of the last step, as a share of lr")
     weight_decay: float = Field(0.1, ge=0, description="decay of matrices, per unit of learning rate")
-    cautious_decay: bool = Field(False, description="muon: decay only where the update shrinks the weight too")
+    cautious_decay: bool = Field(
+        False, description="muon: decay only where the update shrinks the weight too"
+    )
     momentum: float = Field(0.95, ge=0, lt=1, description="muon: share of the old momentum kept")
     muon_iterations: int = Field(5, ge=3, le=8, description="muon: products that make an update orthogonal")
     beta1: float = Field(0.9, ge=0, lt=1, description="adamw: memory of the gradient's mean")
     beta2: float = Field(0.95, ge=0, lt=1, description="adamw: memory of the gradient's square")
     eps: float = Field(1e-10, gt=0, description="adamw: added to the root of the mean square")
-    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a step's gradient; none: no limit")
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="largest norm of a step's gradient; none: no limit"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> OptimConfig:
@@ -57,7 +67,12 @@ class OptimConfig(Settings):
 
     def lr_of(self, role: Role) -> float:
         """Return the peak learning rate of a role."""
-        own = {"matrix": None, "embedding": self.embedding_lr, "head": self.head_lr, "scalar": self.scalar_lr}[role]
+        own = {
+            "matrix": None,
+            "embedding": self.embedding_lr,
+            "head": self.head_lr,
+            "scalar": self.scalar_lr,
+        }[role]
         return self.lr if own is None else own
 
     def factor(self, step: int, steps: int) -> float:
@@ -78,7 +93,9 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
     A tied output matrix is an embedding. A matrix is the weight of a linear layer that neither reads ids nor makes
     scores.
     """
-    outputs = {id(model.output_weight)} if isinstance(getattr(model, "output_weight", None), Tensor) else set()
+    outputs = (
+        {id(model.output_weight)} if isinstance(getattr(model, "output_weight", None), Tensor) else set()
+    )
     embeddings: set[int] = set()
     linear: set[int] = set()
     for module in model.modules():
@@ -224,4 +241,6 @@ def _adamw(named: dict[str, nn.Parameter], roles: dict[str, Role], config: Optim
         }
         for role in dict.fromkeys(roles.values())
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )

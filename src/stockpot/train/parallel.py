@@ -29,7 +29,7 @@ class Group:
 
     @property
     def is_first(self) -> bool:
-        """This process writes files and speaks."""
+        """Whether this is the process that writes files and speaks."""
         return self.place.is_first
 
     def share(self, model: nn.Module) -> None:
@@ -49,7 +49,7 @@ class Group:
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             dist.all_reduce(flat)
-            pieces = flat.split([gradient.numel() for gradient in bucket])
+            pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
             torch._foreach_copy_(bucket, [p.view_as(g) for p, g in zip(pieces, bucket, strict=True)])
 
     def sum(self, values: Tensor) -> Tensor:
