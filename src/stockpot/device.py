@@ -48,7 +48,11 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         ConfigError: if the named device is unknown or absent.
     """
     if name is None:
-        return torch.device("cuda", this_world().local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        return (
+            torch.device("cuda", this_world().local_rank)
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -56,7 +60,9 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            raise ConfigError(f"device {name!r} is not here: torch sees {count} CUDA devices.", "Use --device cpu.")
+            raise ConfigError(
+                f"device {name!r} is not here: torch sees {count} CUDA devices.", "Use --device cpu."
+            )
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device 'mps' is not here.", "Use --device cpu.")
     elif device.type not in ("cpu", "mps"):
@@ -67,8 +73,10 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 def has_fast_bf16(device: torch.device) -> bool:
     """Tell whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
@@ -139,7 +147,7 @@ def seed_everything(seed: int) -> None:
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: ``rank`` of ``world``, and which device of its host is its own."""
+    """A process's place: ``rank`` of ``world``, and which device of its host is its own."""
 
     rank: int = 0
     world: int = 1
@@ -147,7 +155,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """The process that writes files and speaks."""
+        """Whether this is the process that writes files and speaks."""
         return self.rank == 0
 
 

@@ -60,7 +60,9 @@ class LoopConfig(OptimConfig):
         "stop", description="a step that is not finite: stop · skip it"
     )
     divergence_factor: float | None = Field(
-        3.0, gt=1, description="stop when the logged loss is this many times the first one; none: never"
+        3.0,
+        gt=1,
+        description="stop when the logged loss is this many times the first, and 1 above it; none: never",
     )
 
     def every(self, name: Literal["validate", "checkpoint"]) -> int:
@@ -118,7 +120,8 @@ def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
         validate: ``model -> {name: value}``; logged as ``val/name``.
         save: writes the model folder of a checkpoint into the empty folder it is given.
         resume: go on from the run's newest whole checkpoint; a run without one starts from the beginning.
-        progress: receives ``{"kind": "step", "step", "steps", "loss", "tokens_per_s", "time_left_s", …}``.
+        progress: receives ``{"kind": "step", "step", "steps", "loss", "tokens_per_s", "time_left_s", …}`` at each log
+            line and ``{"kind": "note", "text"}`` at each validation.
 
     Raises:
         TrainError: if the loss or gradient is not finite, or training diverges.
@@ -269,14 +272,14 @@ class _Loop:
             "grad_norm": float(self.norm),
             "tokens": self.meter.tokens,
         }
-        facts |= speed | {"stall_s": self.meter.stall_s}
+        facts |= speed | {"time_s": self.meter.seconds(), "stall_s": self.meter.stall_s}
         if self.run is not None:
             self.run.log(step, **{f"train/{name}": value for name, value in means.items()}, **facts)
-        self.report(means | facts)
+        self.tell({"kind": "step", "step": step, "steps": self.config.steps, **means, **facts})
         loss = means["loss"]
         first = self.state.first_loss = loss if self.state.first_loss is None else self.state.first_loss
         factor = self.config.divergence_factor
-        if factor is not None and 0 < first * factor < loss:
+        if factor is not None and loss > max(first * factor, first + 1):
             raise diverged(step, loss, first, run=self.run)
 
     def judge(self, *, is_candidate: bool) -> None:
@@ -287,22 +290,20 @@ class _Loop:
             self.model.eval()
             found = self.doors.validate(self.model)
             self.model.train()
-        named = {f"val/{name}": value for name, value in found.items()}
         if self.run is not None:
-            self.run.log(self.state.step, **named)
-        self.report(named)
+            self.run.log(self.state.step, **{f"val/{name}": value for name, value in found.items()})
+        text = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        self.tell({"kind": "note", "text": f"step {self.state.step}: validation {text}"})
         value = found.get(self.config.best_metric, math.nan)
         if is_candidate and (
             value < self.state.best if self.state.best is not None else math.isfinite(value)
         ):
             self.state.best, self.state.best_step = value, self.state.step
 
-    def report(self, facts: dict[str, float]) -> None:
+    def tell(self, event: dict[str, Any]) -> None:
         """Tell the progress, if someone listens."""
         if self.doors.progress is not None and self.group.is_first:
-            self.doors.progress(
-                {"kind": "step", "step": self.state.step, "steps": self.config.steps, **facts}
-            )
+            self.doors.progress(event)
 
     # --- stopping, saving, going on ---
 

@@ -34,7 +34,7 @@ class Meter:
         self._model, self._device, self._dtype = model, device, dtype
         self.tokens = 0
         self.stall_s = 0.0
-        self._began = time.perf_counter()
+        self._earlier_s, self._began = 0.0, time.perf_counter()
         self._since, self._paused_s, self._counted = self._began, 0.0, 0
 
     def add(self, loss: Loss) -> None:
@@ -82,14 +82,18 @@ class Meter:
         self._since += time.perf_counter() - now  # the first reading measures the peak
         return rates
 
+    def seconds(self) -> float:
+        """Return the seconds spent so far, pauses and earlier sittings included."""
+        return self._earlier_s + time.perf_counter() - self._began
+
     def time_left_s(self, done: int, left: int) -> float:
         """Estimate the seconds for ``left`` steps from those this process has ``done``, with all pauses."""
         return (time.perf_counter() - self._began) / max(done, 1) * left
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums and the count of tokens."""
+        """Return the sums, the count of tokens and the time spent."""
         sums = {name: [_cpu(value) for value in pair] for name, pair in self._sums.items()}
-        return {"sums": sums, "tokens": self.tokens, "stall_s": self.stall_s}
+        return {"sums": sums, "tokens": self.tokens, "stall_s": self.stall_s, "seconds": self.seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with saved sums, so that a log line that spans an interruption is the same."""
@@ -98,7 +102,7 @@ class Meter:
             for name, pair in state["sums"].items()
         }
         self.tokens = self._counted = state["tokens"]
-        self.stall_s = state["stall_s"]
+        self.stall_s, self._earlier_s = state["stall_s"], state["seconds"]
 
     def _flops_per_token(self) -> float | None:
         estimate = getattr(getattr(self._model, "config", None), "flops_per_token", None)
