@@ -49,4 +49,6 @@ def test_no_room_holds_too_much():
         room = path.relative_to(ROOT / "src" / "stockpot").parts[0]
         sizes[room] = sizes.get(room, 0) + len(path.read_text(encoding="utf-8").splitlines())
     largest = max(sizes, key=lambda room: sizes[room])
-    assert sizes[largest] <= sum(sizes.values()) / 4, f"{largest} holds {sizes[largest]} of {sum(sizes.values())} lines"
+    assert sizes[largest] <= sum(sizes.values()) / 4, (
+        f"{largest} holds {sizes[largest]} of {sum(sizes.values())} lines"
+    )

@@ -16,10 +16,17 @@ from typing import Any
 from stockpot import durable
 from stockpot.bundle import Bundle
 from stockpot.errors import DataError
-from stockpot.judge.metrics import Estimate, exact_match, final_answer, mean_estimate, paired_difference, proportion
-from stockpot.judge.tasks import Item, Task, Wording, load_task, village_tasks, word_item
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling, Score
+from stockpot.judge.metrics import (
+    Estimate,
+    exact_match,
+    final_answer,
+    mean_estimate,
+    paired_difference,
+    proportion,
+)
+from stockpot.judge.tasks import Item, Task, Wording, load_task, village_tasks, word_item
 from stockpot.weights.store import load
 
 __all__ = ["Answer", "Report", "Row", "compare", "evaluate"]

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Estimate", "exact_match", "final_answer", "mean_estimate", "normalise_answer", "paired_difference", "proportion"]
+__all__ = [
+    "Estimate",
+    "exact_match",
+    "final_answer",
+    "mean_estimate",
+    "normalise_answer",
+    "paired_difference",
+    "proportion",
+]
 
 Z95 = 1.959963984540054  # 97.5 % point of the standard normal distribution
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from stockpot.stages.assemble import (
 from stockpot.stages.sizes import DEPTHS, Plan, estimate, fit_budget, sized, training_speed
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig, fit
-from stockpot.train.losses import LossFn, masked_token_loss, next_token_loss, sequence_to_sequence_loss
+from stockpot.train.losses import Loss, LossFn, masked_token_loss, next_token_loss, sequence_to_sequence_loss
 from stockpot.weights.store import load
 
 __all__ = ["PretrainConfig", "plan_pretraining", "pretrain"]
@@ -193,7 +194,7 @@ def _tokenizer(config: PretrainConfig) -> Tokenizer:
 
 def _loss(config: PretrainConfig, bundle: Bundle, device: torch.device) -> LossFn:
     shape = bundle.model.config.shape
-    chosen: dict[str, LossFn] = {
+    chosen: dict[str, Callable[..., Loss]] = {
         "encoder": masked_token_loss,
         "decoder": next_token_loss,
         "encoder_decoder": sequence_to_sequence_loss,
