@@ -4,8 +4,7 @@ import re
 
 from stockpot.village.dice import Dice, side_of
 from stockpot.village.lexicon import MEN, WOMEN
-from stockpot.village.plots import PLOTS
-from stockpot.village.stories import draw_story
+from stockpot.village.stories import PLOTS, draw_story
 
 NAMES = set(WOMEN) | set(MEN)
 

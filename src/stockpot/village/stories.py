@@ -1,7 +1,7 @@
 """Stories about villagers, told from plots: one of a few plots, endlessly many tellings.
 
-This file draws who and what a story is about and puts the beats together; the plots are data in plots.py. A
-story's gist is what retelling it in one sentence should say.
+This file draws who and what a story is about and puts the beats together; the plots are data in troubles.py
+and pleasures.py. A story's gist is what retelling it in one sentence should say.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from stockpot.village.lexicon import (
     VEGETABLES,
     WEATHER,
 )
-from stockpot.village.plots import PLOTS
+from stockpot.village.pleasures import PLEASURES
+from stockpot.village.troubles import TROUBLES
 from stockpot.village.wording import NUMBERS, Noun, capital, say, wordings
 
-__all__ = ["Story", "draw_story", "story"]
+__all__ = ["PLOTS", "Story", "draw_story", "story"]
+
+PLOTS = (*TROUBLES, *PLEASURES)
 
 _COLOURS = ("red", "blue", "green", "white", "brown", "black", "yellow", "grey")
 _ADJECTIVES = (
