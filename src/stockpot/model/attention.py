@@ -86,6 +86,9 @@ def attend(
             grouped, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale
         )
         return out.reshape(queries.shape)
+    if mask is not None and heads != kv_heads and queries.is_cuda:  # only the slow kernel takes both there
+        keys, values = (part.repeat_interleave(heads // kv_heads, 1) for part in (keys, values))
+        kv_heads = heads
     return F.scaled_dot_product_attention(
         queries,
         keys,
@@ -183,8 +186,7 @@ class SelfAttention(_Attention):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
-        parts = (self.inner, self.kv_dim, self.kv_dim)
-        self.qkv = Linear(config.dim, sum(parts), bias=config.qkv_bias, parts=parts)
+        self.qkv = Linear(config.dim, self.inner + 2 * self.kv_dim, bias=config.qkv_bias)
 
     def forward(
         self,
@@ -219,8 +221,7 @@ class CrossAttention(_Attention):
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
         self.q = Linear(config.dim, self.inner, bias=config.qkv_bias)
-        parts = (self.kv_dim, self.kv_dim)
-        self.kv = Linear(config.dim, sum(parts), bias=config.qkv_bias, parts=parts)
+        self.kv = Linear(config.dim, 2 * self.kv_dim, bias=config.qkv_bias)
 
     def memory_heads(self, memory: Float[Tensor, "batch src dim"]) -> tuple[KeyHeads, KeyHeads]:
         """Turn the encoder's memory into keys and values, once per memory."""

@@ -53,8 +53,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.is_gated, self.activation = config.is_gated, ACTIVATIONS[config.ffn]
-        parts = (config.ffn_width,) * (2 if self.is_gated else 1)
-        self.up = Linear(config.dim, sum(parts), bias=config.ffn_bias, parts=parts)
+        wide = config.ffn_width * (2 if self.is_gated else 1)
+        self.up = Linear(config.dim, wide, bias=config.ffn_bias)
         self.down = Linear(config.ffn_width, config.dim, bias=config.ffn_bias)
 
     def forward(self, x: States) -> States:

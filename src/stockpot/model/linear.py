@@ -22,7 +22,7 @@ LARGE = 200_000  # weights from which it is; calling it costs more than the usua
 
 def _find_kernel() -> Callable[..., Tensor] | None:
     """Return oneDNN's linear layer where this build of torch has it and this processor gains from it."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     found: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     return found
@@ -51,19 +51,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that multiplies with :func:`multiply`.
-
-    Args:
-        inputs: width of what comes in.
-        outputs: width of what goes out.
-        bias: whether a bias is added.
-        parts: where one product does the work of several, their outputs, in order: an optimizer that treats
-            a matrix as a whole treats each of them as one.
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, parts: tuple[int, ...] = ()) -> None:
-        super().__init__(inputs, outputs, bias=bias)
-        self.parts = parts or (outputs,)
+    """``nn.Linear`` that multiplies with :func:`multiply`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(…, outputs)`` for ``(…, inputs)``."""
