@@ -83,7 +83,7 @@ def test_default_decoder_needs_no_choice_at_all() -> None:
 def test_wide_models_share_keys_among_heads() -> None:
     assert decoder(dim=768).main.kv_heads == 6
     assert decoder(dim=768, kv_heads=12).main.kv_heads == 12
-    assert decoder(dim=256).main.groups_of == 4
+    assert decoder(dim=256).main.key_heads == 4
 
 
 def test_encoder_and_encoder_decoder_are_of_the_same_parts() -> None:

@@ -138,7 +138,7 @@ class _Attention(nn.Module):
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.groups_of, config.head_width
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.key_heads, config.head_width
         self.inner, self.kv_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.scale = config.attention_scale or self.head_dim**-0.5
         self.softcap = config.attention_softcap

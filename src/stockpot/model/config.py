@@ -120,8 +120,8 @@ class StackConfig(Settings):
             raise ValueError(
                 f"dim {self.dim} is not a multiple of heads {self.heads}; set head_dim or change one of them"
             )
-        if self.heads % self.groups_of:
-            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.groups_of}")
+        if self.heads % self.key_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.key_heads}")
         if self.position == "rope" and (self.rotary_dim % 2 or self.rotary_dim < 2):
             raise ValueError(f"rope rotates {self.rotary_dim} values of a head; it needs an even number")
         if self.position == "sinusoidal" and self.dim % 2:
@@ -137,7 +137,7 @@ class StackConfig(Settings):
         return self
 
     @property
-    def groups_of(self) -> int:
+    def key_heads(self) -> int:
         """Heads of keys and values."""
         return self.kv_heads or self.heads
 
@@ -188,12 +188,12 @@ class StackConfig(Settings):
 
     def matrix_parameters(self) -> int:
         """Count the weights that every token is multiplied with."""
-        inner, kv = self.heads * self.head_width, self.groups_of * self.head_width
+        inner, kv = self.heads * self.head_width, self.key_heads * self.head_width
         attention = 2 * self.dim * (inner + kv) * (2 if self.cross else 1)
         return self.layers * (attention + self.dim * self.ffn_width * (3 if self.is_gated else 2))
 
     def _layer_parameters(self) -> int:
-        inner, kv = self.heads * self.head_width, self.groups_of * self.head_width
+        inner, kv = self.heads * self.head_width, self.key_heads * self.head_width
         attentions = 2 if self.cross else 1
         biases = (inner + 2 * kv) * self.qkv_bias + self.dim * self.out_bias
         qk = {"head": 2 * self.head_width, "full": inner + kv, None: 0}[self.qk_norm]

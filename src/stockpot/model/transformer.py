@@ -196,7 +196,7 @@ class Transformer(nn.Module):
             raise ValueError("an encoder has no use for a cache: every token sees every other")
         dtype = dtype or self.embed.weight.dtype
         return KVCache(
-            stack.layers, batch, stack.groups_of, capacity, stack.head_width, device=self.device, dtype=dtype
+            stack.layers, batch, stack.key_heads, capacity, stack.head_width, device=self.device, dtype=dtype
         )
 
     @contextmanager

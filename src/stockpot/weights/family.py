@@ -74,7 +74,7 @@ def canonical(config: ModelConfig) -> ModelConfig:
 def _canonical_stack(stack: StackConfig) -> StackConfig:
     plain = StackConfig()
     values: dict[str, Any] = {
-        "kv_heads": stack.groups_of,
+        "kv_heads": stack.key_heads,
         "head_dim": stack.head_width,
         "ffn_dim": stack.ffn_width,
         "window": stack.windows,

@@ -114,7 +114,7 @@ def write(config: ModelConfig, *, model_type: str) -> dict[str, Any]:
         "hidden_size": stack.dim,
         "num_hidden_layers": stack.layers,
         "num_attention_heads": stack.heads,
-        "num_key_value_heads": stack.groups_of,
+        "num_key_value_heads": stack.key_heads,
         "head_dim": stack.head_width,
         "intermediate_size": stack.ffn_width,
         "hidden_act": "silu",
@@ -176,7 +176,7 @@ def parts(config: ModelConfig) -> list[Part]:
 
 
 def _layer_parts(stack: StackConfig, ours: str, theirs: str) -> list[Part]:
-    inner, kv = stack.heads * stack.head_width, stack.groups_of * stack.head_width
+    inner, kv = stack.heads * stack.head_width, stack.key_heads * stack.head_width
     qkv = tuple(f"{theirs}.self_attn.{name}_proj" for name in "qkv")
     gated = tuple(f"{theirs}.mlp.{name}_proj" for name in ("gate", "up"))
     found = [
