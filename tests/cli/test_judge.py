@@ -1,4 +1,4 @@
-"""eval scores models on questions and says how sure it is."""
+"""eval scores models on questions; compare-tokenizers scores tokenizers on text they have not seen."""
 
 from __future__ import annotations
 
@@ -68,3 +68,24 @@ def test_eval_writes_a_report_for_each_model(models, tmp_path):
 )
 def test_eval_refuses_what_it_cannot_do(models, words, code):
     assert ask("eval", models / "a", *words).exit_code == code
+
+
+def test_kinds_of_tokenizer_are_compared_side_by_side(models, tmp_path):
+    (tmp_path / "corpus.txt").write_text("".join(f"line {n * 7 % 13} says hello world\n" for n in range(60)))
+    words = ("compare-tokenizers", "--data", tmp_path / "corpus.txt", "--vocab-size", 290, "--json")
+    rows = json.loads(ask(*words, "--kinds", "byte-bpe, char", "--tokenizer", models / "a").stdout)
+    assert [row["tokenizer"] for row in rows] == [str(models / "a"), "byte-bpe", "char"]
+    assert all(row["round_trip"] == 1.0 for row in rows)
+    byte_bpe, char = rows[1:]
+    assert byte_bpe["bytes_per_token"] > char["bytes_per_token"]
+
+
+def test_comparing_tokenizers_needs_text_for_both_sides(tmp_path):
+    (tmp_path / "corpus.txt").write_text("one line")
+    found = ask("compare-tokenizers", "--data", tmp_path / "corpus.txt")
+    assert found.exit_code == 1
+    assert "too little text" in found.stderr
+    (tmp_path / "two.txt").write_text("one line\nand another")
+    found = ask("compare-tokenizers", "--data", tmp_path / "two.txt", "--kinds", "bytepbe")
+    assert found.exit_code == 1
+    assert "byte-bpe" in found.stderr

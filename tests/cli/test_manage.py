@@ -163,6 +163,13 @@ def test_inspect_a_tokenizer(tokenizer):
     assert told("inspect", tokenizer / "tokenizer.json")["vocabulary"] == found["vocabulary"]
 
 
+def test_inspect_shows_how_a_tokenizer_builds_a_word_merge_by_merge(tokenizer):
+    value = told("inspect", tokenizer, "--text", "the cat")
+    assert "".join(value["tokens"]).replace("Ġ", " ") == "the cat"
+    assert [merge["tokens"] for merge in value["merges"][0]["merges"]][-1] == ["the"]
+    assert "t + h" in ask("inspect", tokenizer, "--text", "the cat").stdout
+
+
 CHAT = {"messages": [{"role": "user", "content": "Name a pet."}, {"role": "assistant", "content": "A cat."}]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -101,31 +102,48 @@ def compare_tokenizers(
         list[str], typer.Option(metavar="PATH", help="Text to train and test on; may be repeated.")
     ],
     kinds: Annotated[
-        str, typer.Option(help="Kinds to compare, separated by commas.")
-    ] = "byte-bpe,unigram,wordpiece,char",
-    vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary of the kinds that learn one.")] = 8192,
+        str | None, typer.Option(help="Kinds to compare, separated by commas; by default all.")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary of the kinds that learn one.")] = 4096,
     tokenizers: Annotated[
         list[str] | None,
         typer.Option("--tokenizer", metavar="PATH", help="A finished tokenizer to compare as well."),
     ] = None,
+    mib: Annotated[float, typer.Option(min=0.001, help="Read at most this much text, in MiB.")] = 16.0,
 ) -> None:
-    """Train tokenizers of several kinds on the same text and compare them on text they have not seen."""
+    """Train tokenizers of several kinds on the same text and compare them on text they have not seen.
+
+    Every tenth document (of a single document: every tenth line) is kept for the comparison.
+    """
     from stockpot.data.sources import read_texts
     from stockpot.text.explain import compare
+    from stockpot.text.kinds import KINDS
     from stockpot.text.tokenizer import Tokenizer
 
-    texts = [text for source in data for text in read_texts(source)]
-    if len(texts) < 2:
+    names = [name.strip() for name in kinds.split(",") if name.strip()] if kinds is not None else list(KINDS)
+    made = {path: Tokenizer.load(path) for path in tokenizers or ()}
+    texts = list(_at_most(read_texts(data), int(mib * 2**20)))
+    if len(texts) == 1:
+        texts = texts[0].splitlines(keepends=True)
+    held_out = texts[::10]
+    train = [text for number, text in enumerate(texts) if number % 10]
+    if not train:
         raise ConfigError(
-            f"{', '.join(data)}: one document is not enough to train on one part and test on another.",
-            "Give a corpus with several documents.",
+            f"{', '.join(data)}: too little text to train on one part and test on another.",
+            "Give a corpus with several documents or lines.",
         )
-    train, held_out = texts[: -max(1, len(texts) // 10)], texts[-max(1, len(texts) // 10) :]
-    made = {}
     with show.progress(flags) as progress:
-        for kind in (name.strip() for name in kinds.split(",") if name.strip()):
-            progress({"kind": "stage", "name": f"train {kind}"})
-            made[kind] = Tokenizer.train(train, kind=kind, vocab_size=vocab_size)
-        made |= {path: Tokenizer.load(path) for path in tokenizers or ()}
+        for name in names:
+            progress({"kind": "stage", "name": f"train {name}"})
+            made[name] = Tokenizer.train(train, kind=name, vocab_size=vocab_size)
         rows = compare(made, held_out)
     show.result(flags, show.table(list(rows[0]), [list(row.values()) for row in rows]), rows)
+
+
+def _at_most(texts: Iterable[str], size: int) -> Iterator[str]:
+    """Yield texts until ``size`` bytes are reached; at least one."""
+    for text in texts:
+        yield text
+        size -= len(text.encode("utf-8", errors="replace"))
+        if size <= 0:
+            return

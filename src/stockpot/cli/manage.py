@@ -220,7 +220,10 @@ def inspect(
     ] = None,
     records: Annotated[int, typer.Option(min=1, help="How many of the first records of data to show.")] = 3,
     text: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Let a model read this text and draw what it sees.")
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Draw what a model sees in this text; show how a tokenizer cuts it."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page that --text writes.")] = Path(
         "look.html"
@@ -229,10 +232,10 @@ def inspect(
     """Say what a path is, from its contents, and show what is in it."""
     from stockpot.cli.identify import identify
 
-    if text is not None:
-        _draw(flags, path, text, out)
-        return
     found = identify(path, records=records)
+    if text is not None:
+        _trace(flags, path, text) if found.kind == "tokenizer" else _draw(flags, path, text, out)
+        return
     readings = _read_with(tokenizer, found.records) if tokenizer is not None else []
     plain = [_plain_record(one) for one in found.records]
     shown = [show.facts({"this is": found.kind, "path": found.path, **found.facts})]
@@ -257,13 +260,27 @@ def _turns(record: dict[str, Any]) -> dict[str, Any]:
     return turns | {name: value for name, value in record.items() if value is not said}
 
 
-def _draw(flags: Common, model: str, text: str, out: Path) -> None:
+def _trace(flags: Common, path: str, text: str) -> None:
+    """Show how a tokenizer cuts a text: its tokens and, if it merges pairs, each merge in order."""
+    from stockpot.text.explain import trace_merges
+    from stockpot.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(path)
+    ids = tokenizer.encode(text)
+    pieces = [tokenizer.id_to_token(one) for one in ids]
+    traces = trace_merges(tokenizer, text) if tokenizer.kind in ("bpe", "byte-bpe") else []
+    shown = [show.table(["id", "token"], [[one, piece] for one, piece in zip(ids, pieces, strict=True)])]
+    shown += [str(trace) for trace in traces]
+    show.result(flags, "\n\n".join(shown), {"ids": ids, "tokens": pieces, "merges": traces})
+
+
+def _draw(flags: Common, path: str, text: str, out: Path) -> None:
     """Write the page that shows what a model sees in a text."""
     from stockpot.durable import write_atomically
     from stockpot.judge.look import look
     from stockpot.weights.store import load
 
-    bundle = load(model, device=flags.device, dtype=flags.dtype)
+    bundle = load(path, device=flags.device, dtype=flags.dtype)
     write_atomically(out, look(bundle, text))
     show.result(flags, str(out), {"page": str(out)})
 
