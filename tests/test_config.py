@@ -142,6 +142,13 @@ def test_an_unknown_key_names_file_line_key_value_and_the_nearest_key(tmp_path):
     assert error.todo == "Did you mean 'loop.steps'?"
 
 
+def test_a_mistake_in_a_dotted_key_is_told_at_its_line(tmp_path):
+    path = recipe(tmp_path, "[pretrain]\ndata='x'\nlopo.steps = 3\n")
+    assert complaint(table="pretrain", recipe_files=[path]).what.startswith(
+        "my.toml:3: there is no setting 'lopo'"
+    )
+
+
 def test_a_key_of_the_wrong_table_is_found_where_it_lives():
     error = complaint(sets=["steps=3"])
     assert "--set steps=3" in error.what

@@ -93,11 +93,11 @@ class _Origins:
     places: dict[Path_, str] = field(default_factory=dict)
 
     def of(self, path: Path_) -> str:
-        """Name the place of ``path``, or of the nearest table around it."""
-        for length in range(len(path), -1, -1):
-            if path[:length] in self.places:
-                return self.places[path[:length]]
-        return self.default
+        """Name the place of ``path``, of what was first written inside it, or of the table around it."""
+        inside = [key for key in self.places if path and key[: len(path)] == path]
+        around = [path[:length] for length in range(len(path), -1, -1)]
+        wanted = [path, *inside, *around]
+        return next((self.places[key] for key in wanted if key in self.places), self.default)
 
 
 def build(
