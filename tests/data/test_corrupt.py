@@ -20,7 +20,7 @@ from stockpot.data import (
     sentence_pairs,
     spans,
 )
-from stockpot.data.corrupt import sentinels, span_mask
+from stockpot.data.spans import sentinels, span_masks
 from stockpot.errors import ConfigError, DataError, TokenizerError
 from stockpot.text import Tokenizer
 
@@ -179,8 +179,14 @@ def joined(source, target, marks) -> str:
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 600), st.integers(0, 10))
 def test_spans_alternate_with_what_stays(length, seed):
-    gone = span_mask(length, 0.15, 3.0, np.random.default_rng(seed))
-    assert len(gone) == length
+    lengths = np.array([length, 37, 0, 1, 2])
+    masks = span_masks(lengths, 0.15, 3.0, [np.random.default_rng(seed + i) for i in range(5)])
+    alone = span_masks(lengths[:1], 0.15, 3.0, [np.random.default_rng(seed)])
+    gone = masks[0, :length]
+    assert (gone == alone[0, :length]).all(), "whatever rows stand beside it"
+    assert not masks[0, length:].any()
+    assert not masks[2:4].any()
+    assert masks[4, :2].tolist() == [False, True]
     if length < 2:
         assert not gone.any()
         return

@@ -8,17 +8,16 @@ from __future__ import annotations
 from stockpot.data.batch import IGNORED, Batch, PreferenceBatch
 from stockpot.data.corpus import batches, open_corpus
 from stockpot.data.corrupt import (
-    Objective,
     ObjectiveName,
     causal,
     masked,
     objective,
     prefix,
     sentence_pairs,
-    spans,
 )
 from stockpot.data.encode import Encoded, encode, encode_preference, encode_record, encode_texts
 from stockpot.data.loader import FixedBatches, Loader, LoaderConfig
+from stockpot.data.objective import Objective
 from stockpot.data.pack import Rows
 from stockpot.data.reading import ReadConfig, ReadReport
 from stockpot.data.records import (
@@ -32,6 +31,7 @@ from stockpot.data.records import (
 )
 from stockpot.data.shards import is_shards, open_shards, write_shards
 from stockpot.data.sources import fingerprint_sources, read_records, read_texts
+from stockpot.data.spans import spans
 from stockpot.data.store import TokenStore
 
 __all__ = [

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from stockpot.config import Settings
 from stockpot.data.batch import Batch
-from stockpot.data.corrupt import Objective, causal
+from stockpot.data.corrupt import causal
+from stockpot.data.objective import Objective
 from stockpot.data.pack import Alone, Documents, Epoch, Mask, Row, Rows, Stream, fill
 from stockpot.data.store import TokenStore
 from stockpot.errors import DataError
