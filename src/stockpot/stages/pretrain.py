@@ -29,7 +29,15 @@ from stockpot.stages.assemble import (
     micro_batch_for,
     silent,
 )
-from stockpot.stages.sizes import DEPTHS, Plan, estimate, fit_budget, sized, training_speed
+from stockpot.stages.sizes import (
+    DEPTHS,
+    TOKENS_PER_PARAMETER,
+    Plan,
+    estimate,
+    fit_budget,
+    sized,
+    training_speed,
+)
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import Loss, LossFn, masked_token_loss, next_token_loss, sequence_to_sequence_loss
@@ -69,6 +77,11 @@ class PretrainConfig(Settings):
     minutes: float | None = Field(
         None, gt=0, description="choose size (unless given) and steps to train about this long"
     )
+    tokens_per_parameter: float = Field(
+        TOKENS_PER_PARAMETER,
+        gt=0,
+        description="with minutes: train a model this long before a larger one is chosen",
+    )
     seed: int = Field(0, ge=0, description="decides weights, order and corruption")
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
     dtype: str | None = Field(None, description="float32 or bfloat16; none: the faster one here")
@@ -83,7 +96,7 @@ class PretrainConfig(Settings):
         return self
 
     def shape_of_model(self, vocab_size: int) -> ModelConfig:
-        """The model to build, with the tokenizer's vocabulary."""
+        """Describe the model to build, with the tokenizer's vocabulary."""
         if self.model is not None:
             return self.model.model_copy(update={"vocab_size": vocab_size})
         return sized(
@@ -152,7 +165,13 @@ def plan_pretraining(config: PretrainConfig) -> tuple[PretrainConfig, Plan]:
         vocab_size = _tokenizer(config).vocab_size
         shape = SHAPES[config.objective]
         candidates = (sized(d, vocab_size=vocab_size, context=config.context, shape=shape) for d in DEPTHS)
-        plan = fit_budget(candidates, config.minutes * 60, loop=loop, device=device)
+        plan = fit_budget(
+            candidates,
+            config.minutes * 60,
+            loop=loop,
+            device=device,
+            tokens_per_parameter=config.tokens_per_parameter,
+        )
         config = config.model_copy(update={"size": plan.depth})
     else:
         model = _bundle(config).model.config

@@ -22,7 +22,7 @@ from stockpot.stages.assemble import MICRO_BATCH_TOKENS, micro_batch_for
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import LossFn, masked_token_loss, next_token_loss, sequence_to_sequence_loss
 
-__all__ = ["DEPTHS", "Plan", "estimate", "fit_budget", "sized", "training_speed"]
+__all__ = ["DEPTHS", "TOKENS_PER_PARAMETER", "Plan", "estimate", "fit_budget", "sized", "training_speed"]
 
 SHAPES = {"decoder": decoder, "encoder": encoder, "encoder_decoder": encoder_decoder}
 TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, arXiv:2203.15556, table 3

@@ -67,8 +67,8 @@ def _summary(
     parameters = runs["pretrain"].manifest["parameters"]
     return (
         f"A decoder of {parameters / 1e6:.1f} million parameters was trained from nothing and tuned on conversations in "
-        f"{minutes:.1f} minutes. Asked the same {after.estimate.n} questions, it gave the exact answer to {before.estimate.value:.0%} "
-        f"before instruction tuning and to {after.estimate.value:.0%} after."
+        f"{minutes:.1f} minutes. Asked the same {after.estimate.n} questions, it gave the exact answer to "
+        f"{before.estimate.value:.0%} before instruction tuning and to {after.estimate.value:.0%} after."
     )
 
 
