@@ -188,6 +188,20 @@ class SelfAttention(_Attention):
         super().__init__(config)
         self.qkv = Linear(config.dim, self.inner + 2 * self.kv_dim, bias=config.qkv_bias)
 
+    def _normalised(self, both: Tensor) -> Tensor:
+        """Cut queries and keys ``(batch, seq, (heads + kv_heads) * head_dim)`` into heads and normalise them.
+
+        Both take each step together: in small models the number of calls is what costs.
+        """
+        if self.qk_norm == "full":
+            queries, keys = torch.split(both, [self.inner, self.kv_dim], dim=-1)
+            both = torch.cat((self.q_norm(queries), self.k_norm(keys)), dim=-1)
+        both = both.view(*both.shape[:2], self.heads + self.kv_heads, self.head_dim)
+        if self.qk_norm == "head":
+            gains = (self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1))
+            both = F.rms_norm(both, (self.head_dim,), None, self.q_norm.eps) * torch.cat(gains).to(both.dtype)
+        return both
+
     def forward(
         self,
         x: States,
@@ -204,12 +218,12 @@ class SelfAttention(_Attention):
             store: keeps keys and values, and gives back earlier ones.
             seen: a list that receives the attention weights.
         """
-        queries, keys, values = self.qkv(x).split((self.inner, self.kv_dim, self.kv_dim), dim=-1)
-        queries, keys = self._queries(queries), self._keys(keys)
-        values = values.view(*values.shape[:2], self.kv_heads, self.head_dim)
+        both, values = self.qkv(x).split((self.inner + self.kv_dim, self.kv_dim), dim=-1)
+        both = self._normalised(both)  # (batch, seq, heads + kv_heads, head_dim)
         if view.rotary is not None:
-            queries, keys = rotate(queries, view.rotary), rotate(keys, view.rotary)
-        queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+            both = rotate(both, view.rotary)
+        queries, keys = torch.split(both.transpose(1, 2), [self.heads, self.kv_heads], dim=1)
+        values = values.view(*values.shape[:2], self.kv_heads, self.head_dim).transpose(1, 2)
         if store is not None:
             keys, values = store.write(keys, values)
         return self._mix(queries, keys, values, view, seen)
