@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from stockpot.errors import DataError
+
 __all__ = ["Feed"]
 
 
@@ -16,28 +18,25 @@ class Feed:
     """Deals out batches step by step.
 
     Args:
-        batches: with ``state_dict`` and ``load_state_dict`` a place is taken up at once; without, what was seen before it is
-            read over.
-        tokens: real tokens of a step.
+        batches: each has ``tokens``. With ``state_dict`` and ``load_state_dict`` a place is taken up at once; without,
+            what was seen before it is read over.
+        tokens: a step takes as many micro-batches as come nearest to this many real tokens, at least one.
     """
 
     def __init__(self, batches: Iterable[Any], tokens: float) -> None:
-        self._source = batches
+        self._source, self._tokens = batches, tokens
         self._batches = iter(batches)
-        self._tokens = tokens
         self._seen = 0
 
     def step(self) -> Iterator[Any]:
-        """Yield micro-batches until one more would lead further away from the tokens of a step; at least one."""
-        taken, latest = 0, 0
-        while taken == 0 or taken + latest / 2 < self._tokens:
-            batch = next(self._batches, None)
-            if batch is None:
-                return
+        """Yield the micro-batches of one step; fewer, or none, where the data ends."""
+        taken = 0
+        for batch in self._batches:
             self._seen += 1
-            latest = batch.tokens
-            taken += latest
+            taken += batch.tokens
             yield batch
+            if taken + batch.tokens / 2 >= self._tokens:
+                return
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the place of the next batch."""
@@ -45,10 +44,17 @@ class Feed:
         return {"seen": self._seen, "source": source.state_dict() if hasattr(source, "state_dict") else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a place; the source must be the same, at its beginning."""
+        """Go on at a place; the source must be the same, at its beginning.
+
+        Raises:
+            DataError: if the data ends before that place.
+        """
         self._seen = state["seen"]
         if state["source"] is not None and hasattr(self._source, "load_state_dict"):
             self._source.load_state_dict(state["source"])
             self._batches = iter(self._source)
-        else:
-            next(islice(self._batches, self._seen, self._seen), None)
+        elif sum(1 for _ in islice(self._batches, self._seen)) < self._seen:
+            raise DataError(
+                f"The interrupted run had read {self._seen} batches; now there are fewer.",
+                "Resume with the data of the interrupted run.",
+            )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from stockpot.device import pick_dtype
 from stockpot.errors import CheckpointError, DataError
@@ -80,7 +80,9 @@ class TrainState:
         tokens: real tokens seen.
         best: the best validation metric among the checkpoints; None without validation.
         best_step: the step it was measured at.
+        judged: the step of the latest validation, or of where one was due.
         first_loss: the first logged loss, against which divergence is measured.
+        grad_norm: that of the latest step, before clipping.
         bad_in_a_row: steps skipped without a good one between.
     """
 
@@ -88,7 +90,9 @@ class TrainState:
     tokens: int = 0
     best: float | None = None
     best_step: int | None = None
+    judged: int = 0
     first_loss: float | None = None
+    grad_norm: float = 0.0
     bad_in_a_row: int = 0
 
 
@@ -160,11 +164,11 @@ class _Loop:
         self.device = self.optimizer.parameters[0].device
         self.dtype = pick_dtype(self.device, config.dtype)
         self.feed = Feed(batches, config.batch_tokens / self.group.place.world)
-        self.meter = Meter(model, self.device, self.dtype)
+        self.meter = Meter(model, self.device, self.dtype, processes=self.group.place.world)
         self.state = TrainState()
-        self.norm = torch.zeros(())
         self.began_at = 0
-        self.saved: tuple[int, Path | None] | None = None
+        self.saved: tuple[int, int] | None = None  # step and judged of the newest checkpoint
+        self.saved_path: Path | None = None
         self.run = doors.run if self.group.is_first else None  # to write to
         if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
             _compile_layers(model)
@@ -173,15 +177,18 @@ class _Loop:
         """Step until the end, the last batch or a wish to stop."""
         self.model.train()
         self.began_at = self.state.step
+        self.judge_and_save()  # what an interruption right after a step left undone
         while self.state.step < self.config.steps:
             place = self.place()
             is_taken = self.step(place, wish)
-            if self.wants_stop(wish):
+            if is_taken and (self.state.step % self.config.log_every == 0 or self.state.step == 1):
+                self.log()
+            if self.group.any(wish.is_set):
                 self.checkpoint(self.place() if is_taken else place)
-                raise Interrupted(self.state.step, self.saved[1] if self.saved else None)
+                raise Interrupted(self.state.step, self.saved_path)
             if not is_taken:
                 break
-            self.after_step()
+            self.judge_and_save()
         if self.state.step == 0:
             raise DataError("There is no batch to train on.", "Give more data.")
         self.finish()
@@ -204,10 +211,11 @@ class _Loop:
             with self.autocast():
                 losses.append(self.loss_fn(self.model, seen[-1]))
             losses[-1].total.backward()  # type: ignore[no-untyped-call]
-        if not losses:
+        if self.group.any(not losses):
+            self.optimizer.clear()
             return False
-        self.norm = self.combine(losses)
-        is_good = math.isfinite(float(self.norm))
+        self.state.grad_norm = self.combine(losses)
+        is_good = math.isfinite(self.state.grad_norm)
         if is_good:
             self.optimizer.step(self.state.step)
             for loss in losses:
@@ -217,17 +225,17 @@ class _Loop:
             bad = self.state.step + 1
             raise not_finite(bad, losses, seen, self.model, position=place["data"], run=self.run)
         self.optimizer.clear()
-        self.meter.count(sum(batch.tokens for batch in seen))
+        self.meter.count(self.group.total(sum(batch.tokens for batch in seen)))
         self.state.step += 1
         return True
 
-    def combine(self, losses: list[Loss]) -> Tensor:
+    def combine(self, losses: list[Loss]) -> float:
         """Turn the gradients of all totals into that of their mean, clipped; return its norm before clipping."""
         self.group.sum_gradients(self.optimizer.parameters)
         count = torch.zeros((), device=self.device)
         for loss in losses:
             count += loss.count
-        return self.optimizer.scale(self.group.sum(count))
+        return float(self.optimizer.scale(self.group.sum(count)))  # the one wait for the device in a step
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute matrix products in the number type of training."""
@@ -235,12 +243,10 @@ class _Loop:
 
     # --- between steps ---
 
-    def after_step(self) -> None:
-        """Log, validate and save where one of them is due; the end of the run takes care of the last step."""
+    def judge_and_save(self) -> None:
+        """Validate and save where it is due; the end of the run takes care of the last step."""
         step, config = self.state.step, self.config
-        if step % config.log_every == 0 or step == 1:
-            self.log()
-        if step == config.steps:
+        if step in (0, config.steps, self.state.judged):
             return
         saves = step % config.every("checkpoint") == 0 and self.doors.run is not None
         if saves or step % config.every("validate") == 0:
@@ -251,7 +257,7 @@ class _Loop:
     def finish(self) -> None:
         """Log what is left, validate and save, unless a resumed run had nothing more to do."""
         self.log()
-        if self.saved is None or self.saved[0] != self.state.step:
+        if self.state.judged != self.state.step:
             self.judge(is_candidate=True)
             self.checkpoint(self.place())
 
@@ -269,7 +275,7 @@ class _Loop:
         speed["time_left_s"] = self.meter.time_left_s(step - self.began_at, self.config.steps - step)
         facts = {
             "lr": self.optimizer.lr(step - 1),
-            "grad_norm": float(self.norm),
+            "grad_norm": self.state.grad_norm,
             "tokens": self.meter.tokens,
         }
         facts |= speed | {"time_s": self.meter.seconds(), "stall_s": self.meter.stall_s}
@@ -284,6 +290,7 @@ class _Loop:
 
     def judge(self, *, is_candidate: bool) -> None:
         """Validate; a candidate is about to be saved and may become the best."""
+        self.state.judged = self.state.step
         if self.doors.validate is None:
             return
         with self.meter.pause(), self.autocast():
@@ -307,20 +314,14 @@ class _Loop:
 
     # --- stopping, saving, going on ---
 
-    def wants_stop(self, wish: StopWish) -> bool:
-        """Tell whether any process was asked to stop; all give the same answer."""
-        if self.group.place.world == 1:
-            return wish.is_set
-        return bool(self.group.sum(torch.tensor(float(wish.is_set), device=self.device)) > 0)
-
     def place(self) -> dict[str, Any]:
         """Return where the next step begins, in the data and in the random streams."""
         return {"data": self.feed.state_dict(), "random": random_state(self.device)}
 
     def checkpoint(self, place: dict[str, Any]) -> None:
-        """Save everything the next step depends on, unless nothing has changed since the last time."""
+        """Save everything the next step depends on, with what is known about this one."""
         step = self.state.step
-        if self.doors.run is None or step == 0 or (self.saved and self.saved[0] == step):
+        if self.doors.run is None or step == 0 or self.saved == (step, self.state.judged):
             return
         self.state.tokens = self.meter.tokens
         streams = self.group.gather(place["random"]["torch"].to(self.device))
@@ -333,7 +334,7 @@ class _Loop:
                 )
                 if self.state.best_step in (None, step):
                     self.run.set_model(path)
-        self.saved = step, path
+        self.saved, self.saved_path = (step, self.state.judged), path
 
     def write(self, folder: Path, place: dict[str, Any]) -> None:
         """Fill a checkpoint folder."""
@@ -368,7 +369,7 @@ class _Loop:
         streams = content["random"]["torch"]
         own = streams[min(self.group.place.rank, len(streams) - 1)]
         set_random_state(content["random"] | {"torch": own}, self.device)
-        self.saved = self.state.step, checkpoint
+        self.saved, self.saved_path = (self.state.step, self.state.judged), checkpoint
 
 
 def _compile_layers(model: nn.Module) -> None:

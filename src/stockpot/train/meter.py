@@ -27,11 +27,15 @@ class Meter:
     Args:
         model: asked for its arithmetic per token, if its config knows it.
         dtype: number type of its matrix products.
+        processes: how many share the tokens that are counted.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, dtype: torch.dtype, *, processes: int = 1
+    ) -> None:
         self._sums: dict[str, list[Tensor | float]] = {}
         self._model, self._device, self._dtype = model, device, dtype
+        self._processes = processes
         self.tokens = 0
         self.stall_s = 0.0
         self._earlier_s, self._began = 0.0, time.perf_counter()
@@ -45,7 +49,7 @@ class Meter:
                 sums[index] = sums[index] + (value.detach() if isinstance(value, Tensor) else value)
 
     def count(self, tokens: int) -> None:
-        """Count the tokens of a step."""
+        """Count the tokens of a step, over all processes."""
         self.tokens += tokens
 
     @contextmanager
@@ -78,7 +82,8 @@ class Meter:
         self._since, self._paused_s, self._counted = now, 0.0, self.tokens
         rates = {"tokens_per_s": tokens / max(seconds, 1e-9)}
         if (flops := self._flops_per_token()) is not None:
-            rates["mfu"] = rates["tokens_per_s"] * flops / peak_flops(self._device, self._dtype)
+            peak = self._processes * peak_flops(self._device, self._dtype)
+            rates["mfu"] = rates["tokens_per_s"] * flops / peak
         self._since += time.perf_counter() - now  # the first reading measures the peak
         return rates
 

@@ -169,8 +169,11 @@ class Optimizer:
         Nothing is read back from the device.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) / count
-        factor = torch.ones_like(norm) / count
+        norm = torch.nn.utils.get_total_norm(gradients)
+        count = torch.as_tensor(count, dtype=norm.dtype, device=norm.device)
+        count = torch.where(count == 0, 1.0, count)  # nothing was counted: the gradient is zero
+        norm = norm / count
+        factor = 1 / count
         if self.config.clip_norm is not None:
             factor = factor * (self.config.clip_norm / norm).clamp(max=1.0)
         torch._foreach_mul_(gradients, factor)
@@ -198,6 +201,7 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain numbers only."""
         return {
+            "kind": self.config.optimizer,
             "muon": None if self._muon is None else self._muon.state_dict(),
             "adamw": None if self._adamw is None else self._adamw.state_dict()["state"],
         }
@@ -209,6 +213,8 @@ class Optimizer:
             CheckpointError: if the state belongs to other parameters or another optimizer.
         """
         try:
+            if state["kind"] != self.config.optimizer:
+                raise ValueError(f"it is {state['kind']}'s, not {self.config.optimizer}'s")
             if self._muon is not None:
                 self._muon.load_state_dict(state["muon"])
             if self._adamw is not None:

@@ -58,6 +58,19 @@ class Group:
             dist.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Tell whether any process says so; all give the same answer."""
+        if self.place.world == 1:
+            return flag
+        return self.total(int(flag)) > 0
+
+    def total(self, value: int) -> int:
+        """Sum a whole number over all processes."""
+        if self.place.world == 1:
+            return value
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return int(self.sum(torch.tensor(value, device=device)))
+
     def gather(self, value: Tensor) -> list[Tensor]:
         """Collect a tensor of one size from every process, by rank."""
         if self.place.world == 1:

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training import settings
+
+from stockpot.train.loop import fit
+
+SCRIPT = """
+import json, sys
+import torch
+sys.path.insert(0, {tests!r})
+from conftest import Stream
+from training import settings
+from stockpot.data.batch import Batch
+from stockpot.model.config import decoder
+from stockpot.model.transformer import Transformer
+from stockpot.train.loop import fit
+from stockpot.train.losses import next_token_loss
+from stockpot.train.parallel import joined
+
+torch.set_num_threads(1)
+with joined(torch.device("cpu")) as group:
+    rank = group.place.rank
+    torch.manual_seed(rank)  # the first process's weights count
+    model = Transformer(decoder(layers=2, dim=32, heads=2, context=16, vocab_size=40))
+
+    def mine(whole):
+        whole.labels[0, 2:] = -100  # the first process counts fewer labels
+        half = slice(2 * rank, 2 * rank + 2)
+        return Batch(whole.ids[half], whole.labels[half])
+
+    events = []
+    fit(model, map(mine, Stream()), next_token_loss, settings(**{choices!r}), progress=events.append)
+    total = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
+    sums = [float(value) for value in group.gather(total)]
+    if group.is_first:
+        print(json.dumps({{"events": events, "sums": sums}}))
+    assert group.is_first or not events
+"""
+
+
+@pytest.mark.distributed
+def test_two_processes_train_as_one(tmp_path, stream, tiny_model, tiny_loss):
+    # AdamW with a large eps: nothing that turns float32's rounding into a different step
+    choices = {"steps": 6, "optimizer": "adamw", "eps": 1e-3}
+    script = tmp_path / "two.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), choices=choices), encoding="utf-8")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout.splitlines()[-1])
+    assert told["sums"][0] == told["sums"][1]  # both hold the same weights
+
+    def uneven(whole):
+        whole.labels[0, 2:] = -100
+        return whole
+
+    alone = []
+    fit(tiny_model(), map(uneven, stream()), tiny_loss, settings(**choices), progress=alone.append)
+    assert [event["tokens"] for event in alone] == [event["tokens"] for event in told["events"]]
+    for name in ("loss", "grad_norm"):
+        assert [event[name] for event in told["events"]] == pytest.approx(
+            [event[name] for event in alone], rel=1e-4
+        )
