@@ -9,6 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from stockpot.cli.main import app
+from stockpot.config import build, read_recipe, shipped_recipes
+from stockpot.stages.cook import CookConfig
+from stockpot.stages.pretrain import PretrainConfig
+from stockpot.stages.sft import SFTConfig
 
 ANIMALS = ("cat", "dog", "hen", "goat", "pig", "cow")
 QUICK = "--set loop.batch_tokens=256 --set val_tokens=256 --set loop.log_every=1 --steps 3 --quiet"
@@ -88,15 +92,20 @@ def test_a_run_repeats_from_its_recipe_to_the_same_loss(kitchen):
     assert len(first) == 3
 
 
-@pytest.mark.parametrize("recipe", ["tiny-decoder", "tiny-encoder"])
-def test_shipped_recipes_fit_their_stage(kitchen, recipe):
-    source = f"--data {kitchen}/corpus.jsonl --tokenizer {kitchen}/tok --set loop.batch_tokens=512"
-    value = do(f"pretrain --recipe {recipe} {source} --dry-run")
+def test_a_dry_run_measures_and_leaves_nothing(kitchen):
+    source = f"--data {kitchen}/corpus.jsonl --tokenizer {kitchen}/tok --set context=64 --set loop.batch_tokens=256"
+    value = do(f"pretrain {source} --size 1 --steps 8 --out {kitchen}/none --dry-run")
+    assert (value["plan"]["tokens"], value["settings"]["loop"]["steps"]) == (2048, 8)
     assert value["plan"]["parameters"] > 100_000
+    assert not (kitchen / "none").exists()
 
 
-def test_the_village_recipe_fits_the_cook():
-    from stockpot.config import build
-    from stockpot.stages.cook import CookConfig
-
-    assert build(CookConfig, recipe_files=["village"]).evaluate.limit > 0
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_every_shipped_recipe_fits_its_stage(name):
+    tables = set(read_recipe(name))
+    if tables == {"pretrain"}:
+        assert build(PretrainConfig, table="pretrain", recipe_files=[name]).loop.steps > 0
+    elif tables == {"sft"}:
+        assert build(SFTConfig, table="sft", recipe_files=[name]).loop.steps > 0
+    else:
+        assert build(CookConfig, recipe_files=[name]).evaluate.limit > 0
