@@ -191,13 +191,22 @@ class Terminal:
         self.ours, theirs = pty.openpty()
         command = [sys.executable, "-m", "stockpot", *map(str, words)]
         self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"}
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=os.environ | {"TERM": "xterm"},
+            start_new_session=True,
         )
         os.close(theirs)
         self.seen = ""
 
     def type(self, text: str) -> None:
         os.write(self.ours, text.encode())
+
+    def press_ctrl_c(self) -> None:
+        """Signal the program and its children, as a terminal does."""
+        os.killpg(self.process.pid, signal.SIGINT)
 
     def wait_for(self, text: str, timeout_s: float = 60) -> None:
         end = time.monotonic() + timeout_s
@@ -214,13 +223,13 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(models):
     try:
         terminal.wait_for("> ")
         time.sleep(0.3)  # the line editor shows its prompt a moment before it listens
-        terminal.process.send_signal(signal.SIGINT)
+        terminal.press_ctrl_c()
         terminal.wait_for("/quit or Ctrl-D leaves")
         for said in ("hello", "once more"):
             terminal.type(f"{said}\n")
             terminal.wait_for(said)
             time.sleep(0.4)
-            terminal.process.send_signal(signal.SIGINT)
+            terminal.press_ctrl_c()
             terminal.wait_for("(stopped)")
             terminal.wait_for("> ")
         terminal.type("/quit\n")
