@@ -1,6 +1,7 @@
 """Measure training and encoding of byte-level BPE against the libraries that are installed.
 
     .venv/bin/python benchmarks/tokenizing.py [--corpus FILE] [--megabytes 20] [--rounds 5] [--out FILE]
+    .venv/bin/python benchmarks/tokenizing.py --stream-gb 1      (peak memory of training on a generated stream)
 
 All contestants run in turn, round after round, in one process, so that a busy machine hurts them alike. Reported: median,
 spread, and the ratio of medians. Every encoder uses the tokenizer trained here and its ids are compared with those of
@@ -19,6 +20,7 @@ import io
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
@@ -46,7 +48,14 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=32_768)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="append the tables to this Markdown file")
+    parser.add_argument(
+        "--stream-gb", type=float, help="only train on a stream of this size, and say the peak memory"
+    )
+    parser.add_argument("--kind", default="byte-bpe", help="kind to train with --stream-gb")
     options = parser.parse_args()
+    if options.stream_gb:
+        _measure_stream(int(options.stream_gb * 1e9), options.kind, options.vocab_size)
+        return
 
     texts = list(_limited(_documents(options.corpus), int(options.megabytes * 1e6)))
     size = sum(len(text.encode()) for text in texts)
@@ -84,7 +93,7 @@ def _documents(corpus: Path | None) -> Iterator[str]:
     if corpus is None:
         from stockpot.village import Village
 
-        yield from Village(seed=0).documents()
+        yield from (record["text"] for record in Village(seed=0).documents())
         return
     opener: Callable[..., Any] = gzip.open if corpus.suffix == ".gz" else open
     with opener(corpus, "rt", encoding="utf-8") as file:
@@ -133,6 +142,34 @@ def _table(
         note = (notes or {}).get(name, "")
         rows.append(f"| {name} | {median:.2f} | {min(found):.2f}–{max(found):.2f} | {ratio:.2f} | {note} |")
     return [*rows, ""]
+
+
+# Memory: half of the words come from a fixed list, half are new every time, which no real corpus is as bad as.
+
+
+def _measure_stream(size: int, kind: str, vocab_size: int) -> None:
+    import resource
+
+    start = time.perf_counter()
+    tokenizer = Tokenizer.train(_stream(size), kind=kind, vocab_size=vocab_size)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{tokenizer!r} from a stream of {size / 1e9:.2f} GB: {seconds:.0f} s, peak memory {peak:.2f} GB")
+
+
+def _stream(size: int) -> Iterator[str]:
+    choose = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgk"
+    known = ["".join(choose.choices(letters, k=choose.randrange(2, 11))) for _ in range(30_000)]
+    while size > 0:
+        fresh = choose.getrandbits(60 * 500)
+        words = []
+        for word in choose.choices(known, k=500):
+            fresh, rest = divmod(fresh, 1 << 60)
+            words += [word, "".join(letters[rest >> shift & 15] for shift in range(0, 40, 5))]
+        text = " ".join(words)
+        size -= len(text)
+        yield text
 
 
 # Training: every contestant reads the same Python strings, and ends with a vocabulary in memory.

@@ -83,10 +83,14 @@ class CorpusEncoder:
 
     def __init__(self, engine: Engine, rule: CutRule) -> None:
         self._engine = engine
-        added = engine.get_added_tokens_decoder().values()
+        added = list(engine.get_added_tokens_decoder().values())
         self._unsafe = [
             token.content for token in added if not token.special
         ]  # matched across cuts by the engine
+        newline = engine.encode("\n", add_special_tokens=False).ids
+        unknown = {token.content for token in added if token.special}
+        alone = len(newline) == 1 and engine.id_to_token(newline[0]) not in unknown
+        self._newline = newline[0] if alone else None
         self._table = PieceTable(rule, self._admit)
         self._forget()
 
@@ -98,21 +102,44 @@ class CorpusEncoder:
         self._used = 0
 
     def _admit(self, pieces: list[bytes]) -> None:
-        """Store the ids of new pieces behind those of ``self._table.size`` earlier ones."""
-        encoded = self._engine.encode_batch_fast(
-            [piece.decode() for piece in pieces], add_special_tokens=False
-        )
-        rows = [encoding.ids for encoding in encoded]
-        counts = np.array([len(row) for row in rows], np.int64)
-        start, end = self._table.size, self._table.size + len(rows)
-        self._first = _room(self._first, end)
-        self._count = _room(self._count, end)
-        self._count[start:end] = counts
-        self._first[start:end] = self._used + np.cumsum(counts) - counts
-        flat = np.fromiter((number for row in rows for number in row), np.int32, int(counts.sum()))
-        self._ids = _room(self._ids, self._used + len(flat))
-        self._ids[self._used : self._used + len(flat)] = flat
-        self._used += len(flat)
+        """Store the ids of new pieces, which get the numbers from ``self._table.size`` on."""
+        lines: list[int] = []
+        others: list[int] = []
+        for number, piece in enumerate(pieces, self._table.size):
+            is_word = piece.isalpha() or (piece[:1] == b" " and piece[1:].isalpha())
+            (lines if is_word and self._newline is not None else others).append(number)
+        texts = [piece.decode() for piece in pieces]
+        size = self._table.size
+        if lines:
+            self._store(lines, *self._encode_lines([texts[number - size] for number in lines]))
+        if others:
+            encoded = self._engine.encode_batch_fast(
+                [texts[number - size] for number in others], add_special_tokens=False
+            )
+            rows = [encoding.ids for encoding in encoded]
+            counts = np.array([len(row) for row in rows], np.int64)
+            self._store(others, np.fromiter((id for row in rows for id in row), np.int32), counts)
+
+    def _encode_lines(self, words: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Encode words of ASCII letters as lines of one text, three times as fast as one by one.
+
+        A newline is a token by itself between such words, in every splitting that has a cut rule.
+        """
+        half = len(words) // 2
+        texts = ["\n".join([*part, ""]) for part in (words[:half], words[half:])]
+        encoded = self._engine.encode_batch_fast(texts, add_special_tokens=False)
+        ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encoded])
+        ends = np.flatnonzero(ids == self._newline)
+        return np.delete(ids, ends), np.diff(ends, prepend=-1) - 1
+
+    def _store(self, numbers: list[int], ids: NDArray[np.int32], counts: NDArray[np.int64]) -> None:
+        self._first = _room(self._first, numbers[-1] + 1)
+        self._count = _room(self._count, numbers[-1] + 1)
+        self._count[numbers] = counts
+        self._first[numbers] = self._used + np.cumsum(counts) - counts
+        self._ids = _room(self._ids, self._used + len(ids))
+        self._ids[self._used : self._used + len(ids)] = ids
+        self._used += len(ids)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Return the ids of each text."""

@@ -250,18 +250,16 @@ class PieceTable:
             slot[pending] = (slot[pending] + 1) % len(self._slots)
 
     def _number_long(self, data: bytes, starts: list[int], lengths: list[int]) -> list[int]:
-        numbers = []
-        for start, length in zip(starts, lengths, strict=True):
-            piece = data[start : start + length]
-            number = self._long.get(piece)
-            if number is None:
-                number = self.size
-                self._admit([piece])
-                self.size += 1
-                if length <= _LONGEST_KEPT:
-                    self._long[piece] = number
-            numbers.append(number)
-        return numbers
+        pieces = [data[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+        new = dict.fromkeys(piece for piece in pieces if piece not in self._long)
+        numbers = dict(zip(new, range(self.size, self.size + len(new)), strict=True))
+        if new:
+            self._admit(list(new))
+            self.size += len(new)
+        known = self._long
+        found = [numbers[piece] if piece in numbers else known[piece] for piece in pieces]
+        known.update((piece, number) for piece, number in numbers.items() if len(piece) <= _LONGEST_KEPT)
+        return found
 
 
 _KEEP = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # the first n bytes of a little-endian word
