@@ -20,7 +20,7 @@ from pydantic import Field
 
 import stockpot
 from stockpot import durable
-from stockpot.config import Settings
+from stockpot.config import Settings, to_toml
 from stockpot.errors import CheckpointError
 from stockpot.judge.harness import Report, compare, evaluate
 from stockpot.judge.look import look
@@ -76,7 +76,7 @@ class _Kitchen:
             raise CheckpointError(
                 f"{file} is damaged: {error}.", "Delete it; finished stages are then done again."
             ) from error
-        if not file.exists() and any(folder.iterdir()):
+        if not state and any(path.name != "recipe.toml" for path in folder.iterdir()):
             raise CheckpointError(f"{folder} holds something that is not a cook.", "Choose another --out.")
         return cls(folder, report, state)
 
@@ -151,6 +151,8 @@ def cook(
     del resume
     config = config or CookConfig()
     kitchen = _Kitchen.open(Path(out), progress or silent)
+    comment = f"The settings of this cook. To repeat it:\nstockpot cook --recipe {kitchen.folder / 'recipe.toml'} --out NEW"
+    durable.write_atomically(kitchen.folder / "recipe.toml", to_toml(config, comment=comment))
     tokenizer = kitchen.stage(
         "tokenizer",
         config.tokenizer.model_dump(),
