@@ -9,7 +9,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Before anything imports the model: pytest reads this file first.
-_checked = install_import_hook("stockpot.model", "beartype.beartype")
+_checked = install_import_hook(["stockpot.model", "stockpot.generate.sampling"], "beartype.beartype")
 
 
 @pytest.fixture

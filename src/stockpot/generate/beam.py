@@ -132,7 +132,7 @@ class _Search:
             heapq.heappop(self.ended)
 
     def _score(self, total: float, length: int) -> float:
-        return total / length**self.sampling.length_penalty
+        return float(total / length**self.sampling.length_penalty)
 
     def _adjusted(self, log_probs: Tensor) -> Tensor:
         """Apply bias and penalties to each beginning's row ``(live, vocab)``."""

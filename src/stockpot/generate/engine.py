@@ -107,8 +107,7 @@ class Engine:
 
     def defaults(self) -> Sampling:
         """Return the sampling settings that came with the model, where it names any."""
-        known = {key: value for key, value in self.bundle.generation.items() if key in Sampling.model_fields}
-        return Sampling(**known)
+        return Sampling.suggested(self.bundle.generation)
 
     # --- other questions to the model
     # ------------------------------------------------------------------------------

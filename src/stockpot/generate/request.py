@@ -8,7 +8,7 @@ itself: bias, penalties, temperature and filters change what is drawn, not what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -115,6 +115,18 @@ class Sampling(Settings):
             if self.n > self.beams:
                 raise ValueError(f"{self.beams} beams cannot give n = {self.n} completions")
         return self
+
+    @classmethod
+    def suggested(cls, generation: Mapping[str, Any]) -> Sampling:
+        """Read the settings a model came with, such as ``generation_config.json`` names them.
+
+        Values that other programs use for "off" are left out, and so is what is not a way of drawing.
+        """
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        found = {name: generation[name] for name in names if generation.get(name)}
+        if generation.get("do_sample") is False:
+            found = {"temperature": 0.0}
+        return cls.model_validate(found)
 
     @property
     def is_greedy(self) -> bool:

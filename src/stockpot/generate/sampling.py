@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stockpot.generate.request import Sampling
@@ -31,25 +32,23 @@ __all__ = [
 ]
 
 NEVER = float("-inf")
-NUCLEUS_GUESS = (
-    256  # nearly every nucleus is smaller than this; sorting a whole vocabulary costs ten times as much
-)
+NUCLEUS_GUESS = 256  # nearly every nucleus is smaller, and sorting a whole vocabulary costs ten times as much
+
+Logits = Float[Tensor, "batch vocab"]
+Column = Float[Tensor, "batch 1"]
 
 
 @dataclass(frozen=True)
 class Filters:
-    """The settings of several requests side by side; a field is None when no row asks for it.
+    """The settings of several requests side by side; a field is None when no row asks for it."""
 
-    Shapes: every tensor is ``(batch, 1)``.
-    """
-
-    greedy: Tensor | None
+    greedy: Bool[Tensor, "batch 1"] | None
     all_greedy: bool
-    temperature: Tensor | None = None
-    top_k: Tensor | None = None
+    temperature: Column | None = None
+    top_k: Int[Tensor, "batch 1"] | None = None
     largest_k: int = 0
-    top_p: Tensor | None = None
-    min_p: Tensor | None = None
+    top_p: Column | None = None
+    min_p: Column | None = None
 
     @classmethod
     def of(cls, settings: Sequence[Sampling], device: torch.device | str = "cpu") -> Filters:
@@ -74,34 +73,32 @@ class Filters:
         )
 
 
-def penalise_repetition(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+def penalise_repetition(logits: Logits, seen: Bool[Tensor, "batch vocab"], penalty: Column) -> Logits:
     """Make ids that were seen before less likely.
 
-    Shapes: logits ``(batch, vocab)``; seen ``(batch, vocab)`` bool; penalty ``(batch, 1)``, 1 = off.
+    A penalty of 1 changes nothing.
+
     Source: Keskar et al. 2019, arXiv:1909.05858, §4.1; negative logits are multiplied, as everywhere since.
     """
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def penalise_counts(logits: Tensor, counts: Tensor, presence: Tensor, frequency: Tensor) -> Tensor:
-    """Subtract ``presence`` once and ``frequency`` per occurrence from the logits of ids already written.
-
-    Shapes: logits and counts ``(batch, vocab)``; presence and frequency ``(batch, 1)``.
-    """
+def penalise_counts(logits: Logits, counts: Logits, presence: Column, frequency: Column) -> Logits:
+    """Subtract ``presence`` once and ``frequency`` per occurrence from the logits of ids already written."""
     return logits - presence * (counts > 0) - frequency * counts
 
 
-def scale(logits: Tensor, temperature: Tensor | None) -> Tensor:
+def scale(logits: Logits, temperature: Column | None) -> Logits:
     """Divide by the temperature; the largest logit becomes 0, so that a tiny temperature cannot overflow."""
     if temperature is None:
         return logits
     return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
-def keep_top_k(logits: Tensor, top_k: Tensor, largest_k: int) -> Tensor:
+def keep_top_k(logits: Logits, top_k: Int[Tensor, "batch 1"], largest_k: int) -> Logits:
     """Keep each row's k likeliest ids, and those as likely as the last of them; 0 keeps all.
 
-    Shapes: logits ``(batch, vocab)``; top_k ``(batch, 1)`` int64; ``largest_k`` is the largest of them.
+    ``largest_k`` is the largest of ``top_k``, known without asking the device.
     """
     vocab = logits.shape[-1]
     best = logits.topk(min(largest_k, vocab), dim=-1).values  # (batch, k)
@@ -109,10 +106,11 @@ def keep_top_k(logits: Tensor, top_k: Tensor, largest_k: int) -> Tensor:
     return logits.masked_fill((logits < last) & (top_k > 0), NEVER)
 
 
-def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
+def keep_top_p(logits: Logits, top_p: Column) -> Logits:
     """Keep the fewest likeliest ids that hold probability p together, and those as likely as the last.
 
-    Shapes: logits ``(batch, vocab)``; top_p ``(batch, 1)``; 1 keeps all.
+    1 keeps all.
+
     Source: Holtzman et al. 2020, arXiv:1904.09751, eq. 2.
     """
     vocab = logits.shape[-1]
@@ -128,19 +126,20 @@ def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
     return logits.masked_fill((logits < last) & (top_p < 1), NEVER)
 
 
-def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
+def keep_min_p(logits: Logits, min_p: Column) -> Logits:
     """Keep ids with at least ``min_p`` times the probability of the likeliest.
 
-    Shapes: logits ``(batch, vocab)``; min_p ``(batch, 1)``; 0 keeps all.
+    0 keeps all.
+
     Source: Nguyen et al. 2024, arXiv:2407.01082, §3.
     """
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + min_p.log(), NEVER)
 
 
-def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+def draw(logits: Logits, generators: Sequence[torch.Generator]) -> Int[Tensor, " batch"]:
     """Draw one id a row: a uniform number of its own generator, looked up in the cumulative distribution.
 
-    Shapes: logits ``(batch, vocab)`` → ids ``(batch,)``. The generators live on the CPU.
+    The generators live on the CPU.
     """
     uniform = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators])
     # In float64, since float32 sums over a large vocabulary would move borders between ids by more than an
@@ -150,10 +149,10 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return torch.searchsorted(mass, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
-def sample(logits: Tensor, filters: Filters, generators: Sequence[torch.Generator]) -> Tensor:
+def sample(logits: Logits, filters: Filters, generators: Sequence[torch.Generator]) -> Int[Tensor, " batch"]:
     """Choose every row's next id: the likeliest where it is greedy, else drawn from what the filters keep.
 
-    Shapes: logits ``(batch, vocab)``, already biased and penalised → ids ``(batch,)``.
+    The logits are already biased and penalised.
     """
     if filters.all_greedy:
         return logits.argmax(-1)

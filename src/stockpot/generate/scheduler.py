@@ -171,7 +171,8 @@ class Scheduler:
         out = self._model(first, source=source, source_mask=source_mask, cache=view, last=1)
         self._rows.grew(start, [1] * len(sources))
         self._rows.keep_memories(start, view, [len(ids) for ids in sources])
-        return out.logits[:, -1]
+        logits: Tensor = out.logits[:, -1]
+        return logits
 
     # --- writing
     # ---------------------------------------------------------------------------------------------------

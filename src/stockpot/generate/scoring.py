@@ -162,7 +162,10 @@ def _judge(bundle: Bundle, states: Tensor, completions: Sequence[tuple[int, ...]
         real = torch.ones_like(targets, dtype=torch.bool)
     wanted, flat = states[real], targets[real]  # (tokens, dim), (tokens,)
     size = max(1, LOGIT_NUMBERS // bundle.model.config.vocab_size)
-    parts = [_judge_tokens(bundle, *part) for part in zip(wanted.split(size), flat.split(size), strict=True)]
+    parts = [
+        _judge_tokens(bundle, *part)
+        for part in zip(torch.split(wanted, size), torch.split(flat, size), strict=True)
+    ]
     log_probs = torch.zeros(real.shape, dtype=torch.float64)
     log_probs[real.cpu()] = torch.cat([part[0] for part in parts]).double().cpu()
     greedy = torch.ones(real.shape, dtype=torch.bool)

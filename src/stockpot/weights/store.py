@@ -158,9 +158,9 @@ def _read_config(family: Family, values: Mapping[str, Any], folder: Path) -> Mod
         whole = {name: extras[name] for name in TRAINING if name in extras}
         main = config.main.model_copy(update={"dropout": float(extras.get("dropout", 0.0))})
         side = "encoder" if config.decoder is None else "decoder"
-        return ModelConfig.model_validate({**config.model_dump(), **whole, side: main.model_dump()})
+        return ModelConfig(**{**config.model_dump(), **whole, side: main.model_dump()})
     except (ConfigError, ValueError, TypeError) as error:
-        what = error.what if isinstance(error, ConfigError) else str(error).splitlines()[0]
+        what = error.what if isinstance(error, ConfigError) else str(error)
         raise CheckpointError(f"{folder / 'config.json'}: {what}", "Get config.json again.") from error
 
 

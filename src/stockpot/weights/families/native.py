@@ -13,7 +13,7 @@ import torch
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.config import ModelConfig
 from stockpot.model.transformer import Transformer
-from stockpot.weights.family import Family, Part
+from stockpot.weights.family import Family, Part, setting
 
 __all__ = ["NATIVE"]
 
@@ -23,11 +23,10 @@ NOTE = "This model has parts that transformers does not know. Open it with stock
 def read(values: Mapping[str, Any]) -> ModelConfig:
     """Read our own settings."""
     try:
-        return ModelConfig.model_validate(values.get("model"))
-    except (ValueError, ConfigError) as error:
-        what = error.what if isinstance(error, ConfigError) else str(error).splitlines()[0]
+        return ModelConfig(**setting(values, "model", dict))
+    except ConfigError as error:
         raise CheckpointError(
-            f"config.json: the model's settings are wrong: {what}",
+            f"config.json: the model's settings are wrong: {error.what}",
             "It may come from another version of stockpot; write it again from its run.",
         ) from error
 
