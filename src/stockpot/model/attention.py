@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from stockpot.model.cache import LayerCache
 from stockpot.model.config import StackConfig
+from stockpot.model.kernels import LONGEST, attend_in_blocks, trains_here
 from stockpot.model.linear import Linear
-from stockpot.model.norms import RMSNorm
+from stockpot.model.norms import RMSNorm, normalise
 from stockpot.model.positions import rotate
 
 __all__ = ["CrossAttention", "SelfAttention", "Trace", "View", "attend", "attend_openly"]
@@ -35,7 +36,7 @@ class View(NamedTuple):
     Attributes:
         mask: bool ``(batch or 1, 1, seq, keys)``, True = visible; or a float bias
             ``(batch or 1, heads, seq, keys)``; ``None``: no restriction but ``causal``.
-        causal: queries and keys are the same positions, and later ones are hidden.
+        causal: queries and keys are the same positions, and later ones are hidden; a mask hides them too.
         rotary: angles ``(batch or 1, seq, 1, 2 * rotary_dim)`` of the queries' positions.
     """
 
@@ -73,13 +74,15 @@ def attend(
     scale: float,
     dropout: float = 0.0,
 ) -> Heads:
-    """Average the values by how well queries and keys match, with torch's fused kernels.
+    """Average the values by how well queries and keys match, with torch's fused kernels or ours.
 
     A single query per row with grouped heads (decoding) treats the group as the query length: no kernel
     repeats keys then.
     """
     heads, kv_heads, seq = queries.shape[1], keys.shape[1], queries.shape[2]
     mask = view.mask
+    if not dropout and trains_here(queries) and keys.shape[2] <= LONGEST and _is_common(mask):
+        return attend_in_blocks(queries, keys, values, mask=mask, causal=view.causal, scale=scale)
     if seq == 1 and heads != kv_heads and (mask is None or mask.shape[1] == 1):
         grouped = queries.reshape(queries.shape[0], kv_heads, heads // kv_heads, -1)
         out = F.scaled_dot_product_attention(
@@ -99,6 +102,11 @@ def attend(
         scale=scale,
         enable_gqa=heads != kv_heads,
     )
+
+
+def _is_common(mask: Tensor | None) -> bool:
+    """Whether all heads see the same, which is what our kernel knows."""
+    return mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
 
 
 def attend_openly(
@@ -199,7 +207,7 @@ class SelfAttention(_Attention):
         both = both.view(*both.shape[:2], self.heads + self.kv_heads, self.head_dim)
         if self.qk_norm == "head":
             gains = (self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1))
-            both = F.rms_norm(both, (self.head_dim,), None, self.q_norm.eps) * torch.cat(gains).to(both.dtype)
+            both = normalise(both, None, self.q_norm.eps) * torch.cat(gains).to(both.dtype)
         return both
 
     def forward(

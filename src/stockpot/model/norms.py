@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stockpot.model.config import StackConfig
+from stockpot.model.kernels import rms_norm, trains_here
 
-__all__ = ["LayerNorm", "RMSNorm", "make_norm"]
+__all__ = ["LayerNorm", "RMSNorm", "make_norm", "normalise"]
 
 States = Float[Tensor, "... dim"]
 
@@ -28,6 +29,13 @@ class RMSNorm(nn.Module):
     def forward(self, x: States) -> States:
         """Return ``x`` normalised over its last dimension."""
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def normalise(x: States, weight: Float[Tensor, " dim"] | None, eps: float) -> States:
+    """Divide each vector by its root mean square, then scale where there is a weight."""
+    if trains_here(x):
+        return rms_norm(x, weight, eps)
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 class LayerNorm(nn.Module):

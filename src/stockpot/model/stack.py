@@ -172,7 +172,8 @@ class Stack(nn.Module):
         )
         if has_bias:
             mask = self._bias(keys[:, None, :] - queries[:, :, None], mask, x)
-        return View(mask=mask, rotary=rotary)
+        only_back = self.config.attends == "causal" and call.step is None
+        return View(mask=mask, causal=only_back, rotary=rotary)
 
     def _bias(self, distance: Tensor, seen: Tensor | None, x: Tensor) -> Tensor:
         """Score distances ``(rows, seq, keys)`` per head, and hide what is not seen."""

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from stockpot.device import pick_dtype
+from stockpot.device import keep_freed_memory, pick_dtype
 from stockpot.errors import CheckpointError, DataError
 from stockpot.model.layers import Block
 from stockpot.run import Run
@@ -170,6 +170,8 @@ class _Loop:
         self.saved: tuple[int, int] | None = None  # step and judged of the newest checkpoint
         self.saved_path: Path | None = None
         self.run = doors.run if self.group.is_first else None  # to write to
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
             _compile_layers(model)
 
