@@ -50,7 +50,7 @@ format: $(DEV) ## rewrite files in the project's format
 	@$(BIN)/ruff check --fix .
 
 bench: $(DEV)  ## say which benchmarks and peers are present
-	@$(BIN)/python benchmarks/peers.py
+	@for b in benchmarks/*.py; do $(BIN)/python $$b --help | head -3; done
 
 docs: $(DEV)   ## build the documentation into site/
 	@$(PIP) install --quiet -c constraints.txt -e '.[docs]'

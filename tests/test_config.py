@@ -238,3 +238,12 @@ def test_every_shipped_recipe_starts_with_its_command_and_is_found_by_name():
         first = path.read_text(encoding="utf-8").splitlines()[0]
         assert first.startswith("# stockpot "), f"{name}: the first line should be the command that runs it"
         assert find_recipe(name) == path
+
+
+def test_none_inside_a_list_survives_a_recipe(tmp_path):
+    from stockpot.model.config import StackConfig
+
+    config = StackConfig(window=(None, 128))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml({"stack": config}), encoding="utf-8")
+    assert build(StackConfig, table="stack", recipe_files=[recipe]).window == (None, 128)

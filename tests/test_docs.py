@@ -17,7 +17,7 @@ PAGES = ["README.md", "docs/tutorial.md"]
 
 @pytest.fixture
 def kitchen(tmp_path, monkeypatch):
-    """A folder with the files that the pages name."""
+    """Make a folder with the files that the pages name."""
     village = sp.Village(seed=1)
     texts = [record["text"] for record in village.documents(limit=400)]
     (tmp_path / "corpus.txt").write_text("\n\n".join(texts), encoding="utf-8")

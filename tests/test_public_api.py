@@ -58,7 +58,9 @@ def test_dir_lists_the_public_names():
 
 
 def test_importing_is_lazy():
-    code = "import sys, stockpot; print(sorted({'torch', 'tokenizers', 'pydantic', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, stockpot; print(sorted({'torch', 'tokenizers', 'pydantic', 'numpy'} & set(sys.modules)))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -72,6 +72,10 @@ class Settings(BaseModel, metaclass=_KnownErrors):
     @field_validator("*", mode="before")
     @classmethod
     def _read_off(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, list | tuple) and OFF in value and info.field_name is not None:
+            if "None" in str(cls.model_fields[info.field_name].annotation):
+                return tuple(None if item == OFF else item for item in value)
+            return value
         if not (isinstance(value, str) and value == OFF) or info.field_name is None:
             return value
         known = cls.model_fields.get(info.field_name)
@@ -323,7 +327,7 @@ def _plain(value: Any, *, whole: bool = False) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(inner, whole=whole) for key, inner in value.items() if inner is not None}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner, whole=whole) for inner in value]
+        return [OFF if inner is None else _plain(inner, whole=whole) for inner in value]
     return str(value) if isinstance(value, Path) else value
 
 

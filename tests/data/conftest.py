@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from stockpot.data import TextRecord, encode
+from stockpot.data.encode import encode
+from stockpot.data.records import TextRecord
 from stockpot.text import DEFAULT_TEMPLATE, SPECIAL_TOKENS, Tokenizer
 
 WORDS = ["soup", "pot", "stir", "salt", "pepper", "onion", "spoon", "the", "a", "warm", "cook", "and", "now"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from stockpot.data import Batch, PreferenceBatch
+from stockpot.data.batch import Batch, PreferenceBatch
 
 
 def test_tokens_are_the_real_ones_of_both_stacks():

@@ -6,21 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stockpot.data import (
-    IGNORED,
-    CompletionRecord,
-    Loader,
-    LoaderConfig,
-    TextRecord,
-    causal,
-    encode,
-    masked,
-    objective,
-    prefix,
-    sentence_pairs,
-    spans,
-)
-from stockpot.data.spans import sentinels, span_masks
+from stockpot.data.batch import IGNORED
+from stockpot.data.corrupt import causal, masked, objective, prefix, sentence_pairs
+from stockpot.data.encode import encode
+from stockpot.data.loader import Loader, LoaderConfig
+from stockpot.data.records import CompletionRecord, TextRecord
+from stockpot.data.spans import sentinels, span_masks, spans
 from stockpot.errors import ConfigError, DataError, TokenizerError
 from stockpot.text import Tokenizer
 

@@ -5,18 +5,9 @@ import logging
 import numpy as np
 import pytest
 
-from stockpot.data import (
-    ChatRecord,
-    CompletionRecord,
-    ImageRecord,
-    PreferenceRecord,
-    TextRecord,
-    encode,
-    encode_preference,
-    encode_record,
-    encode_texts,
-    open_corpus,
-)
+from stockpot.data.corpus import open_corpus
+from stockpot.data.encode import encode, encode_preference, encode_record, encode_texts
+from stockpot.data.records import ChatRecord, CompletionRecord, ImageRecord, PreferenceRecord, TextRecord
 from stockpot.errors import DataError
 from stockpot.text import Message, Tokenizer
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import json
 import os
 import resource
 import subprocess
@@ -9,9 +11,12 @@ import sys
 import zipfile
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stockpot.data import ReadConfig, ReadReport, read_records
 from stockpot.data.files import Window, find, numbered_lines
+from stockpot.data.reading import ReadConfig, ReadReport
+from stockpot.data.sources import read_records
 from stockpot.errors import DataError
 
 
@@ -176,7 +181,8 @@ def test_a_window_knows_where_it_stands():
 
 MEMORY = """
 import resource, sys, torch
-from stockpot.data import read_records, ReadReport, ReadConfig
+from stockpot.data.reading import ReadConfig, ReadReport
+from stockpot.data.sources import read_records
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 report = ReadReport()
 for path in sys.argv[1:]:
@@ -206,3 +212,90 @@ def test_memory_is_bounded_by_a_record_whatever_the_size_of_the_file(tmp_path):
     assert (soup, bad) == (4, 1)
     assert grown < 400, "MiB; a line may take 64 and is held at most a few times"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+# --- mutation ---
+
+
+def seeds() -> dict[str, bytes]:
+    """Give a small sound file of each form and container."""
+    turns = [{"role": "user", "content": "Möhre"}, {"role": "assistant", "content": "x"}]
+    lines = b"".join(json.dumps({"messages": turns, "id": i}).encode() + b"\n" for i in range(20))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jsonl", lines)
+        archive.writestr("b.txt.gz", gzip.compress(b"soup"))
+    found = {
+        "a.jsonl": lines,
+        "a.json": b"[" + b",\n".join(lines.splitlines()) + b"]",
+        "a.csv": b'prompt,completion\n"a ""b""\nc",d\n' * 9,
+        "a.html": b"<p>Hi &amp; <!-- x --><script>y</script>" * 9,
+        "a.txt": "one\ntwo\n\nthree ü".encode() * 9,
+        "a.gz": gzip.compress(lines),
+        "a.zip": packed.getvalue(),
+    }
+    with contextlib.suppress(ImportError):
+        import zstandard
+
+        found["a.zst"] = zstandard.ZstdCompressor().compress(lines)
+    with contextlib.suppress(ImportError):
+        import pyarrow
+        from pyarrow import parquet
+
+        table = io.BytesIO()
+        parquet.write_table(pyarrow.table({"text": [f"soup {i}" for i in range(50)]}), table)
+        found["a.parquet"] = table.getvalue()
+    return found
+
+
+SEEDS = seeds()
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "put", "drop", "repeat", "cut"]),
+        st.integers(0, 1 << 16),
+        st.integers(0, 255),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def mutate(data: bytes, changes) -> bytes:
+    raw = bytearray(data)
+    for how, place, value in changes:
+        if not raw:
+            break
+        at = place % len(raw)
+        if how == "flip":
+            raw[at] ^= 1 << value % 8
+        elif how == "put":
+            raw[at] = value
+        elif how == "drop":
+            del raw[at : at + value % 40]
+        elif how == "repeat":
+            raw[at:at] = raw[max(0, at - 20) : at] * (value % 9)
+        else:
+            del raw[at:]
+    return bytes(raw)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(sorted(SEEDS)),
+    CHANGES,
+    st.sampled_from(["strict", "replace", "skip"]),
+    st.sampled_from([None, "\n", "two"]),
+    st.sampled_from([0.0, 1.0]),
+)
+def test_a_mutated_file_is_read_or_refused_in_one_line(
+    tmp_path_factory, name, changes, errors, separator, share
+):
+    path = tmp_path_factory.getbasetemp() / f"mutated-{name}"
+    path.write_bytes(mutate(SEEDS[name], changes))
+    config = ReadConfig(encoding_errors=errors, separator=separator, max_bad_share=share)
+    try:
+        for record in read_records(path, config):
+            assert record.where.startswith(str(path))
+    except DataError as error:
+        assert len(error.what) < 600
+        assert error.what.isprintable()

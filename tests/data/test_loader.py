@@ -9,18 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stockpot.data import (
-    ChatRecord,
-    FixedBatches,
-    Loader,
-    LoaderConfig,
-    TextRecord,
-    batches,
-    encode,
-    masked,
-    objective,
-    read_records,
-)
+from stockpot.data.corpus import batches
+from stockpot.data.corrupt import masked, objective
+from stockpot.data.encode import encode
+from stockpot.data.loader import FixedBatches, Loader, LoaderConfig
+from stockpot.data.records import ChatRecord, TextRecord
+from stockpot.data.sources import read_records
 from stockpot.data.store import StoreBuilder
 from stockpot.errors import ConfigError, DataError
 from stockpot.text import Message

@@ -12,16 +12,11 @@ from pathlib import Path
 import pytest
 
 from stockpot import durable
-from stockpot.data import (
-    Loader,
-    LoaderConfig,
-    TextRecord,
-    encode,
-    is_shards,
-    open_corpus,
-    open_shards,
-    write_shards,
-)
+from stockpot.data.corpus import open_corpus
+from stockpot.data.encode import encode
+from stockpot.data.loader import Loader, LoaderConfig
+from stockpot.data.records import TextRecord
+from stockpot.data.shards import is_shards, open_shards, write_shards
 from stockpot.errors import DataError
 from stockpot.text import Tokenizer
 
@@ -100,7 +95,7 @@ def test_other_texts_replace_the_shards(shards, tokenizer, tmp_path):
 KILLS = """
 import hashlib, os, signal, sys
 from pathlib import Path
-from stockpot.data import write_shards
+from stockpot.data.shards import write_shards
 from stockpot.text import Tokenizer
 root = Path(sys.argv[1])
 tokenizer = Tokenizer.load(root / "tokenizer")
@@ -154,7 +149,7 @@ def test_killed_anywhere_and_run_again_the_bytes_are_the_same(tokenizer, tmp_pat
 
 ORPHANS = """
 import os, signal, sys, threading, time
-from stockpot.data import write_shards
+from stockpot.data.shards import write_shards
 from stockpot.text import Tokenizer
 if __name__ == "__main__":
     texts = (f"{i}: stir the pot and salt the soup. " * 500 for i in range(10**9))

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stockpot.data import ReadConfig, ReadReport, fingerprint_sources, read_records, read_texts
+from stockpot.data.reading import ReadConfig, ReadReport
+from stockpot.data.sources import fingerprint_sources, read_records, read_texts
 from stockpot.errors import ConfigError, DataError
 
 TEXTS = ["Leeks first.", "Dann Möhren, 蒜 and 🧅.", "Salt\nlast.\n"]
@@ -332,6 +333,18 @@ def test_parquet_holds_conversations(tmp_path):
     assert "parquet file is damaged" in refusal(path)
     parquet.write_table(arrow.table({"score": [3]}), path)
     assert "no column is known (found: score)" in refusal(path)
+
+
+def test_invalid_text_in_parquet_follows_the_policy(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    texts = arrow.array([b"one", b"t\xffwo", b"three"]).cast(arrow.string(), safe=False)
+    parquet.write_table(arrow.table({"text": texts}), path)
+    assert f"{path}:2: byte 1 (0xff) is not UTF-8" in refusal(path)
+    assert texts_of(path, ReadConfig(encoding_errors="replace")) == ["one", "t\ufffdwo", "three"]
+    report = ReadReport()
+    assert texts_of(path, ReadConfig(encoding_errors="skip"), report=report) == ["one", "three"]
+    assert report.skipped == 1
 
 
 def test_a_json_list_goes_on_over_block_borders(tmp_path):

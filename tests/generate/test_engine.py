@@ -213,7 +213,7 @@ def test_copies_of_one_prompt_are_read_once(bundle):
     assert len({one.ids for one in found}) > 1
 
 
-# --- ends ------------------------------------------------------------------------------------------------------------
+# --- ends ---
 
 
 def test_a_stop_text_across_tokens_ends_the_text_before_it(engine):
@@ -252,7 +252,7 @@ def test_min_tokens_keeps_endings_away(engine, bundle):
     assert found.ids[-1] == eos and found.tokens == 6
 
 
-# --- what changes the logits -----------------------------------------------------------------------------------------
+# --- what changes the logits ---
 
 
 def test_a_constraint_is_obeyed_and_ends_where_nothing_is_allowed(bundle):
@@ -324,7 +324,7 @@ def test_log_probabilities_only_for_those_who_ask(engine):
             assert len(chunk.log_probs) == (len(chunk.ids) if chunk.request == asked else 0)
 
 
-# --- what comes in ---------------------------------------------------------------------------------------------------
+# --- what comes in ---
 
 
 def test_conversations_go_through_the_template(engine, bundle):

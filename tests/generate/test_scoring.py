@@ -95,7 +95,7 @@ def test_an_encoder_scores_no_texts(encoder):
         Engine(encoder).score([("a", "b")])
 
 
-# --- vectors ---------------------------------------------------------------------------------------------------------
+# --- vectors ---
 
 
 @pytest.mark.parametrize("shape", ["bundle", "encoder", "seq2seq"])
@@ -126,7 +126,7 @@ def test_an_unknown_pooling_is_a_mistake(encoder):
         Engine(encoder).embed(["a"], "max")
 
 
-# --- gaps ------------------------------------------------------------------------------------------------------------
+# --- gaps ---
 
 
 def test_gaps_get_their_likeliest_tokens(encoder):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from stockpot.run import Run
+from stockpot.text.tokenizer import Tokenizer
+from stockpot.village import Village
 
 KILLS = 20
 RECIPE = """
@@ -32,7 +34,17 @@ dtype = "float32"
 
 def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
     resume = ["--resume"] if (out / "manifest.json").exists() else []
-    command = [sys.executable, "-m", "stockpot", "pretrain", "--quiet", "--recipe", str(recipe), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "stockpot",
+        "pretrain",
+        "--quiet",
+        "--recipe",
+        str(recipe),
+        "--out",
+        str(out),
+    ]
     return subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -47,10 +59,11 @@ def losses(out: Path) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_nothing(tmp_path, tiny_corpus, tiny_tokenizer):
+def test_twenty_kills_change_nothing(tmp_path):
     corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n\n".join(tiny_corpus), encoding="utf-8")
-    tiny_tokenizer.save(tmp_path / "tok")
+    texts = [record["text"] for record in Village().documents(limit=300)]
+    corpus.write_text("\n\n".join(texts), encoding="utf-8")
+    Tokenizer.train(texts, vocab_size=400).save(tmp_path / "tok")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE.format(corpus=corpus, tokenizer=tmp_path / "tok"), encoding="utf-8")
     whole, torn = tmp_path / "whole", tmp_path / "torn"
@@ -63,7 +76,9 @@ def test_twenty_kills_change_nothing(tmp_path, tiny_corpus, tiny_tokenizer):
         while logged(torn) < before + wanted - 6 and process.poll() is None:
             time.sleep(0.002)
         time.sleep(pause)
-        assert process.poll() is None, f"the training must outlast {KILLS} kills: {process.stderr.read().decode()}"
+        assert process.poll() is None, (
+            f"the training must outlast {KILLS} kills: {process.stderr.read().decode()}"
+        )
         process.kill()
         process.wait()
     process = start(recipe, torn)

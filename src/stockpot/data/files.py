@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
+from stockpot.data.reading import shown
 from stockpot.data.unpack import Budget, Guarded, unpacked
 from stockpot.errors import DataError
 
@@ -210,7 +211,8 @@ def _inside(folder: Path) -> list[Path]:
         here = Path(where)
         if "index.json" in names and any(name.endswith(".bin") for name in names):
             raise DataError(
-                f"{here}: these are tokenised shards, not records.", "Open them with open_shards."
+                f"{here}: these are tokenised shards, not records.",
+                "Name their folder alone, where shards are taken.",
             )
         found += [here / name for name in names if not name.startswith(".") and _is_known(name)]
     return sorted(found)
@@ -268,9 +270,11 @@ def _members(path: Path, budget: Budget, left_out: list[str]) -> Iterator[Entry]
         with _opened(path) as file, zipfile.ZipFile(file) as archive:
             members = sorted(archive.infolist(), key=lambda info: info.filename)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise DataError(f"{path}: the zip is damaged ({error}).", "Fetch or write the file again.") from None
+        raise DataError(
+            f"{path}: the zip is damaged ({shown(str(error), 120)}).", "Fetch or write the file again."
+        ) from None
     for info in members:
-        name = f"{path}!{info.filename}"
+        name = f"{path}!{shown(info.filename, 200)}"
         hidden = any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
         if info.is_dir():
             continue
@@ -289,7 +293,7 @@ def _opener(
             try:
                 member = archive.open(info)
             except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
-                raise DataError(f"{name}: the member cannot be read ({error}).") from None
+                raise DataError(f"{name}: the member cannot be read ({shown(str(error), 120)}).") from None
             with member:
                 stream = io.BufferedReader(Guarded(member, name, budget), _BUFFER)
                 with unpacked(stream, name, budget) as inner:

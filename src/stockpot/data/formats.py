@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from stockpot.data.files import Entry, Window, numbered_lines
 from stockpot.data.html import page_text
-from stockpot.data.reading import ReadConfig, ReadReport
+from stockpot.data.reading import ReadConfig, ReadReport, shown
 from stockpot.data.records import FIELD_NAMES
 from stockpot.errors import DataError
 
@@ -197,7 +197,7 @@ class _Reader:
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                self._reject(line, f"this row cannot be read ({error})")
+                self._reject(line, f"this row cannot be read ({shown(str(error))})")
                 continue
             if row is None:
                 return
@@ -212,9 +212,9 @@ class _Reader:
         try:
             names = [name.strip() for name in next(rows, [])]
         except csv.Error as error:
-            raise DataError(f"{self._at(1)}: the first row cannot be read ({error}).") from None
+            raise DataError(f"{self._at(1)}: the first row cannot be read ({shown(str(error))}).") from None
         if names and not FIELD_NAMES & set(names):
-            found = ", ".join(names)[:80]
+            found = shown(", ".join(names))
             raise DataError(
                 f"{self._at(1)}: the first row must name the columns (found: {found}).",
                 'A table of documents has a column "text".',
@@ -246,17 +246,34 @@ class _Reader:
             table = parquet.ParquetFile(source, page_checksum_verification=True)
             names = [name for name in table.schema_arrow.names if name in FIELD_NAMES]
             if not names:
-                found = ", ".join(table.schema_arrow.names)[:80]
+                found = shown(", ".join(table.schema_arrow.names))
                 raise DataError(
                     f"{self._name}: no column is known (found: {found}).", 'Expected: a column "text".'
                 )
             number = 0
             for batch in table.iter_batches(batch_size=_TABLE_ROWS, columns=names):
-                for row in batch.to_pylist():
+                for row in self._rows(batch, number):
                     number += 1
-                    yield self._at(number), {name: cell for name, cell in row.items() if cell is not None}
+                    if row is not None:
+                        yield self._at(number), row
         except (arrow.ArrowException, OSError) as error:
             raise DataError(f"{self._name}: this parquet file is damaged ({_short(error)}).") from None
+
+    def _rows(self, batch: Any, before: int) -> Iterator[dict[str, Any] | None]:
+        """Yield a batch's rows; one whose text is not UTF-8 stops the reading, or is None and counted."""
+        try:
+            yield from batch.to_pylist()
+            return
+        except UnicodeDecodeError:  # nothing was yielded yet: look at one row after the other
+            pass
+        for index in range(len(batch)):
+            try:
+                (row,) = batch.slice(index, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                if self._config.encoding_errors == "strict":
+                    raise self._not_utf8(0, error, before + index + 1) from None
+                row = self._settled(_escaped_cells(batch.slice(index, 1)))
+            yield row
 
     # --- complaints ---
 
@@ -375,8 +392,16 @@ def _not_json(error: Exception) -> str:
 
 
 def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 120 else text[:119] + "…"
+    return shown(" ".join(str(error).split()), 120)
+
+
+def _escaped_cells(row: Any) -> dict[str, Any]:
+    """Read the text cells of a one-row table, with bytes that are not UTF-8 as lone surrogates."""
+    cells = {
+        name: row.column(name)[0] for name in row.schema.names if str(row.schema.field(name).type) == "string"
+    }
+    found = {name: cell.as_buffer() for name, cell in cells.items() if cell.is_valid}
+    return {name: data.to_pybytes().decode("utf-8", errors="surrogateescape") for name, data in found.items()}
 
 
 def _seekable(file: BinaryIO, limit: int) -> Any:

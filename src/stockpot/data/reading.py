@@ -15,11 +15,17 @@ from pydantic import Field
 from stockpot.config import Settings
 from stockpot.errors import DataError
 
-__all__ = ["ReadConfig", "ReadReport"]
+__all__ = ["ReadConfig", "ReadReport", "shown"]
 
 _SHOWN = 20
 _JUDGED_EARLY = 1000  # records after which reading stops as soon as too many are bad
 _log = logging.getLogger(__name__)
+
+
+def shown(text: str, limit: int = 80) -> str:
+    """Make a piece of a file fit for a message: one line, no control characters, not long."""
+    line = "".join(sign if sign.isprintable() else "?" for sign in text[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 class ReadConfig(Settings):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from stockpot.data.reading import shown
 from stockpot.errors import DataError
 from stockpot.text.chat import ROLES, Message
 
@@ -180,7 +181,7 @@ def _no_kind(fields: Mapping[str, Any], where: str) -> DataError:
         return DataError(f"{where}: the record is empty.", _EXPECTED)
     known = sorted({name for names in KINDS.values() for name in names})
     near = {key: difflib.get_close_matches(key, known, n=1, cutoff=0.75) for key in sorted(keys - set(known))}
-    hints = [f'"{key}" may mean "{match[0]}".' for key, match in near.items() if match]
+    hints = [f'"{shown(str(key), 40)}" may mean "{match[0]}".' for key, match in near.items() if match]
     if hints:
         return DataError(f"{where}: unknown key. {hints[0]} Found: {_listed(keys)}.", _EXPECTED)
     hits = {kind: len(keys & set(names)) for kind, names in KINDS.items()}
@@ -203,8 +204,8 @@ _EXPECTED = "A record is one of " + " · ".join(_spell(kind) for kind in KINDS) 
 
 def _listed(keys: Any) -> str:
     names = sorted(str(key) for key in keys)
-    shown = ", ".join(name if len(name) <= 40 else name[:39] + "…" for name in names[:8])
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    first = ", ".join(shown(name, 40) for name in names[:8])
+    return first + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 # --- other projects' names ---
@@ -358,7 +359,7 @@ def _margin(value: object, where: str) -> float | None:
 def _preference(fields: Mapping[str, Any], where: str) -> PreferenceRecord:
     for key in fields.keys() - FIELD_NAMES:
         if near := difflib.get_close_matches(str(key), _OPTIONAL, n=1, cutoff=0.8):
-            raise DataError(f'{where}: unknown key "{key}". It may mean "{near[0]}".')
+            raise DataError(f'{where}: unknown key "{shown(str(key), 40)}". It may mean "{near[0]}".')
     return PreferenceRecord(
         prompt=_prompt(fields["prompt"], where),
         chosen=_answer(fields["chosen"], where, "chosen"),
@@ -393,5 +394,4 @@ def _type(value: object) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value) if isinstance(value, str | int | float) else _type(value)
-    return text if len(text) <= 40 else text[:39] + "…"
+    return shown(repr(value), 40) if isinstance(value, str | int | float) else _type(value)

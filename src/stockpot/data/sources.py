@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from stockpot import durable
 from stockpot.data.files import entries, find
 from stockpot.data.formats import Raw, read_entry
-from stockpot.data.reading import ReadConfig, ReadReport
+from stockpot.data.reading import ReadConfig, ReadReport, shown
 from stockpot.data.records import FIELD_NAMES, Record, parse_record, text_of
+from stockpot.data.shards import INDEX, is_shards
 from stockpot.errors import DataError
 
 __all__ = ["Source", "fingerprint_sources", "read_records", "read_texts"]
@@ -65,6 +67,8 @@ def read_texts(
 def fingerprint_sources(sources: Source | Sequence[Source]) -> list[dict[str, Any]]:
     """Describe sources for a manifest: ``{"path", "bytes", "sha256"}`` of each file; the rest by name.
 
+    Shards answer with their index, which holds the sums of all their files.
+
     Raises:
         DataError: if a file is missing.
     """
@@ -77,6 +81,8 @@ def fingerprint_sources(sources: Source | Sequence[Source]) -> list[dict[str, An
             found.append({"path": f"village:{part}:{seed}:{count}", "version": VILLAGE_VERSION})
         elif _is_hub(source):
             found.append({"path": str(source)})
+        elif is_shards(source):
+            found.append(durable.fingerprint(Path(source) / INDEX) | {"path": str(source)})
         else:
             found.extend(durable.fingerprint(path) for path in find(source))
     return found
@@ -150,7 +156,7 @@ def _hub(source: str) -> Iterator[Raw]:
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - the library raises whatever its file systems raise
-        text = " ".join(str(error).split())[:200]
+        text = shown(" ".join(str(error).split()), 200)
         raise DataError(
             f"{source}: the data set cannot be read ({text}).", "Check its name and the network."
         ) from None

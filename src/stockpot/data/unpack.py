@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from stockpot.data.reading import shown
 from stockpot.errors import DataError
 
 __all__ = ["Budget", "Guarded", "unpacked"]
@@ -129,7 +130,7 @@ class Guarded(io.RawIOBase):
             if not is_damage(error):
                 raise
             raise DataError(
-                f"{self._name}: the packed data is damaged after {self._count} unpacked bytes ({error}).",
+                f"{self._name}: the packed data is damaged after {self._count} unpacked bytes ({shown(str(error), 120)}).",
                 "Fetch or write the file again.",
             ) from None
         self._count += len(data)

@@ -54,8 +54,7 @@ class Engine:
         self._early: list[Chunk] = []
         self._numbers = 0
 
-    # --- whole answers
-    # ---------------------------------------------------------------------------------------------
+    # --- whole answers ---
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Completion]:
         """Answer prompts; ``n`` completions of each prompt stand together, in the order of the prompts.
@@ -109,8 +108,7 @@ class Engine:
         """Return the sampling settings that came with the model, where it names any."""
         return Sampling.suggested(self.bundle.generation)
 
-    # --- other questions to the model
-    # ------------------------------------------------------------------------------
+    # --- other questions to the model ---
 
     def score(self, pairs: Sequence[tuple[Prompt, str | Sequence[int]]]) -> list[Score]:
         """Say how likely the model finds each completion of its prompt; in nats.
@@ -144,8 +142,7 @@ class Engine:
         with reading_only(self._model):
             return fill_gaps(self.bundle, text, top)
 
-    # --- requests
-    # --------------------------------------------------------------------------------------------------
+    # --- requests ---
 
     def submit(self, request: Request) -> int:
         """Queue a request; return the number its chunks will carry.
@@ -194,8 +191,7 @@ class Engine:
         """Requests that wait or are under way."""
         return self._scheduler.pending
 
-    # --- odds and ends
-    # ---------------------------------------------------------------------------------------
+    # --- odds and ends ---
 
     def _run(self, wanted: dict[int, list[Chunk]]) -> dict[int, list[Chunk]]:
         """Step until the given requests have ended; chunks of others wait for the next ``step``."""

@@ -97,8 +97,7 @@ class Scheduler:
                 self._free(row)
                 break
 
-    # --- reading prompts
-    # -------------------------------------------------------------------------------------------
+    # --- reading prompts ---
 
     def _admit(self) -> None:
         """Take requests from the queue, in order, as long as there are slots and the batch stays small."""
@@ -174,8 +173,7 @@ class Scheduler:
         logits: Tensor = out.logits[:, -1]
         return logits
 
-    # --- writing
-    # ---------------------------------------------------------------------------------------------------
+    # --- writing ---
 
     def _write(self) -> list[Chunk]:
         """Write one token for every request under way, in one call of the model."""

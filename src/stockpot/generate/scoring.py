@@ -179,8 +179,7 @@ def _judge_tokens(bundle: Bundle, states: Tensor, targets: Tensor) -> tuple[Tens
     return chosen - logits.logsumexp(1), logits.argmax(1) == targets
 
 
-# --- meaning
-# ---------------------------------------------------------------------------------------------------------
+# --- meaning ---
 
 
 def embed_texts(bundle: Bundle, texts: Sequence[str], pool: Pooling) -> Tensor:
@@ -214,8 +213,7 @@ def _pooled(hidden: Tensor, real: Tensor | None, pool: Pooling) -> Tensor:
     raise ValueError(f"pool is {pool!r}; expected mean, cls or last")
 
 
-# --- gaps
-# ------------------------------------------------------------------------------------------------------------
+# --- gaps ---
 
 
 def fill_gaps(bundle: Bundle, text: str, top: int) -> list[list[Fill]]:

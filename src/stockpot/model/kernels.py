@@ -1,7 +1,7 @@
 """Attention and the RMS norm with backward passes written by hand, for training on CPUs.
 
 torch's own backward passes of these two take half of a small model's training time on a CPU, for a twentieth of the
-arithmetic (figures in ``benchmarks/results/pretraining.md``). Decides how their arithmetic is cut and ordered and when
+arithmetic (figures in ``benchmarks/notes.md``). Decides how their arithmetic is cut and ordered and when
 that pays; what is computed is decided by the callers.
 """
 

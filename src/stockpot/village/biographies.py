@@ -184,7 +184,7 @@ def directory(world: World, dice: Dice) -> str:
     there = [person for person in world.people if person.street == street]
     if len(there) < 2:
         return card(world, dice)
-    chosen = dice.sample(there, min(len(there), dice.between(3, 7)))
+    chosen = dice.sample(there, min(len(there), dice.between(4, 8)))
     heads = (
         f"People of {street}",
         f"Who lives in {street}?",
@@ -202,7 +202,7 @@ def calendar(world: World, dice: Dice) -> str:
     there = [person for person in world.people if person.month == month]
     if len(there) < 2:
         return card(world, dice)
-    chosen = dice.sample(there, min(len(there), dice.between(3, 7)))
+    chosen = dice.sample(there, min(len(there), dice.between(4, 8)))
     way = dice.pick(_BIRTHDAYS)
     name = MONTHS[month - 1]
     head = dice.pick((f"Birthdays in {name}", f"Who was born in {name}?", f"{name} in {VILLAGE_NAME}"))

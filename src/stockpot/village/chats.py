@@ -129,16 +129,16 @@ def _first(turns: Turns) -> str:
 _Maker = Callable[[World, Dice, Side], Turns]
 
 _MIX: dict[str, tuple[int, _Maker]] = {  # name: chats in a thousand, and how one is made
-    "facts": (350, _facts),
+    "facts": (300, _facts),
     "interview": (50, _interview),
-    "about": (50, _about),
-    "sums": (140, lambda w, dice, side: _worded(dice, sum_problem(dice, side, 1), full=0.1, steps=0.3)),
+    "about": (60, _about),
+    "sums": (130, lambda w, dice, side: _worded(dice, sum_problem(dice, side, 1), full=0.1, steps=0.3)),
     "steps": (90, lambda w, dice, side: _worded(dice, sum_problem(dice, side, 2), full=0.05, steps=0.6)),
-    "sentiment": (80, lambda w, dice, side: _worded(dice, sentiment_problem(w, dice, side))),
-    "entailment": (80, lambda w, dice, side: _worded(dice, entailment_problem(dice, side), full=0.1)),
-    "reading": (70, lambda w, dice, side: _worded(dice, reading_problem(dice, side))),
-    "listing": (30, lambda w, dice, side: _worded(dice, listing_problem(dice, side), full=0.0)),
-    "rewriting": (30, lambda w, dice, side: _worded(dice, rewriting_problem(dice, side), full=0.0)),
+    "sentiment": (60, lambda w, dice, side: _worded(dice, sentiment_problem(w, dice, side))),
+    "entailment": (90, lambda w, dice, side: _worded(dice, entailment_problem(dice, side), full=0.1)),
+    "reading": (90, lambda w, dice, side: _worded(dice, reading_problem(dice, side))),
+    "listing": (50, lambda w, dice, side: _worded(dice, listing_problem(dice, side), full=0.0)),
+    "rewriting": (50, lambda w, dice, side: _worded(dice, rewriting_problem(dice, side), full=0.0)),
     "retelling": (20, lambda w, dice, side: _retelling(dice, side)),
     "small talk": (10, lambda w, dice, side: _small_talk(dice)),
 }

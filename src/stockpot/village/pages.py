@@ -40,10 +40,10 @@ def _fact(world: World, dice: Dice) -> tuple[str, str]:
 
 
 def answered(world: World, dice: Dice, side: Side) -> str:
-    """Write a page of questions with short answers: mostly facts, some sums."""
+    """Write a page of questions with short answers: facts and sums."""
     way, pairs = (dice.pick(_PAIRS),), []
     for _ in range(dice.between(2, 6)):
-        if dice.chance(0.2):
+        if dice.chance(0.4):
             drawn = draw_sum(dice, side, dice.between(1, 2))
             question, answer = f"{drawn.story} {drawn.question}", str(drawn.answer)
         else:

@@ -59,6 +59,11 @@ _WHO = wordings(
 )
 _KEPT_WHO = wordings("Name the person with the {thing}.", "If you need the {thing}, whom do you ask?")
 _ASKED = wordings("{text} {question}", "Read this: {text} {question}", "{text}\n{question}")
+_TALES = wordings(
+    "{text} [So|Now|In the end,] {inside}",
+    "{text} {question} {sentence}",
+    "{text} {question} We know that {inside}",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +132,15 @@ def reading_problem(dice: Dice, side: Side, *, kept: bool = False) -> Problem:
 
 
 def reading_tale(dice: Dice, side: Side) -> str:
-    """Tell two or three scenes, each with how it ends."""
-    scenes = [_draw(dice, side, is_place=dice.chance(0.6)) for _ in range(dice.between(2, 3))]
-    so = dice.pick(("So", "Now", "In the end,"))
-    return "\n".join(f"{scene.text} {so} {_inside(scene.sentence)}" for scene in scenes)
+    """Tell two or three scenes, each with how it ends, some with the question first."""
+    lines = []
+    for _ in range(dice.between(2, 3)):
+        is_place = dice.chance(0.6)
+        scene = _draw(dice, side, is_place=is_place)
+        fields = {"text": scene.text, "sentence": scene.sentence, "inside": _inside(scene.sentence)}
+        fields["question"] = say(dice, _WHERE if is_place else _WHO, {"thing": scene.thing})
+        lines.append(say(dice, _TALES, fields))
+    return "\n".join(lines)
 
 
 def _inside(sentence: str) -> str:
@@ -203,7 +213,7 @@ def _wrong_lists(dice: Dice, things: list[str]) -> list[str]:
 
 
 def listing_tale(dice: Dice, side: Side) -> str:
-    """Write a page of shopping lists: a sentence, then its things line by line."""
+    """Write one to three shopping lists: a sentence, then its things line by line."""
 
     def draw() -> str:
         fields, things = cast(dice), _things(dice, dice.between(2, 4))
@@ -211,4 +221,4 @@ def listing_tale(dice: Dice, side: Side) -> str:
         lines = "\n".join(f"- {thing}" for thing in things)
         return f"{told} Here is the list:\n{lines}"
 
-    return draw_on(side, draw, lambda text: text)
+    return "\n".join(draw_on(side, draw, str) for _ in range(dice.between(1, 3)))

@@ -122,8 +122,7 @@ def save_model(path: str | os.PathLike[str], model: Transformer) -> Path:
     return Path(path)
 
 
-# --- settings
-# --------------------------------------------------------------------------------------------------------
+# --- settings ---
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -175,8 +174,7 @@ def _refuse_absurd(config: ModelConfig, shelf: Shelf, folder: Path) -> None:
         )
 
 
-# --- writing
-# ---------------------------------------------------------------------------------------------------------
+# --- writing ---
 
 
 def _model_files(model: Transformer) -> dict[str, Content]:

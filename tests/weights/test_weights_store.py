@@ -147,7 +147,7 @@ def test_an_unknown_type_is_refused(folder):
         load(folder, dtype="int8")
 
 
-# --- references ------------------------------------------------------------------------------------------------------
+# --- references ---
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_the_hubs_own_cache_is_read_through_its_links(folder, tmp_path):
     assert load(snapshot).model.config.dim == 32
 
 
-# --- shards ----------------------------------------------------------------------------------------------------------
+# --- shards ---
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_an_index_must_map_tensors_to_files(sharded, value):
         load(sharded)
 
 
-# --- weights that do not fit -----------------------------------------------------------------------------------------
+# --- weights that do not fit ---
 
 
 def test_all_that_does_not_fit_is_told_at_once(folder):
@@ -384,7 +384,7 @@ def test_native_settings_that_are_wrong_are_refused(make_model, tmp_path):
         load_model(tmp_path)
 
 
-# --- pickles ---------------------------------------------------------------------------------------------------------
+# --- pickles ---
 
 
 class Trap:
