@@ -33,7 +33,7 @@ def test_every_python_block_runs(page, kitchen, capsys):
     assert blocks
     for block in blocks:
         short = block.replace("steps=200", "steps=1").replace(
-            "context=256),", "context=256), loop=sp.LoopConfig(steps=1, batch_tokens=512),"
+            "context=256)),", "context=256), loop=sp.LoopConfig(steps=1, batch_tokens=512)),"
         )
         short = short.replace(
             'data="chats.jsonl")', 'data="chats.jsonl", loop=sp.LoopConfig(steps=1, batch_tokens=512))'
