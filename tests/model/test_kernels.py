@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stockpot.model import kernels
 from stockpot.model.attention import View, attend
-from stockpot.model.kernels import attend_in_blocks, rms_norm
+from stockpot.model.kernels import attend_in_blocks
 
 SCALE = 0.3
 
@@ -98,40 +98,3 @@ def test_training_and_judging_attend_alike() -> None:
     with torch.no_grad():
         judging = attend(*inputs, View(causal=True), scale=SCALE)
     torch.testing.assert_close(training, judging, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("has_weight", [True, False])
-def test_the_norm_and_its_gradients_equal_torchs(has_weight: bool) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(6, dtype=torch.float64, requires_grad=True) if has_weight else None
-    inputs = (x, weight) if weight is not None else (x,)
-    ours = with_gradients(lambda *_: rms_norm(x, weight, 1e-2), inputs)
-    theirs = with_gradients(lambda *_: F.rms_norm(x, (6,), weight, 1e-2), inputs)
-    for own, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(own, expected, atol=1e-13, rtol=1e-12)
-    assert torch.autograd.gradcheck(lambda *_: rms_norm(x, weight, 1e-2), inputs)
-
-
-def test_the_norm_keeps_the_type_of_what_it_is_given() -> None:
-    x = torch.randn(4, 8).bfloat16().requires_grad_()
-    weight = torch.ones(8, requires_grad=True)
-    for own in (None, weight):
-        out = rms_norm(x, own, 1e-6)
-        out.sum().backward()
-        assert out.dtype == torch.bfloat16
-        torch.testing.assert_close(out, F.rms_norm(x, (8,), None, 1e-6))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_norm_in_short_numbers_is_near_the_exact_one(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(5, 16, dtype=torch.float64, requires_grad=True)
-    short = x.detach().to(dtype).requires_grad_()
-    exact = with_gradients(lambda y: rms_norm(y, None, 1e-6), (x,))
-    found = with_gradients(lambda y: rms_norm(y, None, 1e-6), (short,))
-    bound = (
-        4 * torch.finfo(dtype).eps
-    )  # of values of about 1: the input's, the factor's, the result's rounding
-    for own, expected in zip(found, exact, strict=True):
-        torch.testing.assert_close(own.double(), expected, atol=bound, rtol=bound)

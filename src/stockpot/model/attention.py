@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stockpot.model.cache import LayerCache
 from stockpot.model.config import StackConfig
+from stockpot.model.elementwise import turned_heads
 from stockpot.model.kernels import LONGEST, attend_in_blocks, trains_here
 from stockpot.model.linear import Linear
 from stockpot.model.norms import RMSNorm, normalise
@@ -196,8 +197,8 @@ class SelfAttention(_Attention):
         super().__init__(config)
         self.qkv = Linear(config.dim, self.inner + 2 * self.kv_dim, bias=config.qkv_bias)
 
-    def _normalised(self, both: Tensor) -> Tensor:
-        """Cut queries and keys ``(batch, seq, (heads + kv_heads) * head_dim)`` into heads and normalise them.
+    def _placed(self, both: Tensor, rotary: Tensor | None) -> Tensor:
+        """Cut queries and keys ``(batch, seq, (heads + kv_heads) * head_dim)`` into heads; normalise and rotate them.
 
         Both take each step together: in small models the number of calls is what costs.
         """
@@ -206,9 +207,12 @@ class SelfAttention(_Attention):
             both = torch.cat((self.q_norm(queries), self.k_norm(keys)), dim=-1)
         both = both.view(*both.shape[:2], self.heads + self.kv_heads, self.head_dim)
         if self.qk_norm == "head":
-            gains = (self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1))
-            both = normalise(both, None, self.q_norm.eps) * torch.cat(gains).to(both.dtype)
-        return both
+            parts = (self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1))
+            gains = torch.cat(parts).to(both.dtype)
+            if trains_here(both):
+                return turned_heads(both, gains, rotary, self.q_norm.eps)
+            both = normalise(both, None, self.q_norm.eps) * gains
+        return both if rotary is None else rotate(both, rotary)
 
     def forward(
         self,
@@ -227,9 +231,7 @@ class SelfAttention(_Attention):
             seen: a list that receives the attention weights.
         """
         both, values = self.qkv(x).split((self.inner + self.kv_dim, self.kv_dim), dim=-1)
-        both = self._normalised(both)  # (batch, seq, heads + kv_heads, head_dim)
-        if view.rotary is not None:
-            both = rotate(both, view.rotary)
+        both = self._placed(both, view.rotary)  # (batch, seq, heads + kv_heads, head_dim)
         queries, keys = torch.split(both.transpose(1, 2), [self.heads, self.kv_heads], dim=1)
         values = values.view(*values.shape[:2], self.kv_heads, self.head_dim).transpose(1, 2)
         if store is not None:

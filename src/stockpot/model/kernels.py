@@ -1,8 +1,8 @@
-"""Attention and the RMS norm with backward passes written by hand, for training on CPUs.
+"""Attention with a backward pass written by hand, for training on CPUs.
 
-torch's own backward passes of these two take half of a small model's training time on a CPU, for a twentieth of the
-arithmetic (figures in ``benchmarks/notes.md``). Decides how their arithmetic is cut and ordered and when
-that pays; what is computed is decided by the callers.
+torch's own takes a third of a small model's training time on a CPU, for a twentieth of the arithmetic (figures in
+``benchmarks/notes.md``). Decides how the arithmetic is cut and ordered and when that pays; what is computed is decided
+by the callers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["LONGEST", "attend_in_blocks", "rms_norm", "trains_here"]
+__all__ = ["LONGEST", "attend_in_blocks", "trains_here"]
 
 BLOCK = 128  # queries at a time: with causal attention, keys after a block are never looked at
 LONGEST = (
@@ -181,44 +181,3 @@ def _later(size: int, dtype: torch.dtype) -> Tensor:
     """Return what hides later positions: ``(size, size)``, minus infinity above the diagonal."""
     with torch.inference_mode(False):
         return torch.full((size, size), -torch.inf, dtype=dtype).triu_(1)
-
-
-def rms_norm(
-    x: Float[Tensor, "... dim"], weight: Float[Tensor, " dim"] | None, eps: float
-) -> Float[Tensor, "... dim"]:
-    """Divide by the root mean square and scale, with sums in float32; ``weight`` None: all ones.
-
-    Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
-    """
-    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        wide = torch.promote_types(torch.float32, x.dtype)
-        scale = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide).square_()
-        scale.div_(rows.shape[1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(rows, weight, scale)
-        out = rows * scale if rows.dtype == wide else torch.mul(rows, scale, out=torch.empty_like(rows))
-        if weight is not None:
-            out *= weight
-        return out.view(x.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        """Use the layer norm's kernel with a mean of 0, and add back what it takes off for the mean."""
-        rows, weight, scale = ctx.saved_tensors
-        size = rows.shape[1]
-        flat = slope.reshape(-1, size)
-        wanted = (True, weight is not None, False)
-        gain = scale.new_ones(size) if weight is None else weight
-        to_rows, to_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            flat, rows, (size,), torch.zeros_like(scale), scale, gain, None, wanted
-        )
-        mean = flat @ (gain.to(flat.dtype) / size)
-        to_rows += scale * mean.unsqueeze(1)
-        return to_rows.view(slope.shape), to_weight, None

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from stockpot.model.attention import CrossAttention, SelfAttention, Trace, View
 from stockpot.model.cache import LayerCache
 from stockpot.model.config import StackConfig
+from stockpot.model.elementwise import swiglu
+from stockpot.model.kernels import trains_here
 from stockpot.model.linear import Linear
 from stockpot.model.norms import LayerNorm, RMSNorm, make_norm
 
@@ -59,11 +61,15 @@ class FeedForward(nn.Module):
 
     def forward(self, x: States) -> States:
         """Transform every position on its own."""
-        if self.is_gated:
-            gate, value = self.up(x).chunk(2, dim=-1)
-            out: Tensor = self.down(self.activation(gate) * value)
+        wide = self.up(x)
+        if self.activation is F.silu and self.is_gated and trains_here(wide):
+            wide = swiglu(wide)
+        elif self.is_gated:
+            gate, value = wide.chunk(2, dim=-1)
+            wide = self.activation(gate) * value
         else:
-            out = self.down(self.activation(self.up(x)))
+            wide = self.activation(wide)
+        out: Tensor = self.down(wide)
         return out
 
 

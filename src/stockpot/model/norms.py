@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stockpot.model.config import StackConfig
-from stockpot.model.kernels import rms_norm, trains_here
+from stockpot.model.elementwise import rms_norm
+from stockpot.model.kernels import trains_here
 
 __all__ = ["LayerNorm", "RMSNorm", "make_norm", "normalise"]
 
@@ -28,7 +29,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: States) -> States:
         """Return ``x`` normalised over its last dimension."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return normalise(x, self.weight.to(x.dtype), self.eps)
 
 
 def normalise(x: States, weight: Float[Tensor, " dim"] | None, eps: float) -> States:
