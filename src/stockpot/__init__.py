@@ -24,6 +24,7 @@ _PLACES = {
     "Engine": "stockpot.generate.engine",
     "EvaluateConfig": "stockpot.stages.cook",
     "GenerationError": "stockpot.errors",
+    "LoRA": "stockpot.model.adapters",
     "Loader": "stockpot.data.loader",
     "LoaderConfig": "stockpot.data.loader",
     "LoopConfig": "stockpot.train.loop",

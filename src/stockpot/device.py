@@ -202,7 +202,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     torch.mm(left, left, out=out)  # the first prepares the kernel, which can take longer than all that follow
     best, started = 0.0, time.perf_counter()
     repeats = 10 if device.type == "cuda" else 1
-    while time.perf_counter() - started < MEASURE_S:
+    while not best or time.perf_counter() - started < MEASURE_S:
         synchronize(device)
         before = time.perf_counter()
         for _ in range(repeats):

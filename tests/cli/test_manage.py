@@ -233,3 +233,12 @@ def test_doctor_says_what_is_here():
     assert isinstance(found["hardware"]["fast_bf16"], bool)
     assert set(found["optional parts"]) == {"data", "hub", "tensorboard"}
     assert "optional parts" in ask("doctor").stdout
+
+
+def test_inspect_an_adapter_names_its_base(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "base_model_name_or_path": "runs/base"}'
+    )
+    found = told("inspect", tmp_path)
+    assert found["base"] == "runs/base"
+    assert found["rank"] == 8

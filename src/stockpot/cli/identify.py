@@ -31,7 +31,7 @@ class Found:
     """What a path is.
 
     Attributes:
-        kind: ``"run"``, ``"model"``, ``"tokenizer"``, ``"recipe"``, ``"weights"``, ``"shards"``, ``"data"``
+        kind: ``"run"``, ``"model"``, ``"adapter"``, ``"tokenizer"``, ``"recipe"``, ``"weights"``, ``"shards"``, ``"data"``
             or ``"unknown"``.
         path: where it was looked for.
         facts: name → value, in the order to show them.
@@ -62,7 +62,7 @@ def identify(ref: str | Path, *, records: int = 3) -> Found:
         raise ConfigError(
             f"{path}: there is no such file or folder.", "Check the path; `stockpot runs` lists runs."
         )
-    for look in (_run, _shards, _model, _tokenizer, _weights, _recipe):
+    for look in (_run, _shards, _model, _adapter, _tokenizer, _weights, _recipe):
         if found := look(path):
             return found
     return _data(str(path), records)
@@ -123,6 +123,18 @@ def _model(path: Path) -> Found | None:
     facts["tokenizer"] = "present" if (path / "tokenizer.json").is_file() else "absent"
     facts["chat template"] = "present" if _has_template(path) else "absent"
     return Found("model", path, facts)
+
+
+def _adapter(path: Path) -> Found | None:
+    config = _json_file(path / "adapter_config.json")
+    if not isinstance(config, dict) or (path / "config.json").exists():
+        return None
+    shown = {"kind of adapter": "peft_type", "rank": "r", "alpha": "lora_alpha", "matrices": "target_modules"}
+    facts: dict[str, Any] = {"base": config.get("base_model_name_or_path")}
+    facts |= {name: config[key] for name, key in shown.items() if key in config}
+    if (weights := path / "adapter_model.safetensors").is_file():
+        facts |= _weight_facts([weights])
+    return Found("adapter", path, facts)
 
 
 def _has_template(path: Path) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stockpot import device as machine
 from stockpot.bundle import Bundle
 from stockpot.data.batch import Batch
 from stockpot.data.corrupt import causal
@@ -21,12 +22,15 @@ from stockpot.data.encode import encode
 from stockpot.data.loader import Loader, LoaderConfig
 from stockpot.data.sources import read_records
 from stockpot.errors import ConfigError
+from stockpot.model.adapters import LoRA, attach, has_adapters
 from stockpot.text.tokenizer import Tokenizer
+from stockpot.train.loop import LoopConfig
 from stockpot.train.losses import LossFn
-from stockpot.weights.store import save
+from stockpot.weights.store import save, save_adapter
 
 __all__ = [
     "Progress",
+    "adapt",
     "as_sources",
     "batches",
     "checkpoint_writer",
@@ -71,12 +75,28 @@ def micro_batch_for(batch_tokens: int, context: int) -> tuple[int, int]:
 
 
 def checkpoint_writer(bundle: Bundle) -> Callable[[Path], None]:
-    """Return the function with which the loop writes the model folder of a checkpoint."""
+    """Return the function with which the loop writes the model folder of a checkpoint.
+
+    A model with adapters is written as an adapter folder that names the folder its bundle was read from.
+    """
 
     def write(folder: Path) -> None:
-        save(folder, bundle)
+        if bundle.source is not None and has_adapters(bundle.model):
+            save_adapter(folder, bundle, bundle.source)
+        else:
+            save(folder, bundle)
 
     return write
+
+
+def adapt(model: nn.Module, adapter: LoRA | None, loop: LoopConfig, device: torch.device) -> int:
+    """Attach an adapter if one is asked for; return how many parameters are trained.
+
+    Frozen matrices are kept in the type of products, so that no step has to cast them.
+    """
+    if adapter is None:
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return attach(model, adapter, frozen_dtype=machine.pick_dtype(device, loop.dtype))
 
 
 def batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from stockpot.data.encode import encode
 from stockpot.data.loader import FixedBatches, Loader, LoaderConfig
 from stockpot.data.sources import fingerprint_sources, read_records
 from stockpot.errors import ConfigError
+from stockpot.model.adapters import LoRA
 from stockpot.run import Run
 from stockpot.stages.assemble import (
     Progress,
+    adapt,
     as_sources,
     checkpoint_writer,
     mean_metrics,
@@ -44,6 +47,10 @@ class SFTConfig(Settings):
     template: str | None = Field(
         None, description="file with a chat template; none: the model's own, or the default one"
     )
+    adapter: LoRA | None = Field(
+        None,
+        description="train a low-rank adapter and freeze the model, such as adapter.rank=8; none: train all",
+    )
     context: int | None = Field(None, ge=8, description="tokens of a row; none: the model's")
     loop: LoopConfig = Field(default_factory=LoopConfig, description="steps, batch, optimizer")
     val_share: float = Field(0.05, gt=0, lt=0.5, description="share of the records held out for validation")
@@ -68,6 +75,7 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
     machine.seed_everything(config.seed)
     bundle = _with_template(load(config.model, device="cpu", dtype="float32"), config)
     model = bundle.model.to(device)
+    trained = adapt(model, config.adapter, config.loop, device)
     context = config.context or model.config.context
     store = encode(read_records(config.data), bundle.tokenizer, bundle.template, context=context)
     train, held_out = store.split(config.val_share, seed=config.seed)
@@ -84,8 +92,10 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
             seed=config.seed,
             tokens={"train": train.tokens, "validation": held_out.tokens},
             parameters=model.config.parameters(),
+            trained_parameters=trained,
         )
-        report({"kind": "note", "text": f"{train.documents:,} records, {train.tokens:,} tokens"})
+        text = f"{train.documents:,} records, {train.tokens:,} tokens, {trained:,} parameters to train"
+        report({"kind": "note", "text": text})
         fit(
             model,
             Loader(train, settings, aim),
@@ -118,4 +128,4 @@ def _with_template(bundle: Bundle, config: SFTConfig) -> Bundle:
             f"{config.model} has no chat template and its tokenizer lacks the tokens of the default one.",
             "Give a template file with sft.template.",
         )
-    return Bundle(bundle.model, bundle.tokenizer, template, bundle.generation)
+    return replace(bundle, template=template)

@@ -96,7 +96,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = _product_dtype(hidden)
         matrix = weight.to(dtype)
         sums = torch.zeros(3, dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
-        grads = _Grads(hidden, weight, bias, rows is None) if needs_grad else None
+        grads = _Grads(hidden, weight, bias, rows is None, ctx.needs_input_grad) if needs_grad else None
         count = labels.numel() if rows is None else rows.numel()
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, count, chunk):
@@ -117,38 +117,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, total: Tensor, _nats: Tensor, _correct: Tensor) -> tuple[Tensor | None, ...]:
         grads: _Grads = ctx.grads
         ctx.grads = None
-        return (*grads.scaled(total, ctx.needs_input_grad), *[None] * 6)
+        return (*grads.scaled(total), *[None] * 6)
 
 
 class _Grads:
     """The gradients of the inputs, filled chunk by chunk."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, is_whole: bool) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, is_whole: bool, wanted: tuple[bool, ...]
+    ) -> None:
         # Every row is written when all are counted, so there is nothing to clear first.
         self.hidden = torch.empty_like(hidden) if is_whole else torch.zeros_like(hidden)
         wide = torch.promote_types(torch.float32, weight.dtype)
-        self.weight = torch.zeros_like(weight, dtype=wide)
-        self.bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
+        self.weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+        self.bias = torch.zeros_like(bias, dtype=wide) if wanted[2] and bias is not None else None
         self.out = weight.dtype
 
     def add(self, slope: Tensor, part: Tensor, matrix: Tensor, at: Tensor | slice) -> None:
         """Add one chunk: ``slope`` is d total / d logits ``(chunk, vocab)`` in the products' type."""
         self.hidden[at] = (slope @ matrix).to(self.hidden.dtype)
-        if self.weight.dtype == slope.dtype:
+        if self.weight is not None and self.weight.dtype == slope.dtype:
             self.weight.addmm_(slope.T, part)
-        else:
+        elif self.weight is not None:
             self.weight += slope.T @ part
         if self.bias is not None:
             self.bias += slope.sum(0, dtype=self.bias.dtype)
 
-    def scaled(
-        self, by: Tensor, wanted: tuple[bool, ...]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients times what arrives from above, for the inputs that need one."""
-        hidden = self.hidden.mul_(by) if wanted[0] else None
-        weight = self.weight.mul_(by).to(self.out) if wanted[1] else None
-        bias = self.bias.mul_(by).to(self.out) if wanted[2] and self.bias is not None else None
-        return hidden, weight, bias
+    def scaled(self, by: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the gradients times what arrives from above; of a frozen matrix there is none."""
+        weight = None if self.weight is None else self.weight.mul_(by).to(self.out)
+        bias = None if self.bias is None else self.bias.mul_(by).to(self.out)
+        return self.hidden.mul_(by), weight, bias
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:

@@ -344,7 +344,7 @@ class _Loop:
             self.doors.save(folder)
         content = {
             "progress": asdict(self.state),
-            "model": self.model.state_dict(),
+            "model": _learned(self.model),
             "optimizer": self.optimizer.state_dict(),
             "meter": self.meter.state_dict(),
         }
@@ -358,7 +358,9 @@ class _Loop:
         """
         content = read_state(checkpoint)
         try:
-            self.model.load_state_dict(content["model"])
+            frozen = set(self.model.state_dict()) - set(_learned(self.model))
+            own = {name: value for name, value in self.model.state_dict().items() if name in frozen}
+            self.model.load_state_dict(own | content["model"])
         except RuntimeError as error:
             raise CheckpointError(
                 f"{checkpoint} holds another model ({str(error).splitlines()[-1].strip()}).",
@@ -372,6 +374,12 @@ class _Loop:
         own = streams[min(self.group.place.rank, len(streams) - 1)]
         set_random_state(content["random"] | {"torch": own}, self.device)
         self.saved, self.saved_path = (self.state.step, self.state.judged), checkpoint
+
+
+def _learned(model: nn.Module) -> dict[str, Any]:
+    """Return what training changes: all of the state but frozen parameters, which come from where they came from."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def _compile_layers(model: nn.Module) -> None:

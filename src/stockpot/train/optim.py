@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stockpot.config import Settings
 from stockpot.device import has_fast_bf16
 from stockpot.errors import CheckpointError
+from stockpot.model.adapters import AdaptedLinear
 from stockpot.model.attention import CrossAttention, SelfAttention
 from stockpot.model.heads import ClassificationHead, ValueHead
 from stockpot.model.layers import FeedForward
@@ -23,7 +24,7 @@ from stockpot.train.schedule import Schedule, schedule_factor
 
 __all__ = ["OptimConfig", "Optimizer", "Role", "roles_of"]
 
-Role = Literal["matrix", "embedding", "head", "scalar"]
+Role = Literal["matrix", "embedding", "head", "scalar", "adapter"]
 
 
 class OptimConfig(Settings):
@@ -67,12 +68,7 @@ class OptimConfig(Settings):
 
     def lr_of(self, role: Role) -> float:
         """Return the peak learning rate of a role."""
-        own = {
-            "matrix": None,
-            "embedding": self.embedding_lr,
-            "head": self.head_lr,
-            "scalar": self.scalar_lr,
-        }[role]
+        own = {"embedding": self.embedding_lr, "head": self.head_lr, "scalar": self.scalar_lr}.get(role)
         return self.lr if own is None else own
 
     def factor(self, step: int, steps: int) -> float:
@@ -98,7 +94,10 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
     )
     embeddings: set[int] = set()
     linear: set[int] = set()
+    adapters: set[int] = set()
     for module in model.modules():
+        if isinstance(module, AdaptedLinear):
+            adapters.update(map(id, (module.lora_down, *module.lora_up)))
         if isinstance(module, (ClassificationHead, ValueHead)):
             outputs.add(id(module.out.weight))
         elif isinstance(module, nn.Embedding):
@@ -111,6 +110,8 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
             return "embedding"
         if id(parameter) in outputs:
             return "head"
+        if id(parameter) in adapters:
+            return "adapter"
         return "matrix" if id(parameter) in linear else "scalar"
 
     return {name: role(p) for name, p in model.named_parameters() if p.requires_grad}

@@ -14,22 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stockpot.bundle import Bundle
 from stockpot.device import pick_device
 from stockpot.durable import half_name, sync
 from stockpot.errors import CheckpointError, ConfigError
+from stockpot.model.adapters import AdaptedLinear, add_updates, has_adapters, updates_of
 from stockpot.model.config import ModelConfig
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
 from stockpot.text.tokenizer import Tokenizer
+from stockpot.weights.adapter import adapter_files, base_of, is_adapter, read_updates
 from stockpot.weights.families.llama import FAMILIES as LLAMA
 from stockpot.weights.families.native import NATIVE
 from stockpot.weights.family import Family, Part
 from stockpot.weights.folder import find_folder, inside, read_json, weight_files
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
 
-__all__ = ["load", "load_model", "save", "save_model"]
+__all__ = ["load", "load_model", "save", "save_adapter", "save_model"]
 
 FAMILIES: dict[str, Family] = {**LLAMA, NATIVE.model_type: NATIVE}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -45,8 +48,10 @@ def load(
 ) -> Bundle:
     """Open a model with its tokenizer, chat template and generation defaults.
 
+    An adapter is merged into its base. What the adapter's folder lacks of the text side comes from the base.
+
     Args:
-        ref: a run, a checkpoint, a Hugging Face folder or a hub id.
+        ref: a run, a checkpoint, a Hugging Face folder, an adapter folder or a hub id.
         device: where to put it; None takes an accelerator if there is one, else the CPU.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None keeps what the file has.
 
@@ -56,16 +61,19 @@ def load(
     """
     folder = find_folder(ref)
     model = load_model(folder, device=device, dtype=dtype)
+    text = folder
+    while is_adapter(text) and not (text / "tokenizer.json").exists():
+        text = base_of(text)
     for name in TOKENIZER_FILES:
-        inside(folder, name)
-    tokenizer = Tokenizer.load(folder)
+        inside(text, name)
+    tokenizer = Tokenizer.load(text)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}.",
             "Tokenizer and weights must come from the same model.",
         )
     template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
-    generation = read_json(folder, "generation_config.json", missing={})
+    generation = read_json(text, "generation_config.json", missing={})
     return Bundle(model, tokenizer, template, generation, folder)
 
 
@@ -77,6 +85,8 @@ def load_model(
 ) -> Transformer:
     """Open the network of a model folder alone; arguments and errors as in :func:`load`."""
     folder, place, kind = find_folder(ref), pick_device(device), _dtype(dtype)
+    if is_adapter(folder):
+        return _adapted(folder, place, kind)
     values = read_json(folder, "config.json")
     family = _family(values, folder)
     config = _read_config(family, values, folder)
@@ -93,8 +103,18 @@ def load_model(
     return model.requires_grad_(True).eval()
 
 
+def _adapted(folder: Path, device: torch.device, dtype: torch.dtype | None) -> Transformer:
+    """Open an adapter's base and add the adapter to it."""
+    model = load_model(base_of(folder), device=device, dtype=dtype)
+    shapes = {name: param.shape for name, param in model.named_parameters()}
+    add_updates(model, read_updates(folder, _family_of(model.config).parts(model.config), shapes))
+    return model
+
+
 def save(path: str | os.PathLike[str], bundle: Bundle) -> Path:
     """Write a model folder that :func:`load` opens, and ``transformers`` too if it knows the shape.
+
+    Adapters that are attached to the model are merged into what is written; the model itself stays as it is.
 
     Each file appears whole or not at all, and none appears before all are written; other files of an existing
     folder stay.
@@ -102,17 +122,31 @@ def save(path: str | os.PathLike[str], bundle: Bundle) -> Path:
     Raises:
         CheckpointError: if the model holds NaN or infinity, or ``path`` is a file.
     """
-    files = _model_files(bundle.model)
-    files["generation_config.json"] = _json(_generation(bundle))
-    source = None if bundle.template is None else bundle.template.source
-    files["tokenizer.json"] = bundle.tokenizer.to_json().encode()
-    settings = bundle.tokenizer.config() | ({} if source is None else {"chat_template": source})
-    settings["model_max_length"] = bundle.context
-    files["tokenizer_config.json"] = _json(settings)
     folder = Path(path)
+    files = _model_files(bundle.model) | _text_files(bundle)
     if not (folder / "README.md").exists():
         files["README.md"] = _card(bundle).encode()
     _write_all(folder, files)
+    return folder
+
+
+def save_adapter(path: str | os.PathLike[str], bundle: Bundle, base: Path) -> Path:
+    """Write the adapters of a bundle's model, with its text side, as a folder that names its base.
+
+    Args:
+        path: the folder to write.
+        bundle: its model has adapters attached.
+        base: the folder of the model without them.
+
+    Raises:
+        CheckpointError: as in :func:`save`.
+        ValueError: if the model has no adapters.
+    """
+    folder = Path(path)
+    if not has_adapters(bundle.model):
+        raise ValueError("the model has no adapters")
+    parts = _family_of(bundle.model.config).parts(bundle.model.config)
+    _write_all(folder, adapter_files(bundle.model, parts, base=base, folder=folder) | _text_files(bundle))
     return folder
 
 
@@ -177,10 +211,46 @@ def _refuse_absurd(config: ModelConfig, shelf: Shelf, folder: Path) -> None:
 # --- writing ---
 
 
+def _family_of(config: ModelConfig) -> Family:
+    """Return the family that a model is written as."""
+    return next((one for one in FAMILIES.values() if one.can_hold(config)), NATIVE)
+
+
+def _text_files(bundle: Bundle) -> dict[str, Content]:
+    """Make the files of a bundle's text side."""
+    source = None if bundle.template is None else bundle.template.source
+    settings = bundle.tokenizer.config() | ({} if source is None else {"chat_template": source})
+    settings["model_max_length"] = bundle.context
+    return {
+        "generation_config.json": _json(_generation(bundle)),
+        "tokenizer.json": bundle.tokenizer.to_json().encode(),
+        "tokenizer_config.json": _json(settings),
+    }
+
+
+def _merged_parameters(model: Transformer) -> dict[str, Tensor]:
+    """Return a model's parameters by name, with adapters added to the weights they stand beside."""
+    extra = {
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, AdaptedLinear)
+        for own, _ in module.named_parameters()
+        if own.startswith("lora_")
+    }
+    params: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters() if n not in extra}
+    changed = {update.layer for update in updates_of(model)} if extra else set()
+    for layer in changed:
+        params[f"{layer}.weight"] = params[f"{layer}.weight"].to(model.embed.weight.dtype, copy=True)
+    for update in updates_of(model) if extra else ():
+        rows = params[f"{update.layer}.weight"][update.rows.start : update.rows.stop]
+        rows.copy_(rows.float() + update.change())
+    return params
+
+
 def _model_files(model: Transformer) -> dict[str, Content]:
     config = model.config
-    family = next((one for one in FAMILIES.values() if one.can_hold(config)), NATIVE)
-    params = dict(model.named_parameters())
+    family = _family_of(config)
+    params = _merged_parameters(model)
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     values = {**family.write(config), "dtype": dtype}
     extras = _training_extras(config)

@@ -1,0 +1,306 @@
+"""Low-rank adapters: train two thin matrices beside a frozen one instead of the matrix itself.
+
+Decides how an adapter sits on our linear layers (in place, under the layer's own name), how it is switched off, merged
+and taken off again. Queries, keys and values share one matrix here; each still gets an adapter of its own, as in other
+programs, so that files can be exchanged. It opens no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from stockpot.config import Settings
+from stockpot.errors import ConfigError
+from stockpot.model.attention import CrossAttention, SelfAttention
+from stockpot.model.layers import FeedForward
+from stockpot.model.linear import Linear, multiply
+
+__all__ = [
+    "AdaptedLinear",
+    "LoRA",
+    "Target",
+    "Update",
+    "add_updates",
+    "attach",
+    "detach",
+    "has_adapters",
+    "merge",
+    "settings_of",
+    "updates_of",
+    "without_adapters",
+]
+
+Target = Literal["query", "key", "value", "output", "gate", "up", "down"]
+
+
+class LoRA(Settings):
+    """A low-rank adapter: ``weight + scale · up · down`` with a frozen weight.
+
+    Source: Hu et al. 2021, arXiv:2106.09685, §4.1; the scale with ``rslora``: Kalajdzievski 2023, arXiv:2312.03732.
+    """
+
+    rank: int = Field(8, ge=1, description="inner width of an adapter")
+    alpha: float | None = Field(
+        None, gt=0, description="strength: the update is scaled by alpha / rank; none: 2 · rank"
+    )
+    targets: tuple[Target, ...] | None = Field(
+        None,
+        min_length=1,
+        description="which matrices: query · key · value · output · gate · up · down; none: all",
+    )
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank), which suits large ranks")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on an adapter's input in training")
+
+    @property
+    def scale(self) -> float:
+        """The factor on the update."""
+        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
+        return alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+class Rows(NamedTuple):
+    """Rows ``start … stop - 1`` of a matrix."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """A low-rank change of some rows of one weight.
+
+    Shapes: down ``(rank, inputs)``, up ``(rows, rank)``.
+
+    Attributes:
+        layer: name of the linear layer within the model.
+        rows: which rows of its weight.
+        scale: factor on ``up @ down``.
+    """
+
+    layer: str
+    rows: Rows
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    def change(self) -> Tensor:
+        """Multiply out: what is added to the rows, ``(rows, inputs)`` in float32."""
+        return self.scale * (self.up.float() @ self.down.float())
+
+
+class AdaptedLinear(Linear):
+    """A frozen linear layer with adapters on some of its rows; it keeps the layer's weight, bias and name.
+
+    Attributes:
+        rows: the rows that each adapter changes.
+        lora: the settings it was attached with.
+        is_on: off: the layer computes what it did before it was adapted.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: list[Rows], lora: LoRA) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+        self.rows, self.lora, self.scale, self.is_on = rows, lora, lora.scale, True
+        place = linear.weight.device
+        bound = linear.in_features**-0.5
+        # All first halves in one matrix: one product makes all inner values.
+        self.lora_down = nn.Parameter(
+            torch.empty(lora.rank * len(rows), linear.in_features, device=place).uniform_(-bound, bound)
+        )
+        self.lora_up = nn.ParameterList(
+            torch.zeros(stop - start, lora.rank, device=place) for start, stop in rows
+        )
+
+    def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
+        """Return the layer's product plus the adapters'."""
+        out = _product(x, self.weight, self.bias)
+        if not self.is_on:
+            return out
+        entered = F.dropout(x, self.lora.dropout, self.training) if self.lora.dropout else x
+        parts = torch.split(_product(entered, self.lora_down), self.lora.rank, dim=-1)
+        added = [_product(part, up) for part, up in zip(parts, self.lora_up, strict=True)]
+        is_whole = len(self.rows) == 1 and self.rows[0] == (0, self.out_features)
+        return torch.add(out, added[0] if is_whole else self._spread(added, out), alpha=self.scale)
+
+    def updates(self, name: str) -> list[Update]:
+        """Give the adapters as changes of this layer's rows."""
+        downs = torch.split(self.lora_down.detach(), self.lora.rank)
+        return [
+            Update(name, rows, down, up.detach(), self.scale)
+            for rows, down, up in zip(self.rows, downs, self.lora_up, strict=True)
+        ]
+
+    def plain(self) -> Linear:
+        """Give the layer without adapters, with the same weight and bias."""
+        with torch.device("meta"):
+            layer = Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        layer.weight, layer.bias = self.weight, self.bias
+        return layer
+
+    def _spread(self, added: list[Tensor], like: Tensor) -> Tensor:
+        """Put each adapter's result at its rows, zeros where there is none."""
+        whole, at = [], 0
+        for (start, stop), part in zip(self.rows, added, strict=True):
+            if start > at:
+                whole.append(part.new_zeros((*like.shape[:-1], start - at)))
+            whole.append(part)
+            at = stop
+        if at < self.out_features:
+            whole.append(added[0].new_zeros((*like.shape[:-1], self.out_features - at)))
+        return torch.cat(whole, dim=-1)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply in the weight's type where a frozen weight has another than the input, and give the input's back."""
+    if weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+        return multiply(x, weight, bias)
+    return multiply(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(x.dtype)
+
+
+# --- a whole model ---
+
+
+def attach(model: nn.Module, lora: LoRA, *, frozen_dtype: torch.dtype | None = None) -> int:
+    """Freeze a model and put adapters, which change nothing yet, on its matrices; in place.
+
+    Args:
+        model: any model made of our layers.
+        lora: rank, strength and which matrices.
+        frozen_dtype: keep adapted weights in this type, to save memory and casts where products run in it anyway.
+
+    Returns:
+        how many numbers can be trained.
+
+    Raises:
+        ConfigError: if the model has none of the matrices named.
+        ValueError: if it has adapters already.
+    """
+    if has_adapters(model):
+        raise ValueError("the model has adapters already; merge or detach them first")
+    places = list(_places(model))
+    known = {target for _, _, named in places for target, _ in named}
+    wanted = known if lora.targets is None else set(lora.targets)
+    if missing := wanted - known:
+        raise ConfigError(
+            f"adapter.targets names {', '.join(sorted(missing))}, which this model does not have.",
+            f"It has {', '.join(sorted(known))}.",
+        )
+    model.requires_grad_(False)
+    for owner, name, named in places:
+        rows = [at for target, at in named if target in wanted]
+        if rows:
+            layer = AdaptedLinear(getattr(owner, name), rows, lora)
+            if frozen_dtype is not None:
+                layer.weight.data = layer.weight.data.to(frozen_dtype)
+            setattr(owner, name, layer)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Tell whether any layer is adapted."""
+    return any(isinstance(module, AdaptedLinear) for module in model.modules())
+
+
+def settings_of(model: nn.Module) -> LoRA:
+    """Return the settings that a model's adapters were attached with.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    for _, layer in _adapted(model):
+        return layer.lora
+    raise ValueError("the model has no adapters")
+
+
+def updates_of(model: nn.Module) -> list[Update]:
+    """Give every adapter of a model as a change of weights."""
+    return [update for name, layer in _adapted(model) for update in layer.updates(name)]
+
+
+@torch.no_grad()
+def add_updates(model: nn.Module, updates: Iterable[Update]) -> None:
+    """Add changes to a model's weights; in place.
+
+    Raises:
+        ValueError: if a change names no linear layer or does not have its shape.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for update in updates:
+        layer = layers.get(update.layer)
+        if layer is None:
+            raise ValueError(f"there is no linear layer {update.layer}")
+        target = layer.weight[update.rows.start : update.rows.stop]
+        change = update.change()
+        if change.shape != target.shape:
+            raise ValueError(
+                f"{update.layer}: the change is {tuple(change.shape)}, not {tuple(target.shape)}"
+            )
+        target.copy_(target.float() + change.to(target.device))
+
+
+def merge(model: nn.Module) -> None:
+    """Add every adapter to its weight and take it off; the model computes the same and is trainable as a whole."""
+    add_updates(model, updates_of(model))
+    detach(model)
+
+
+def detach(model: nn.Module) -> list[Update]:
+    """Take all adapters off, which undoes what they did; returns them. In place; weights are trainable again."""
+    updates = updates_of(model)
+    for name, layer in list(_adapted(model)):
+        owner, _, own = name.rpartition(".")
+        setattr(model.get_submodule(owner), own, layer.plain())
+    model.requires_grad_(True)
+    return updates
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Let a model compute what it did before it was adapted, for the length of a block."""
+    layers = [layer for _, layer in _adapted(model) if layer.is_on]
+    for layer in layers:
+        layer.is_on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.is_on = True
+
+
+def _adapted(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            yield name, module
+
+
+def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str, list[tuple[Target, Rows]]]]:
+    """Find every matrix that can be adapted: its owner, its name there, and which rows are what."""
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            inner, both = module.inner, module.inner + module.kv_dim
+            third = Rows(both, both + module.kv_dim)
+            yield module, "qkv", [("query", Rows(0, inner)), ("key", Rows(inner, both)), ("value", third)]
+        elif isinstance(module, CrossAttention):
+            second = Rows(module.kv_dim, 2 * module.kv_dim)
+            yield module, "q", [("query", Rows(0, module.inner))]
+            yield module, "kv", [("key", Rows(0, module.kv_dim)), ("value", second)]
+        elif isinstance(module, FeedForward):
+            wide, half = module.up.out_features, module.down.in_features
+            if module.is_gated:
+                yield module, "up", [("gate", Rows(0, half)), ("up", Rows(half, wide))]
+            else:
+                yield module, "up", [("up", Rows(0, wide))]
+            yield module, "down", [("down", Rows(0, module.down.out_features))]
+        if isinstance(module, SelfAttention | CrossAttention):
+            yield module, "out", [("output", Rows(0, module.out.out_features))]

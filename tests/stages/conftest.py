@@ -1,0 +1,64 @@
+"""A tiny model in a folder, with all that stages ask for, and how to interrupt a run."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+
+from stockpot.bundle import Bundle
+from stockpot.model.config import decoder
+from stockpot.model.transformer import Transformer
+from stockpot.text.chat import ChatTemplate
+from stockpot.text.tokenizer import Tokenizer
+from stockpot.train.guard import Interrupted
+from stockpot.village import Village
+from stockpot.weights.store import save
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Several threads only wait for each other on models this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """Save a decoder of two layers that has learned nothing, with a tokenizer of 400 entries."""
+    tokenizer = Tokenizer.train([one["text"] for one in Village().documents(limit=200)], vocab_size=400)
+    torch.manual_seed(0)
+    model = Transformer(decoder(layers=2, dim=32, heads=2, context=128, vocab_size=400, zero_init=False))
+    bundle = Bundle(model, tokenizer, ChatTemplate.of(tokenizer))
+    return save(tmp_path_factory.mktemp("base") / "model", bundle)
+
+
+@pytest.fixture
+def write_lines(tmp_path):
+    """Write records as JSON lines; returns the path as text."""
+
+    def write(name, records):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def interrupted_at():
+    """Run a stage and press Ctrl-C when it has logged a step; it must stop as interrupted."""
+
+    def run(step, stage):
+        def press(event):
+            if event["kind"] == "step" and event["step"] == step:
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(Interrupted):
+            stage(press)
+
+    return run

@@ -1,0 +1,61 @@
+"""Instruction tuning with an adapter: small, exact to resume, and the base stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from stockpot.errors import DataError
+from stockpot.model.adapters import LoRA
+from stockpot.stages.sft import SFTConfig, sft
+from stockpot.train.loop import LoopConfig
+from stockpot.weights.adapter import is_adapter
+from stockpot.weights.store import load
+
+LOOP = LoopConfig(steps=6, batch_tokens=512, lr=1e-2, log_every=1, checkpoint_every=3, dtype="float32")
+
+
+def digest(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_an_adapter_is_trained_and_the_base_is_not(tiny_base, tmp_path):
+    before = digest(tiny_base)
+    config = SFTConfig(model=str(tiny_base), data="village:chats:0:60", adapter=LoRA(rank=4), loop=LOOP)
+    run = sft(config, out=tmp_path / "run")
+    assert is_adapter(run.model_path)
+    assert digest(tiny_base) == before
+    assert run.last("train/loss") < run.series("train/loss")[0][1]
+    assert run.manifest["trained_parameters"] < run.manifest["parameters"] / 2
+    state = run.model_path / "state" / "training.pt"
+    assert state.stat().st_size < (tiny_base / "model.safetensors").stat().st_size * 1.5
+    tuned = load(run.path)
+    base = load(tiny_base)
+    ids = torch.tensor([[1, 2, 3]])
+    assert not torch.allclose(tuned.model(ids).logits, base.model(ids).logits, atol=1e-3)
+
+
+def test_a_resumed_adapter_run_ends_bit_for_bit_alike(tiny_base, tmp_path, interrupted_at):
+    config = SFTConfig(model=str(tiny_base), data="village:chats:0:60", adapter=LoRA(rank=2), loop=LOOP)
+    whole = sft(config, out=tmp_path / "whole")
+    interrupted_at(4, lambda press: sft(config, out=tmp_path / "torn", progress=press))
+    torn = sft(config, out=tmp_path / "torn", resume=True)
+    assert torn.series("train/loss") == whole.series("train/loss")
+    names = ("adapter_model.safetensors",)
+    for name in names:
+        assert (torn.model_path / name).read_bytes() == (whole.model_path / name).read_bytes()
+
+
+def test_records_without_an_answer_are_refused_by_name(tiny_base, tmp_path, write_lines):
+    data = write_lines("chats.jsonl", [{"messages": [{"role": "user", "content": "Is there anybody?"}]}])
+    with pytest.raises(DataError, match=r"chats\.jsonl:1: no token of this record counts"):
+        sft(SFTConfig(model=str(tiny_base), data=data, loop=LOOP), out=tmp_path / "run")
+
+
+def test_settings_reach_the_adapter_from_the_command_line(tiny_base):
+    from stockpot.config import build
+
+    config = build(SFTConfig, table="sft", sets=["adapter.rank=8", "adapter.targets=['query', 'value']"])
+    assert config.adapter == LoRA(rank=8, targets=("query", "value"))
