@@ -35,6 +35,7 @@ class Bundle:
         generation: defaults for :class:`stockpot.Sampling` that came with the model (``temperature``,
             ``top_p`` …).
         source: the folder the bundle was read from, if any.
+        family: the ``model_type`` it was read as; it is written as that again while it still can be.
     """
 
     model: Transformer
@@ -42,6 +43,7 @@ class Bundle:
     template: ChatTemplate | None = None
     generation: dict[str, Any] = field(default_factory=dict)
     source: Path | None = None
+    family: str | None = None
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
         """Turn a prompt into the ids the model reads.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stockpot.errors import ConfigError
 from stockpot.model.transformer import Transformer
 
 Tiny = Callable[..., Transformer]
@@ -318,3 +319,16 @@ def test_shape_annotations_are_alive_in_tests(tiny: Tiny) -> None:
         tiny()(torch.zeros(1, 2, 3, dtype=torch.long))
     with pytest.raises(Exception, match="ids"):
         tiny()(torch.zeros(1, 2))
+
+
+def test_a_model_without_an_output_matrix_gives_hidden_states_only(tiny, ids):
+    whole = tiny()
+    bare = tiny(predicts=False)
+    bare.load_state_dict(whole.state_dict())
+    found = bare(ids(2, 9))
+    assert torch.equal(found.hidden, whole(ids(2, 9)).hidden)
+    assert found.logits.shape == (2, 0, 61)
+    with pytest.raises(ValueError, match="no logits"):
+        bare.logits(found.hidden)
+    with pytest.raises(ConfigError, match="no masked_head"):
+        tiny("encoder", predicts=False)

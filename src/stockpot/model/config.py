@@ -214,6 +214,9 @@ class ModelConfig(Settings):
     encoder: StackConfig | None = Field(None, description="the stack that reads")
     decoder: StackConfig | None = Field(None, description="the stack that writes")
     tied: bool = Field(True, description="the output matrix is the embedding matrix")
+    predicts: bool = Field(
+        True, description="hidden states become logits; False: there is no output matrix, only hidden states"
+    )
     embedding_scale: float | None = Field(None, gt=0, description="factor on token embeddings; None = 1")
     logit_scale: float | None = Field(
         None, gt=0, description="factor on the hidden states before the output matrix; None = 1"
@@ -249,6 +252,10 @@ class ModelConfig(Settings):
         if self.encoder is not None and self.decoder is not None and self.encoder.dim != self.decoder.dim:
             raise ValueError(
                 f"encoder and decoder share one width, not {self.encoder.dim} and {self.decoder.dim}"
+            )
+        if not self.predicts and (self.masked_head or self.logit_bias or not self.tied):
+            raise ValueError(
+                "a model that makes no logits has no masked_head, no logit_bias and no own matrix"
             )
         if self.segment_types and self.encoder is not None and self.decoder is not None:
             raise ValueError("segment embeddings exist for a single stack only")

@@ -34,7 +34,7 @@ class Output(NamedTuple):
     """What a model returns, whatever its kind.
 
     Attributes:
-        logits: ``(batch, last, vocab)``; ``(batch, 0, vocab)`` when none were asked for.
+        logits: ``(batch, last, vocab)``; ``(batch, 0, vocab)`` when none were asked for or the model has none.
         hidden: final hidden states ``(batch, seq, dim)``, without the prefix's.
         memory: the encoder's hidden states ``(batch, src, dim)``, if there is one beside the decoder.
         attention: under ``watch()``, each layer's weights ``(batch, heads, seq, keys)``.
@@ -173,7 +173,13 @@ class Transformer(nn.Module):
         return memory
 
     def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocab"]:
-        """Score every vocabulary item for each hidden state."""
+        """Score every vocabulary item for each hidden state.
+
+        Raises:
+            ValueError: if the model has no output matrix.
+        """
+        if not self.config.predicts:
+            raise ValueError("this model makes no logits (predicts = False)")
         if self.masked_head is not None:
             hidden = self.masked_head(hidden)
         if self.config.logit_scale is not None:
@@ -224,11 +230,9 @@ class Transformer(nn.Module):
         return _widen(segments == 0, prefix, 1)
 
     def _last_logits(self, hidden: Tensor, last: int | None) -> Tensor:
-        if last is None:
-            return self.logits(hidden)
-        if last == 0:
+        if last == 0 or not self.config.predicts:
             return hidden.new_empty((hidden.shape[0], 0, self.config.vocab_size))
-        return self.logits(hidden[:, -last:])
+        return self.logits(hidden if last is None else hidden[:, -last:])
 
     def _check(
         self,

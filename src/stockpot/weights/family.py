@@ -7,14 +7,16 @@ conditions: it can if the settings come back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.config import ModelConfig, StackConfig
 
-__all__ = ["Family", "Part", "canonical", "refuse", "setting"]
+__all__ = ["NUMBER", "Family", "Part", "canonical", "choice", "only", "refuse", "setting"]
+
+NUMBER = (int, float)
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,19 @@ class Part:
         theirs: names in the file; their rows follow each other in ours.
         rows: rows of each of ``theirs``; empty when there is only one.
         transposed: the file keeps inputs × outputs.
+        mixed_heads: the file keeps the rows head by head: a head's query, key and value, then the next head's;
+            how many heads there are. 0: all queries, all keys, all values, as here.
+        skipped: rows at the beginning of the file's tensor that stand for nothing here.
+        gain: what the model adds to the stored numbers.
     """
 
     ours: str
     theirs: tuple[str, ...]
     rows: tuple[int, ...] = ()
     transposed: bool = False
+    mixed_heads: int = 0
+    skipped: int = 0
+    gain: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,24 +49,40 @@ class Family:
 
     Attributes:
         model_type: as ``config.json`` spells it.
-        read: their settings → ours.
+        read: their settings, and the names of the tensors that are there → ours.
         write: our settings → theirs, as near as they come.
         parts: our settings → where every tensor is stored.
+        root: what the network's tensors begin with; files of a network without its heads leave it out.
+        outside: beginnings of names that never carry the root.
+        older: endings of names as older files spell them → as they are spelled now.
+        copies: names of tensors that repeat another → that other one; a file may hold either or both.
         ignored: endings of tensor names that files may hold and nobody needs.
     """
 
     model_type: str
-    read: Callable[[Mapping[str, Any]], ModelConfig]
+    read: Callable[[Mapping[str, Any], Collection[str]], ModelConfig]
     write: Callable[[ModelConfig], dict[str, Any]]
     parts: Callable[[ModelConfig], list[Part]]
+    root: str = ""
+    outside: tuple[str, ...] = ()
+    older: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
     def can_hold(self, config: ModelConfig) -> bool:
         """Tell whether a model comes back the same after being written as this family."""
         try:
-            return canonical(self.read(self.write(config))) == canonical(config)
+            names = {name for part in self.parts(config) for name in part.theirs}
+            return canonical(self.read(self.write(config), names)) == canonical(config)
         except (CheckpointError, ConfigError):
             return False
+
+    def spell(self, name: str) -> str:
+        """Return a tensor's full present name, however a file spells it."""
+        for old, new in self.older.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        return name if name.startswith((self.root, *self.outside)) else self.root + name
 
 
 def canonical(config: ModelConfig) -> ModelConfig:
@@ -112,3 +137,26 @@ def setting(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
             f"config.json: {name} is {value!r}, which is {type(value).__name__}.", "Get config.json again."
         )
     return value
+
+
+def only(values: Mapping[str, Any], **allowed: Any) -> None:
+    """Refuse settings that change what a model computes and that we do not have.
+
+    Raises:
+        CheckpointError: if one of them is there, not null, and not the value given.
+    """
+    for name, value in allowed.items():
+        if values.get(name) not in (None, value):
+            raise refuse(f"{name} {values[name]!r}")
+
+
+def choice(values: Mapping[str, Any], name: str, known: Mapping[str, str], default: str) -> str:
+    """Read a setting that names one of several things, and return our word for it.
+
+    Raises:
+        CheckpointError: if it names something else.
+    """
+    word = setting(values, name, str, default)
+    if word not in known:
+        raise refuse(f"{name} {word!r}")
+    return known[word]

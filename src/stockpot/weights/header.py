@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 from stockpot.errors import CheckpointError
 
-__all__ = ["Entry", "check_safetensors", "kind_of", "refuse_unless_safetensors"]
+__all__ = ["SAFE", "Entry", "check_safetensors", "kind_of", "refuse_unless_safetensors"]
 
 FileKind = Literal["safetensors", "gguf", "pickle", "json", "empty", "unknown"]
 

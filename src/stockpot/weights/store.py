@@ -26,15 +26,13 @@ from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.weights.adapter import adapter_files, base_of, is_adapter, read_updates
-from stockpot.weights.families.llama import FAMILIES as LLAMA
-from stockpot.weights.families.native import NATIVE
+from stockpot.weights.families import FAMILIES, NATIVE
 from stockpot.weights.family import Family, Part
 from stockpot.weights.folder import find_folder, inside, read_json, weight_files
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
 
 __all__ = ["load", "load_model", "save", "save_adapter", "save_model"]
 
-FAMILIES: dict[str, Family] = {**LLAMA, NATIVE.model_type: NATIVE}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 Content = bytes | Callable[[Path], None]  # of a file to write, or what writes it
 TRAINING = ("init_std", "zero_init")  # settings that no other family knows and only training needs
@@ -74,7 +72,7 @@ def load(
         )
     template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
     generation = read_json(text, "generation_config.json", missing={})
-    return Bundle(model, tokenizer, template, generation, folder)
+    return Bundle(model, tokenizer, template, generation, folder, family=_model_type(folder))
 
 
 def load_model(
@@ -89,15 +87,15 @@ def load_model(
         return _adapted(folder, place, kind)
     values = read_json(folder, "config.json")
     family = _family(values, folder)
-    config = _read_config(family, values, folder)
-    shelf = Shelf(*weight_files(folder))
+    shelf = Shelf(*weight_files(folder), spell=family.spell)
+    config = _read_config(family, values, shelf, folder)
     _refuse_absurd(config, shelf, folder)
+    config = _settle_copies(family, config, shelf)
     parts = family.parts(config)
     with torch.device("meta"):
         model = Transformer(config)
     shapes = {name: param.shape for name, param in model.named_parameters()}
-    ignored = (*family.ignored, *(("lm_head.weight",) if config.tied else ()))
-    check_parts(shelf, parts, shapes, ignored, folder)
+    check_parts(shelf, parts, shapes, family.ignored, folder)
     params = read_parts(shelf, parts, shapes, device=place, dtype=kind, where=folder)
     model.load_state_dict(params, strict=True, assign=True)
     return model.requires_grad_(True).eval()
@@ -107,8 +105,17 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype | None) -> T
     """Open an adapter's base and add the adapter to it."""
     model = load_model(base_of(folder), device=device, dtype=dtype)
     shapes = {name: param.shape for name, param in model.named_parameters()}
-    add_updates(model, read_updates(folder, _family_of(model.config).parts(model.config), shapes))
+    parts = _family_of(model.config, _model_type(folder)).parts(model.config)
+    add_updates(model, read_updates(folder, parts, shapes))
     return model
+
+
+def _model_type(folder: Path) -> str | None:
+    """Return the family a folder's model was read as; an adapter's is its base's."""
+    while is_adapter(folder):
+        folder = base_of(folder)
+    name = read_json(folder, "config.json").get("model_type")
+    return name if isinstance(name, str) else None
 
 
 def save(path: str | os.PathLike[str], bundle: Bundle) -> Path:
@@ -123,7 +130,7 @@ def save(path: str | os.PathLike[str], bundle: Bundle) -> Path:
         CheckpointError: if the model holds NaN or infinity, or ``path`` is a file.
     """
     folder = Path(path)
-    files = _model_files(bundle.model) | _text_files(bundle)
+    files = _model_files(bundle.model, bundle.family) | _text_files(bundle)
     if not (folder / "README.md").exists():
         files["README.md"] = _card(bundle).encode()
     _write_all(folder, files)
@@ -145,14 +152,20 @@ def save_adapter(path: str | os.PathLike[str], bundle: Bundle, base: Path) -> Pa
     folder = Path(path)
     if not has_adapters(bundle.model):
         raise ValueError("the model has no adapters")
-    parts = _family_of(bundle.model.config).parts(bundle.model.config)
+    parts = _family_of(bundle.model.config, bundle.family).parts(bundle.model.config)
     _write_all(folder, adapter_files(bundle.model, parts, base=base, folder=folder) | _text_files(bundle))
     return folder
 
 
-def save_model(path: str | os.PathLike[str], model: Transformer) -> Path:
-    """Write the network alone: ``config.json`` and ``model.safetensors``; errors as in :func:`save`."""
-    _write_all(Path(path), _model_files(model))
+def save_model(path: str | os.PathLike[str], model: Transformer, *, family: str | None = None) -> Path:
+    """Write the network alone: ``config.json`` and ``model.safetensors``; arguments and errors as in :func:`save`.
+
+    Args:
+        path: the folder.
+        model: the network.
+        family: a ``model_type`` to prefer where several can hold the model.
+    """
+    _write_all(Path(path), _model_files(model, family))
     return Path(path)
 
 
@@ -182,9 +195,9 @@ def _family(values: Mapping[str, Any], folder: Path) -> Family:
     return FAMILIES[name]
 
 
-def _read_config(family: Family, values: Mapping[str, Any], folder: Path) -> ModelConfig:
+def _read_config(family: Family, values: Mapping[str, Any], shelf: Shelf, folder: Path) -> ModelConfig:
     try:
-        config = family.read(values)
+        config = family.read(values, shelf.entries.keys())
         extras = values.get("stockpot")
         if not isinstance(extras, dict):
             return config
@@ -192,7 +205,7 @@ def _read_config(family: Family, values: Mapping[str, Any], folder: Path) -> Mod
         main = config.main.model_copy(update={"dropout": float(extras.get("dropout", 0.0))})
         side = "encoder" if config.decoder is None else "decoder"
         return ModelConfig(**{**config.model_dump(), **whole, side: main.model_dump()})
-    except (ConfigError, ValueError, TypeError) as error:
+    except (ConfigError, ValueError, TypeError, ArithmeticError) as error:
         what = error.what if isinstance(error, ConfigError) else str(error)
         raise CheckpointError(f"{folder / 'config.json'}: {what}", "Get config.json again.") from error
 
@@ -208,12 +221,32 @@ def _refuse_absurd(config: ModelConfig, shelf: Shelf, folder: Path) -> None:
         )
 
 
+def _settle_copies(family: Family, config: ModelConfig, shelf: Shelf) -> ModelConfig:
+    """Forget tensors that repeat others, whichever of the two a file holds.
+
+    A file may hold an output matrix of its own although its config calls it tied; like transformers we believe
+    the file then.
+    """
+    copies = dict(family.copies)
+    if config.tied and config.predicts:
+        own = config.model_copy(update={"tied": False})
+        names = {part.ours: part.theirs[0] for part in family.parts(own)}
+        head, embed = names["head.weight"], names["embed.weight"]
+        if head in shelf.entries and embed in shelf.entries and not shelf.are_equal(head, embed):
+            return own
+        copies[head] = embed
+    for copy, name in copies.items():
+        shelf.settle(copy, name)
+    return config
+
+
 # --- writing ---
 
 
-def _family_of(config: ModelConfig) -> Family:
-    """Return the family that a model is written as."""
-    return next((one for one in FAMILIES.values() if one.can_hold(config)), NATIVE)
+def _family_of(config: ModelConfig, preferred: str | None) -> Family:
+    """Return the family that a model is written as: the preferred one, if it can hold the model."""
+    order = sorted(FAMILIES.values(), key=lambda one: one.model_type != preferred)
+    return next((one for one in order if one.can_hold(config)), NATIVE)
 
 
 def _text_files(bundle: Bundle) -> dict[str, Content]:
@@ -247,9 +280,9 @@ def _merged_parameters(model: Transformer) -> dict[str, Tensor]:
     return params
 
 
-def _model_files(model: Transformer) -> dict[str, Content]:
+def _model_files(model: Transformer, preferred: str | None) -> dict[str, Content]:
     config = model.config
-    family = _family_of(config)
+    family = _family_of(config, preferred)
     params = _merged_parameters(model)
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     values = {**family.write(config), "dtype": dtype}

@@ -6,7 +6,8 @@ are safetensors only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from stockpot.errors import CheckpointError
 from stockpot.weights.family import Part
-from stockpot.weights.header import Entry, check_safetensors
+from stockpot.weights.header import SAFE, Entry, check_safetensors
 
 __all__ = ["Shelf", "check_parts", "read_parts", "write_parts"]
 
@@ -26,17 +27,32 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 class Shelf:
-    """The tensors of one or more files, by name; directories are checked, nothing is read yet."""
+    """The tensors of one or more files, by name; directories are checked, nothing is read yet.
 
-    def __init__(self, files: Sequence[Path], places: Mapping[str, str] | None = None) -> None:
+    Args:
+        files: safetensors files.
+        places: which tensor lies in which file, if an index says so.
+        spell: turns a name as it is stored into the one to use.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        places: Mapping[str, str] | None = None,
+        spell: Callable[[str], str] = str,
+    ) -> None:
         self.entries: dict[str, Entry] = {}
-        self._files: dict[str, Path] = {}
+        self._places: dict[str, tuple[Path, str]] = {}
+        stored: set[str] = set()
         for file in files:
             for name, entry in check_safetensors(file)[0].items():
                 if places is not None and places.get(name) != file.name:
                     continue
-                self.entries[name], self._files[name] = entry, file
-        absent = [name for name in places or () if name not in self.entries]
+                if (known := spell(name)) in self.entries:
+                    raise CheckpointError(f"{file} holds {known!r} twice, the second time as {name!r}.", SAFE)
+                self.entries[known], self._places[known] = entry, (file, name)
+                stored.add(name)
+        absent = [name for name in places or () if name not in stored]
         if absent:
             raise CheckpointError(
                 f"{files[0].parent}: the index promises {absent[0]!r}, but its file does not hold it"
@@ -49,28 +65,51 @@ class Shelf:
         """How many numbers all tensors hold together."""
         return sum(torch.Size(entry.shape).numel() for entry in self.entries.values())
 
+    def stored_name(self, name: str) -> str:
+        """Return a tensor's name as its file spells it."""
+        return self._places[name][1]
+
+    def usual_dtype(self, names: Iterable[str]) -> torch.dtype:
+        """Return the type that most numbers of the named tensors have."""
+        counts: Counter[str] = Counter()
+        for name in names:
+            counts[self.entries[name].dtype] += torch.Size(self.entries[name].shape).numel()
+        return DTYPES[counts.most_common(1)[0][0]]
+
+    def settle(self, copy: str, name: str) -> None:
+        """Forget ``copy``, which repeats ``name``; where only the copy is there, it takes that name."""
+        if copy in self.entries:
+            entry, place = self.entries.pop(copy), self._places.pop(copy)
+            self.entries.setdefault(name, entry)
+            self._places.setdefault(name, place)
+
+    def are_equal(self, one: str, other: str) -> bool:
+        """Compare two tensors by their numbers."""
+        if self.entries[one].shape != self.entries[other].shape:
+            return False
+        with self.open() as files:
+            return torch.equal(files.tensor(one), files.tensor(other))
+
     @contextmanager
     def open(self) -> Iterator[_Reader]:
         """Open the files for reading."""
-        yield _Reader(self._files)
+        yield _Reader(self._places)
 
 
 class _Reader:
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = files
+    def __init__(self, places: Mapping[str, tuple[Path, str]]) -> None:
+        self._places = places
         self._open: dict[Path, safe_open] = {}
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor, as a view of its file where the system allows."""
-        file = self._files[name]
+        file, stored = self._places[name]
         try:
             if file not in self._open:
                 self._open[file] = safe_open(file, framework="pt")
-            tensor: Tensor = self._open[file].get_tensor(name)  # type: ignore[no-untyped-call]
+            tensor: Tensor = self._open[file].get_tensor(stored)  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file}: {name!r} cannot be read: {error}.", "Copy the file again."
-            ) from error
+            raise CheckpointError(f"{file}: {stored!r} cannot be read: {error}.", SAFE) from error
         return tensor
 
 
@@ -86,14 +125,18 @@ def check_parts(
     wanted = {
         name: shape for part in parts for name, shape in _stored_shapes(part, shapes[part.ours]).items()
     }
-    missing = [name for name in wanted if name not in shelf.entries]
-    unexpected = [name for name in shelf.entries if name not in wanted and not name.endswith(tuple(ignored))]
-    shaped = [
-        f"{name} {entry.shape} instead of {wanted[name]}"
-        for name, entry in shelf.entries.items()
-        if name in wanted and entry.shape != wanted[name]
+    needed = {name: entry for name, entry in shelf.entries.items() if name in wanted}
+    stored = shelf.stored_name
+    missing = [name for name in wanted if name not in needed]
+    unexpected = [
+        stored(name) for name in shelf.entries if name not in wanted and not name.endswith(tuple(ignored))
     ]
-    typed = [f"{n} ({e.dtype})" for n, e in shelf.entries.items() if n in wanted and e.dtype not in DTYPES]
+    shaped = [
+        f"{stored(name)} {entry.shape} instead of {wanted[name]}"
+        for name, entry in needed.items()
+        if entry.shape != wanted[name]
+    ]
+    typed = [f"{stored(name)} ({entry.dtype})" for name, entry in needed.items() if entry.dtype not in DTYPES]
     faults = {
         "missing": missing,
         "not expected": unexpected,
@@ -115,7 +158,9 @@ def _some(names: Sequence[str]) -> str:
 def _stored_shapes(part: Part, shape: torch.Size) -> dict[str, tuple[int, ...]]:
     if len(part.theirs) > 1:
         return {name: (rows, *shape[1:]) for name, rows in zip(part.theirs, part.rows, strict=True)}
-    return {part.theirs[0]: tuple(reversed(shape)) if part.transposed else tuple(shape)}
+    if part.transposed:
+        return {part.theirs[0]: tuple(reversed(shape))}
+    return {part.theirs[0]: (shape[0] + part.skipped, *shape[1:])}
 
 
 def read_parts(
@@ -127,24 +172,28 @@ def read_parts(
     dtype: torch.dtype | None,
     where: Path,
 ) -> dict[str, Tensor]:
-    """Read our parameters; ``dtype=None`` keeps the file's.
+    """Read our parameters; ``dtype=None`` keeps the type that most of the file's numbers have.
 
     Raises:
         CheckpointError: if numbers are not finite; names the tensors.
     """
     found: dict[str, Tensor] = {}
     broken: list[str] = []
+    large: list[str] = []  # finite in the file, infinite in the type asked for
+    kind = dtype or shelf.usual_dtype(name for part in parts for name in part.theirs)
     with shelf.open() as files:
         for part in parts:
-            kind = dtype or DTYPES[shelf.entries[part.theirs[0]].dtype]
             whole = torch.empty(shapes[part.ours], dtype=kind, device=device)
             start = 0
             for name in part.theirs:
                 stored = files.tensor(name)
+                piece = _to_ours(stored, part)
+                place = whole[start : start + piece.shape[0]]
+                place.copy_(piece)
                 if not bool(stored.isfinite().all()):
                     broken.append(name)
-                piece = stored.T if part.transposed else stored
-                whole[start : start + piece.shape[0]].copy_(piece)
+                elif kind != stored.dtype and not bool(place.isfinite().all()):
+                    large.append(name)
                 start += piece.shape[0]
             found[part.ours] = whole
     if broken:
@@ -152,7 +201,39 @@ def read_parts(
             f"{where}: {len(broken)} tensors hold NaN or infinity ({_some(broken)}).",
             "The training that wrote them went wrong; use an earlier checkpoint.",
         )
+    if large:
+        raise CheckpointError(
+            f"{where}: {len(large)} tensors hold numbers too large for"
+            f" {str(kind).removeprefix('torch.')} ({_some(large)}).",
+            "Use float32 or bfloat16.",
+        )
     return found
+
+
+def _to_ours(stored: Tensor, part: Part) -> Tensor:
+    """Turn a tensor as a family stores it into the form we use."""
+    if part.transposed:
+        return stored.T
+    if part.gain:
+        return stored.float() + part.gain
+    if part.mixed_heads:
+        return (
+            stored.reshape(part.mixed_heads, 3, -1, *stored.shape[1:]).transpose(0, 1).reshape(stored.shape)
+        )
+    return stored[part.skipped :]
+
+
+def _to_theirs(ours: Tensor, part: Part) -> Tensor:
+    """Undo :func:`_to_ours`."""
+    if part.transposed:
+        return ours.T
+    if part.gain:
+        return (ours.float() - part.gain).to(ours.dtype)
+    if part.mixed_heads:
+        return ours.reshape(3, part.mixed_heads, -1, *ours.shape[1:]).transpose(0, 1).reshape(ours.shape)
+    if part.skipped:
+        return torch.cat((ours.new_zeros(part.skipped, *ours.shape[1:]), ours))
+    return ours
 
 
 def write_parts(path: Path, parts: Sequence[Part], params: Mapping[str, Tensor]) -> None:
@@ -167,8 +248,7 @@ def write_parts(path: Path, parts: Sequence[Part], params: Mapping[str, Tensor])
         whole = params[part.ours].detach().cpu()
         if not bool(whole.isfinite().all()):
             broken.append(part.ours)
-        if part.transposed:
-            whole = whole.T
+        whole = _to_theirs(whole, part)
         start = 0
         for name, rows in zip(part.theirs, part.rows or (whole.shape[0],), strict=True):
             stored[name] = whole[start : start + rows].contiguous()

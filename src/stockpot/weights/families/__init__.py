@@ -1,1 +1,22 @@
-"""One file for each family of models: a map of settings and a map of names, used in both directions."""
+"""One file for each family of models: a map of settings and a map of names, used in both directions.
+
+``FAMILIES`` is in the order in which a family is looked for that can hold a model.
+"""
+
+from stockpot.weights.families import bert, distilbert, gemma, gpt2, llama, neox, olmo2, t5
+from stockpot.weights.families.native import NATIVE
+from stockpot.weights.family import Family
+
+__all__ = ["FAMILIES", "NATIVE"]
+
+FAMILIES: dict[str, Family] = {
+    **llama.FAMILIES,
+    **olmo2.FAMILIES,
+    **gemma.FAMILIES,
+    **gpt2.FAMILIES,
+    **neox.FAMILIES,
+    **bert.FAMILIES,
+    **distilbert.FAMILIES,
+    **t5.FAMILIES,
+    NATIVE.model_type: NATIVE,
+}

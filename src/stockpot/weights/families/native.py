@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ __all__ = ["NATIVE"]
 NOTE = "This model has parts that transformers does not know. Open it with stockpot."
 
 
-def read(values: Mapping[str, Any]) -> ModelConfig:
+def read(values: Mapping[str, Any], names: Collection[str]) -> ModelConfig:
     """Read our own settings."""
     try:
         return ModelConfig(**setting(values, "model", dict))
