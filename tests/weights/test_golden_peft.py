@@ -117,3 +117,39 @@ def test_gradients_equal_pefts(base, tmp_path):
         for index, part in enumerate("qkv"):
             wanted = values[name.format(number, part, "B")].grad
             torch.testing.assert_close(layer.attention.qkv.lora_up[index].grad, wanted, atol=1e-5, rtol=1e-4)
+
+
+STORED_OTHERWISE = {  # matrices stored transposed, and rows that stand head by head
+    "GPT2": ("LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "GPTNeoX": (
+        "ForCausalLM",
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", STORED_OTHERWISE)
+def test_adapters_of_matrices_that_are_stored_otherwise(family, tmp_path, tokenizer):
+    head, choices = STORED_OTHERWISE[family]
+    config = getattr(transformers, f"{family}Config")(vocab_size=340, initializer_range=0.2, **choices)
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    getattr(transformers, family + head)(config).save_pretrained(base)
+    theirs = getattr(transformers, family + head).from_pretrained(base)
+    tokenizer.save(base)
+    names = ["c_attn", "c_proj"] if family == "GPT2" else ["query_key_value", "dense_h_to_4h"]
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=names)
+    theirs = peft.get_peft_model(theirs, settings).eval()
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        found = load(tmp_path / "adapter").model(IDS).logits
+        torch.testing.assert_close(found, theirs(IDS).logits, atol=1e-5, rtol=1e-5)
+    ours = load_model(base)
+    attach(ours, LoRA(rank=4))
+    randomise(ours)
+    save_adapter(tmp_path / "ours", Bundle(ours, tokenizer), base)
+    plain = getattr(transformers, family + head).from_pretrained(base)
+    again = peft.PeftModel.from_pretrained(plain, tmp_path / "ours").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(IDS).logits, ours(IDS).logits, atol=1e-5, rtol=1e-5)

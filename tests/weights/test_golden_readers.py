@@ -120,7 +120,8 @@ def test_their_encoders_give_equal_outputs_here(name, tmp_path):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_our_encoders_give_equal_outputs_there(name, tmp_path):
     theirs = build(name)
-    again = comes_back(transformers, theirs, tmp_path, family=theirs.config.model_type)
+    unread = [f"pooler.dense.{kind}" for kind in ("weight", "bias") if getattr(theirs, "pooler", None)]
+    again = comes_back(transformers, theirs, tmp_path, family=theirs.config.model_type, unread=unread)
     same_outputs(again, load_model(tmp_path / "ours"))
     ids, mask = padded()
     with torch.no_grad():
@@ -147,7 +148,12 @@ def test_their_encoder_decoders_give_equal_logits_and_tokens_here(name, tmp_path
     greedy = engine.generate(prompts, Sampling(temperature=0, max_tokens=12, min_tokens=12))
     for prompt, one in zip(prompts, greedy, strict=True):
         found = theirs.generate(
-            torch.tensor([prompt]), do_sample=False, min_new_tokens=12, max_new_tokens=12, eos_token_id=2
+            torch.tensor([prompt]),
+            do_sample=False,
+            min_new_tokens=12,
+            max_new_tokens=12,
+            eos_token_id=sorted(engine.bundle.stop_ids),
+            use_cache=False,  # theirs fails where the stacks differ in depth
         )
         assert one.ids == tuple(found[0, 1:].tolist())
 
@@ -160,7 +166,8 @@ def test_our_encoder_decoders_give_equal_logits_there(name, tmp_path):
     ids = some_ids(3, 11)
     with torch.no_grad():
         one, other = (
-            model(source, attention_mask=mask.long(), decoder_input_ids=ids).logits for model in (again, theirs)
+            model(source, attention_mask=mask.long(), decoder_input_ids=ids).logits
+            for model in (again, theirs)
         )
     assert torch.equal(one, other)
 

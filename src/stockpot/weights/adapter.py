@@ -26,7 +26,7 @@ from stockpot.model.adapters import LoRA, Rows, Update, settings_of, updates_of
 from stockpot.model.transformer import Transformer
 from stockpot.weights.family import Part, setting
 from stockpot.weights.folder import find_folder, inside, read_json, weight_files
-from stockpot.weights.tensors import Shelf
+from stockpot.weights.tensors import Shelf, mixed_rows, sorted_rows
 
 __all__ = ["CONFIG", "adapter_files", "base_of", "is_adapter", "read_updates"]
 
@@ -46,10 +46,11 @@ UNREAD = {  # settings of PEFT that change what is computed, and the value that 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a matrix of a file stands in ours."""
+    """Where a matrix of a file stands in ours, and in which order the file keeps its rows."""
 
     layer: str
     rows: Rows
+    mixed_heads: int
 
 
 def is_adapter(folder: Path) -> bool:
@@ -136,6 +137,8 @@ def _update(
         )
     if not bool(down.isfinite().all() and up.isfinite().all()):
         raise CheckpointError(f"{folder}: {layer} holds NaN or infinity.", "Use an earlier checkpoint.")
+    if place.mixed_heads:
+        up = sorted_rows(up, place.mixed_heads)
     return Update(place.layer, place.rows, down, up, _scale(values, layer, rank))
 
 
@@ -169,7 +172,7 @@ def _places(parts: Sequence[Part], shapes: Mapping[str, torch.Size]) -> dict[str
             continue
         start = 0
         for name, rows in zip(part.theirs, part.rows or (shapes[part.ours][0],), strict=True):
-            place = _Place(part.ours.removesuffix(".weight"), Rows(start, start + rows))
+            place = _Place(part.ours.removesuffix(".weight"), Rows(start, start + rows), part.mixed_heads)
             found[name.removesuffix(".weight")] = place
             start += rows
     return found
@@ -207,6 +210,8 @@ def adapter_files(
             at = u.rows.start - place.rows.start
             up[at : at + u.up.shape[0], column : column + u.up.shape[1]] = u.up.cpu()
             column += u.up.shape[1]
+        if place.mixed_heads:
+            up = mixed_rows(up, place.mixed_heads).contiguous()
         tensors[PREFIX + name + DOWN], tensors[PREFIX + name + UP] = down.contiguous(), up
         ranks[name] = down.shape[0]
     if broken := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
@@ -215,6 +220,7 @@ def adapter_files(
             "Training went wrong; lower the learning rate and go on from the last checkpoint.",
         )
     values = _config(ranks, settings_of(model)) | _reference(base, folder)
+    values["fan_in_fan_out"] = any(part.transposed for part in parts)
     return {
         CONFIG: (json.dumps(values, indent=2) + "\n").encode(),
         WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
@@ -241,7 +247,6 @@ def _config(ranks: Mapping[str, int], lora: LoRA) -> dict[str, Any]:
         "rank_pattern": {end: own for end, own in sorted(ends.items()) if own != rank},
         "alpha_pattern": {end: _plain(scale_of[own]) for end, own in sorted(ends.items()) if own != rank},
         "bias": "none",
-        "fan_in_fan_out": False,
         "modules_to_save": None,
         "inference_mode": True,
     }

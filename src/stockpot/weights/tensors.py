@@ -20,7 +20,7 @@ from stockpot.errors import CheckpointError
 from stockpot.weights.family import Part
 from stockpot.weights.header import SAFE, Entry, check_safetensors
 
-__all__ = ["Shelf", "check_parts", "read_parts", "write_parts"]
+__all__ = ["Shelf", "check_parts", "mixed_rows", "read_parts", "sorted_rows", "write_parts"]
 
 SHOWN = 4  # names shown of each kind of fault
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -230,10 +230,20 @@ def _to_theirs(ours: Tensor, part: Part) -> Tensor:
     if part.gain:
         return (ours.float() - part.gain).to(ours.dtype)
     if part.mixed_heads:
-        return ours.reshape(3, part.mixed_heads, -1, *ours.shape[1:]).transpose(0, 1).reshape(ours.shape)
+        return mixed_rows(ours, part.mixed_heads)
     if part.skipped:
         return torch.cat((ours.new_zeros(part.skipped, *ours.shape[1:]), ours))
     return ours
+
+
+def sorted_rows(stored: Tensor, heads: int) -> Tensor:
+    """Put rows that stand head by head (its query, key, value) into all queries, all keys, all values."""
+    return stored.reshape(heads, 3, -1, *stored.shape[1:]).transpose(0, 1).reshape(stored.shape)
+
+
+def mixed_rows(ours: Tensor, heads: int) -> Tensor:
+    """Undo :func:`sorted_rows`."""
+    return ours.reshape(3, heads, -1, *ours.shape[1:]).transpose(0, 1).reshape(ours.shape)
 
 
 def write_parts(path: Path, parts: Sequence[Part], params: Mapping[str, Tensor]) -> None:

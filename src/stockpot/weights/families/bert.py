@@ -131,7 +131,7 @@ def write(config: ModelConfig, *, model_type: str) -> dict[str, Any]:
         (False, True): "ForSequenceClassification",
         (False, False): "Model",
     }
-    values = {
+    values: dict[str, Any] = {
         "architectures": [NAMES[model_type] + kinds[config.predicts, config.pair_classes > 0]],
         "model_type": model_type,
         "vocab_size": config.vocab_size,
@@ -151,8 +151,9 @@ def write(config: ModelConfig, *, model_type: str) -> dict[str, Any]:
     if skipped:
         values["pad_token_id"] = 1
     if config.pair_classes and not config.predicts:
-        values["id2label"] = {str(number): f"LABEL_{number}" for number in range(config.pair_classes)}
-        values["label2id"] = {label: int(number) for number, label in values["id2label"].items()}
+        labels = [f"LABEL_{number}" for number in range(config.pair_classes)]
+        values["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        values["label2id"] = {label: number for number, label in enumerate(labels)}
     return values
 
 
