@@ -8,7 +8,7 @@ trains a decoder of 4 layers, 128 wide, on the first nine tenths of the text, in
 
 * nanoGPT: the settings its README gives for a CPU (2000 steps of 12 x 64 characters, AdamW, cosine).
 * nanochat: its architecture, Muon + AdamW and schedules as in its base_train.py, compiled; 16 x 128 characters a step.
-* ours: the default architecture and the default settings of the loop; only the number of steps is given.
+* ours: the default architecture and the default settings of the loop, 16 x 64 characters a step.
 
 What is timed is training alone: not evaluation, and not what compiling costs (the peers compile, ours does not). The loss is
 in nats per character over the whole last tenth of the text, in windows of the contestant's context.
@@ -145,19 +145,20 @@ def _ours(
     ids: Tensor, vocab: int, steps: int, settings: list[str]
 ) -> tuple[float, Callable[..., Tensor], int, int]:
     values = dict(setting.split("=", 1) for setting in settings)
-    config = LoopConfig(**{"steps": steps, "batch_tokens": 2048, **values})  # type: ignore[arg-type]
-    model = Transformer(decoder(layers=LAYERS, dim=DIM, heads=HEADS, context=CONTEXT, vocab_size=vocab))
-    rows = config.batch_tokens // CONTEXT
+    config = LoopConfig(**{"steps": steps, "batch_tokens": 1024, **values})  # type: ignore[arg-type]
+    context = 64
+    model = Transformer(decoder(layers=LAYERS, dim=DIM, context=context, vocab_size=vocab))
+    rows = config.batch_tokens // context
 
     def batches() -> Iterator[Batch]:
         while True:
-            yield Batch(*_draw(ids, rows, CONTEXT))
+            yield Batch(*_draw(ids, rows, context))
 
     began = time.perf_counter()
     fit(model, batches(), next_token_loss, config)
     seconds = time.perf_counter() - began
     model.eval()
-    return seconds, lambda row: model(row).logits, CONTEXT, steps * rows * CONTEXT
+    return seconds, lambda row: model(row).logits, context, steps * rows * context
 
 
 def _nanogpt(ids: Tensor, vocab: int, folder: Path) -> tuple[float, Callable[..., Tensor], int, int]:

@@ -66,7 +66,7 @@ def test_importing_is_lazy():
 
 
 def test_importing_takes_less_than_three_tenths_of_a_second():
-    code = "import time; t = time.perf_counter(); import stockpot; print(time.perf_counter() - t)"
+    code = "import time; t = time.process_time(); import stockpot; print(time.process_time() - t)"
     times = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
         for _ in range(3)

@@ -195,7 +195,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
     The random state is left alone, so that measuring does not change what is trained.
     """
-    size = 8192 if device.type == "cuda" else 1024
+    size = 8192 if device.type == "cuda" else 1024 if dtype == torch.float32 or has_fast_bf16(device) else 256
     generator = torch.Generator(device).manual_seed(0)
     left = torch.randn((size, size), generator=generator, device=device).to(dtype)
     out = torch.empty_like(left)

@@ -107,7 +107,11 @@ def _turn(x: Tensor, angles: Tensor | None, *, back: bool) -> Tensor:
         return x
     size = angles.shape[-1] // 2
     half = size // 2
-    cos, low, high = angles.split((size, half, half), dim=-1)  # low: -sin, high: sin
+    cos, low, high = (
+        angles[..., :size],
+        angles[..., size : size + half],
+        angles[..., size + half :],
+    )  # -sin, sin
     if back:
         low, high = high, low
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

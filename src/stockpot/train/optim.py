@@ -6,6 +6,7 @@ optimizer and learning rate. It takes no loss and knows no batch; gradients are 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,10 @@ from stockpot.train.schedule import Schedule, schedule_factor
 __all__ = ["OptimConfig", "Optimizer", "Role", "roles_of"]
 
 Role = Literal["matrix", "embedding", "head", "scalar", "adapter"]
+LR, WIDTH = (
+    {"muon": 0.01, "adamw": 0.003},
+    128,
+)  # the automatic learning rate, and the width it was measured at
 
 
 class OptimConfig(Settings):
@@ -33,7 +38,12 @@ class OptimConfig(Settings):
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="of matrices: muon · adamw; AdamW for the rest"
     )
-    lr: float = Field(3e-3, gt=0, description="learning rate of matrices, and of the rest unless set below")
+    lr: float | None = Field(
+        None,
+        gt=0,
+        description="learning rate of matrices, and of the rest unless set below;"
+        " none: 0.01 (adamw: 0.003) at width 128, less by the root of the width",
+    )
     embedding_lr: float | None = Field(None, gt=0, description="learning rate of embeddings; none: lr")
     head_lr: float | None = Field(None, gt=0, description="learning rate of output heads; none: lr")
     scalar_lr: float | None = Field(None, gt=0, description="learning rate of norms and biases; none: lr")
@@ -51,7 +61,12 @@ class OptimConfig(Settings):
     cautious_decay: bool = Field(
         False, description="muon: decay only where the update shrinks the weight too"
     )
-    momentum: float = Field(0.95, ge=0, lt=1, description="muon: share of the old momentum kept")
+    momentum: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="muon: share of the old momentum kept; none: 1 - 120 / steps, from 0.7 to 0.95",
+    )
     muon_iterations: int = Field(5, ge=3, le=8, description="muon: products that make an update orthogonal")
     beta1: float = Field(0.9, ge=0, lt=1, description="adamw: memory of the gradient's mean")
     beta2: float = Field(0.95, ge=0, lt=1, description="adamw: memory of the gradient's square")
@@ -66,10 +81,20 @@ class OptimConfig(Settings):
             raise ValueError("cautious_decay belongs to optimizer='muon'")
         return self
 
-    def lr_of(self, role: Role) -> float:
-        """Return the peak learning rate of a role."""
+    def lr_of(self, role: Role, width: int = WIDTH) -> float:
+        """Return the peak learning rate of a role in a model whose matrices read ``width`` numbers.
+
+        The automatic rate falls as the spread of a matrix's weights does (``model/initial.py``), so that a step
+        changes them by the same share at every width. Measured in ``benchmarks/results/time-to-loss.md``.
+        """
         own = {"embedding": self.embedding_lr, "head": self.head_lr, "scalar": self.scalar_lr}.get(role)
-        return self.lr if own is None else own
+        if own is not None:
+            return own
+        return LR[self.optimizer] * math.sqrt(WIDTH / width) if self.lr is None else self.lr
+
+    def momentum_in(self, steps: int) -> float:
+        """Return Muon's momentum in a run of ``steps``: a short run has no time for a long memory."""
+        return min(0.95, max(0.7, 1 - 120 / steps)) if self.momentum is None else self.momentum
 
     def factor(self, step: int, steps: int) -> float:
         """Return the schedule's factor for ``step``, counted from 0, of ``steps``."""
@@ -154,14 +179,15 @@ class Optimizer:
         self.parameters = [named[name] for name in roles]
         self._muon: Muon | None = None
         matrices = [named[name] for name, role in roles.items() if role == "matrix"]
+        self.width = min(max(matrices, key=Tensor.numel).shape) if matrices else WIDTH
         if config.optimizer == "muon" and matrices:
-            self._muon = _muon(model, matrices, config)
+            self._muon = _muon(model, matrices, config, steps)
             roles = {name: role for name, role in roles.items() if role != "matrix"}
-        self._adamw = _adamw(named, roles, config) if roles else None
+        self._adamw = _adamw(named, roles, config, self.width) if roles else None
 
     def lr(self, step: int) -> float:
         """Return the matrices' learning rate in ``step``, counted from 0."""
-        return self.config.lr * self.config.factor(step, self.steps)
+        return self.config.lr_of("matrix", self.width) * self.config.factor(step, self.steps)
 
     @torch.no_grad()
     def scale(self, count: Tensor | float) -> Tensor:
@@ -185,7 +211,7 @@ class Optimizer:
         factor = self.config.factor(step, self.steps)
         if self._muon is not None:
             self._muon.step(
-                self.config.lr * factor,
+                self.config.lr_of("matrix", self.width) * factor,
                 weight_decay=self.config.weight_decay,
                 is_cautious=self.config.cautious_decay,
             )
@@ -228,26 +254,26 @@ class Optimizer:
             ) from None
 
 
-def _muon(model: nn.Module, matrices: list[nn.Parameter], config: OptimConfig) -> Muon:
+def _muon(model: nn.Module, matrices: list[nn.Parameter], config: OptimConfig, steps: int) -> Muon:
     parts = _parts_of(model)
     dtype = torch.bfloat16 if has_fast_bf16(matrices[0].device) else torch.float32
     return Muon(
         [Matrix(p, parts.get(id(p), (p.shape[0],))) for p in matrices],
-        momentum=config.momentum,
+        momentum=config.momentum_in(steps),
         iterations=config.muon_iterations,
         dtype=dtype,
     )
 
 
-def _adamw(named: dict[str, nn.Parameter], roles: dict[str, Role], config: OptimConfig) -> torch.optim.AdamW:
+def _adamw(
+    named: dict[str, nn.Parameter], roles: dict[str, Role], config: OptimConfig, width: int
+) -> torch.optim.AdamW:
     groups: list[dict[str, Any]] = [
         {
             "params": [named[name] for name, own in roles.items() if own == role],
-            "peak": config.lr_of(role),
+            "peak": config.lr_of(role, width),
             "weight_decay": config.weight_decay if role == "matrix" else 0.0,
         }
         for role in dict.fromkeys(roles.values())
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
