@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from stockpot.data.batch import Batch, PreferenceBatch
+from stockpot.data.batch import Batch, PreferenceBatch, RolloutBatch
 
 
 def test_tokens_are_the_real_ones_of_both_stacks():
@@ -24,9 +24,17 @@ def test_moving_moves_every_tensor_and_keeps_the_count():
 
 def test_a_pair_of_answers_moves_together():
     ids = torch.zeros(2, 4, dtype=torch.int64)
-    pair = PreferenceBatch(Batch(ids, ids), Batch(ids[:, :3], ids[:, :3]), margin=torch.ones(2))
+    pair = PreferenceBatch(Batch(ids, ids, answers=ids), torch.ones(2), margin=torch.ones(2))
     moved = pair.to("meta")
-    assert (
-        moved.chosen.ids.device == moved.rejected.labels.device == moved.margin.device == torch.device("meta")
-    )
-    assert pair.tokens == moved.tokens == 14
+    assert moved.texts.answers.device == moved.chance.device == moved.margin.device == torch.device("meta")
+    assert pair.tokens == moved.tokens == 8
+    assert moved.ids is moved.texts.ids
+
+
+def test_rollouts_move_together():
+    ids = torch.zeros(2, 4, dtype=torch.int64)
+    values = torch.ones(2, 4)
+    moved = RolloutBatch(Batch(ids, ids), values, values, old_values=values, ends_step=False).to("meta")
+    assert moved.old_values.device == moved.ids.device == torch.device("meta")
+    assert moved.returns is None
+    assert not moved.ends_step

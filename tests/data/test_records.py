@@ -165,3 +165,47 @@ def test_all_text_of_a_record_trains_a_tokenizer():
     assert text_of(PreferenceRecord("p", "c", "r")) == "p\nc\nr"
     assert text_of(CompletionRecord(HELLO_MESSAGES, "c")) == "Hello\nHi\nc"
     assert text_of(TextRecord("x")) == text_of(ImageRecord("i.png", "x")) == "x"
+
+
+def test_a_preference_may_be_a_tie_and_say_where_it_comes_from():
+    record = parse_record(
+        {"prompt": "P", "chosen": "A", "rejected": "B", "tie": True, "source": "village"}, "f:1"
+    )
+    assert (record.tie, record.source, record.margin) == (True, "village", None)
+    assert parse_record({"prompt": "P", "chosen": "A", "rejected": "B", "tie": "false"}, "f:1").tie is False
+    assert parse_record({"prompt": "P", "chosen": "A", "rejected": "B", "source": [1]}, "f:1").source is None
+    with pytest.raises(DataError, match=r'f:1: "tie" must be true or false'):
+        parse_record({"prompt": "P", "chosen": "A", "rejected": "B", "tie": "perhaps"}, "f:1")
+
+
+def test_rated_answers_become_the_best_against_the_worst():
+    answers = [{"response": r, "overall_score": s} for r, s in (("so", 6), ("good", 9.5), ("bad", 2))]
+    record = parse_record({"instruction": "Do it.", "completions": answers}, "f:1")
+    assert (record.prompt, record.chosen, record.rejected, record.margin) == ("Do it.", "good", "bad", 7.5)
+    equal = parse_record({"instruction": "Do it.", "completions": answers[:1] * 2}, "f:1")
+    assert equal.tie
+    with pytest.raises(DataError, match=r"f:1: completions\[1\] has no"):
+        parse_record({"instruction": "I", "completions": [answers[0], {"response": "x"}]}, "f:1")
+
+
+def test_scores_of_both_sides_give_the_margin():
+    record = parse_record(
+        {"prompt": "P", "chosen": "A", "rejected": "B", "score_chosen": 8, "score_rejected": 5.5}, "f:1"
+    )
+    assert record.margin == 2.5
+
+
+@pytest.mark.parametrize(
+    ("winner", "chosen", "tie"), [("model_a", "A", False), ("b", "B", False), ("tie (bothbad)", "A", True)]
+)
+def test_two_answers_with_a_winner_become_a_preference(winner, chosen, tie):
+    record = parse_record({"prompt": "P", "response_a": "A", "response_b": "B", "winner": winner}, "f:1")
+    assert (record.chosen, record.tie) == (chosen, tie)
+    sides = {f"conversation_{s}": [HELLO[0], {"role": "assistant", "content": s.upper()}] for s in "ab"}
+    talk = parse_record(sides | {"winner": winner}, "f:1")
+    assert (talk.prompt, talk.chosen, talk.tie) == ((HELLO_MESSAGES[0],), chosen, tie)
+
+
+def test_an_unknown_winner_is_told():
+    with pytest.raises(DataError, match=r"f:1: the winner is 'c'"):
+        parse_record({"prompt": "P", "response_a": "A", "response_b": "B", "winner": "c"}, "f:1")

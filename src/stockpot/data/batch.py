@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "Batch", "PreferenceBatch"]
+__all__ = ["IGNORED", "Batch", "PreferenceBatch", "RolloutBatch"]
 
 IGNORED = -100
 """The label of a position that is not counted."""
@@ -36,7 +36,9 @@ class Batch(_Movable):
     Shapes: ids and labels ``(batch, seq)`` int64; attention_mask ``(batch, seq)``, bool (True = real token)
     or integers (document numbers from 1, 0 = padding); segments ``(batch, seq)`` int64; source
     ``(batch, src)`` int64; source_mask ``(batch, src)`` like attention_mask; pair_labels ``(batch,)`` int64,
-    0 = the second sentence follows the first, 1 = it comes from elsewhere.
+    0 = the second sentence follows the first, 1 = it comes from elsewhere; branches ``(batch, seq)`` int64, 0 = a text
+    that several answers follow, then 1, 2 … for the answers; answers ``(batch, seq)`` int64, the number of the answer a
+    token belongs to, counted through the batch, −1 = none.
     """
 
     ids: Tensor
@@ -46,6 +48,8 @@ class Batch(_Movable):
     source: Tensor | None = None
     source_mask: Tensor | None = None
     pair_labels: Tensor | None = None
+    branches: Tensor | None = None
+    answers: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._tokens: int | None = None
@@ -68,22 +72,67 @@ class Batch(_Movable):
 
 @dataclass
 class PreferenceBatch(_Movable):
-    """Pairs of answers to the same prompts; row b of both sides answers prompt b.
+    """Pairs of answers; both follow their prompt as branches, so that the prompt is computed once.
 
-    Shapes: margin, reference_chosen and reference_rejected ``(batch,)`` float32; the last two are the
-    reference model's log-probabilities (nats) of the two answers.
+    Shapes: chance and margin ``(pairs,)`` float32; reference ``(answers,)`` float32.
+
+    Attributes:
+        texts: answer 2b is the chosen one of pair b, answer 2b + 1 the rejected one.
+        chance: how probable it is that the chosen one is better: 1, or 0.5 for a tie.
+        margin: by how much it is better; 0 where nobody said.
+        reference: log-probabilities (nats) of the answers under the reference model.
     """
 
-    chosen: Batch
-    rejected: Batch
+    texts: Batch
+    chance: Tensor
     margin: Tensor | None = None
-    reference_chosen: Tensor | None = None
-    reference_rejected: Tensor | None = None
+    reference: Tensor | None = None
+
+    @property
+    def ids(self) -> Tensor:
+        """All tokens ``(batch, seq)``."""
+        return self.texts.ids
 
     @property
     def tokens(self) -> int:
-        """Real tokens of both sides."""
-        return self.chosen.tokens + self.rejected.tokens
+        """Real tokens, the prompt of a pair counted once."""
+        return self.texts.tokens
+
+
+@dataclass
+class RolloutBatch(_Movable):
+    """What a policy wrote, and what came of it; completions follow their prompts as branches.
+
+    Shapes: all but ``texts`` are ``(batch, seq)`` float32, aligned with ``texts.labels`` and 0 where those are not
+    counted.
+
+    Attributes:
+        texts: prompts and completions.
+        old_log_probs: log-probabilities of the labels when they were written.
+        advantages: how much better each label was than expected.
+        returns: what the value head should say; None without a value head.
+        old_values: what it said when the labels were written.
+        reference_log_probs: log-probabilities of the labels under the reference; None where it plays no part in the loss.
+        ends_step: whether an optimiser step ends with this batch.
+    """
+
+    texts: Batch
+    old_log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor | None = None
+    old_values: Tensor | None = None
+    reference_log_probs: Tensor | None = None
+    ends_step: bool = True
+
+    @property
+    def ids(self) -> Tensor:
+        """All tokens ``(batch, seq)``."""
+        return self.texts.ids
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, a prompt shared by several completions counted once."""
+        return self.texts.tokens
 
 
 def _real(ids: Tensor, mask: Tensor | None) -> int:

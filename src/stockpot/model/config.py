@@ -229,6 +229,7 @@ class ModelConfig(Settings):
     pair_classes: int = Field(
         0, ge=0, description="classes of the head on the first token (2 = next sentence); 0 = none"
     )
+    value_head: bool = Field(False, description="one number per position, as a reward or a value")
     segment_types: int = Field(
         0, ge=0, description="kinds of segment embeddings (sentence A and B); 0 = none"
     )
@@ -293,6 +294,7 @@ class ModelConfig(Settings):
             head += self.dim * (self.dim + 1) + self.main.norm_parameters
         if self.pair_classes:
             head += self.dim * (self.dim + 1) + (self.dim + 1) * self.pair_classes
+        head += self.dim * self.value_head
         stacks = sum(stack.parameters() for stack in (self.encoder, self.decoder) if stack is not None)
         return (self.vocab_size + self.segment_types) * self.dim + head + stacks
 

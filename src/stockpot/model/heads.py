@@ -54,13 +54,15 @@ class ClassificationHead(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """One number per position, zero at first; as a reward it is read at the last real token."""
+    """One number per position, zero at first; as a reward it is read at the last real token.
+
+    Without a bias, as in the classification heads of other programs.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.out = nn.Linear(dim, 1)
+        self.out = nn.Linear(dim, 1, bias=False)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden: States) -> Float[Tensor, "batch seq"]:
         """Return the value of every position."""

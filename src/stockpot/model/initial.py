@@ -47,6 +47,8 @@ def initialise(model: Transformer) -> None:
     for stack in (model.encoder, model.decoder):
         if stack is not None:
             _quieten(stack, zero=config.zero_init)
+    if model.value_head is not None:
+        nn.init.zeros_(model.value_head.out.weight)
     if model.head is not None:
         nn.init.normal_(model.head.weight, std=1 / config.dim)
     elif (norm := _last_norm(model)) is not None:

@@ -17,7 +17,7 @@ from stockpot.model.attention import Trace, View
 from stockpot.model.cache import CacheStep, KVCache, LayerCache
 from stockpot.model.config import ABSOLUTE, StackConfig
 from stockpot.model.layers import Block
-from stockpot.model.masks import document_positions, real_positions, visible
+from stockpot.model.masks import branch_positions, document_positions, real_positions, visible
 from stockpot.model.norms import make_norm
 from stockpot.model.positions import (
     PositionTable,
@@ -41,6 +41,7 @@ class _Call(NamedTuple):
         places: where they stand, as a range common to all rows or ``(batch, seq)``.
         keys: number of positions to look at, old and new.
         documents: their document numbers ``(batch, seq)``, without a cache.
+        branches: the branch of its document each stands in ``(batch, seq)``, 0 = trunk.
         open_: which of them are seen in both directions ``(batch, seq)``.
         step: their slots in the cache.
     """
@@ -52,6 +53,7 @@ class _Call(NamedTuple):
     open_: Tensor | None
     step: CacheStep | None
     has_gaps: bool
+    branches: Tensor | None = None
 
 
 class Stack(nn.Module):
@@ -69,12 +71,13 @@ class Stack(nn.Module):
         self._angles = _angle_tables(config)
         self._slopes = PositionTable(lambda _: alibi_slopes(config.heads))
 
-    def forward(
+    def forward(  # noqa: PLR0913 - what Transformer.forward hands down
         self,
         x: States,
         *,
         documents: Int[Tensor, "batch seq"] | None = None,
         open_: Tensor | None = None,
+        branches: Int[Tensor, "batch seq"] | None = None,
         has_gaps: bool = False,
         memory: Float[Tensor, "batch src dim"] | None = None,
         memory_mask: Tensor | None = None,
@@ -87,6 +90,7 @@ class Stack(nn.Module):
             x: embeddings of the tokens.
             documents: document numbers, 0 = padding.
             open_: bool ``(batch, seq)``: tokens of a prefix that is seen in both directions.
+            branches: numbers of the branches of documents, 0 = trunk; without a cache only.
             has_gaps: padding may stand between real tokens (a prefix before left-padded ids).
             memory: the encoder's hidden states; ``None`` with a cache: those it holds already.
             memory_mask: bool ``(batch, 1, seq or 1, src)``: which of them each token sees.
@@ -94,6 +98,8 @@ class Stack(nn.Module):
             trace: receives attention weights and hidden states.
         """
         call = self._call(x.shape[1], documents, open_, has_gaps, cache)
+        if branches is not None:
+            call = call._replace(branches=branches, places=branch_positions(documents, branches))
         x = self._enter(x, call)
         views = {window: self._view(call, window, x) for window in dict.fromkeys(self.config.windows)}
         memory_view = View(mask=memory_mask)
@@ -127,7 +133,7 @@ class Stack(nn.Module):
         """Add absolute positions, which restart at each document, and normalise if asked to."""
         if self.config.position in ABSOLUTE:
             places = call.places
-            if call.documents is not None and not call.has_gaps:
+            if call.documents is not None and not call.has_gaps and call.branches is None:
                 places = document_positions(call.documents)
             elif call.step is not None and call.step.counts is not None and isinstance(places, Tensor):
                 places = places.clamp(max=max(call.keys - 1, 0))  # padding's slot has no position
@@ -142,7 +148,7 @@ class Stack(nn.Module):
         if self.positions is None:
             assert self._waves is not None
             rows = self._waves.rows(places, x, length, x.dtype)
-        elif length > self.config.context:
+        elif length > self.config.context and call.branches is None:
             raise ValueError(f"{length} tokens, but the learned positions end at {self.config.context}")
         else:
             table = self.positions.weight
@@ -154,7 +160,8 @@ class Stack(nn.Module):
         rotary = self._rotary(call, window, x)
         whole = window is None or window >= call.keys
         has_bias = self.config.position in ("alibi", "relative")
-        if call.documents is None and call.open_ is None and whole and not has_bias:
+        is_plain = call.documents is None and call.open_ is None and call.branches is None
+        if is_plain and whole and not has_bias:
             causal = self.config.attends != "bidirectional"
             if call.step is None or call.step.is_fresh:
                 return View(causal=causal, rotary=rotary)
@@ -169,6 +176,7 @@ class Stack(nn.Module):
             window=None if whole else window,
             documents=None if call.documents is None else (call.documents, call.documents),
             both_ways=_open_keys(call),
+            branches=None if call.branches is None else (call.branches, call.branches),
         )
         if has_bias:
             mask = self._bias(keys[:, None, :] - queries[:, :, None], mask, x)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stockpot.model.attention import Trace
 from stockpot.model.cache import KVCache
 from stockpot.model.config import ModelConfig
-from stockpot.model.heads import ClassificationHead, MaskedHead
+from stockpot.model.heads import ClassificationHead, MaskedHead, ValueHead
 from stockpot.model.initial import initialise
 from stockpot.model.linear import Linear, multiply
 from stockpot.model.masks import documents_of
@@ -86,6 +86,7 @@ class Transformer(nn.Module):
         self.head = None if config.tied else Linear(config.dim, config.vocab_size, bias=False)
         self.logit_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.logit_bias else None
         self.pair_head = ClassificationHead(config.dim, config.pair_classes) if config.pair_classes else None
+        self.value_head = ValueHead(config.dim) if config.value_head else None
         self._seen: Seen | None = None
         initialise(self)
 
@@ -109,6 +110,7 @@ class Transformer(nn.Module):
         prefix: Float[Tensor, "batch prefix dim"] | None = None,
         attention_mask: Tensor | None = None,
         segments: Ids | None = None,
+        branches: Ids | None = None,
         cache: KVCache | None = None,
         last: int | None = None,
     ) -> Output:
@@ -125,6 +127,9 @@ class Transformer(nn.Module):
                 real. Leave it out where nothing is padded: that path is the fastest.
             segments: segment of each token ``(batch, seq)``; where the stack attends ``"prefix"``, those
                 of segment 0 are seen in both directions.
+            branches: several continuations of one text, computed at once: 0 for the text ``(batch, seq)``, then 1, 2 …
+                for what follows it. A branch sees the text and itself, and its positions go on from the text's end. In
+                decoders, without a cache or a prefix.
             cache: keys and values of earlier calls; written in place.
             last: compute logits for the last ``last`` positions only; 0: for none.
 
@@ -132,6 +137,10 @@ class Transformer(nn.Module):
             ValueError: if arguments do not belong together or to this kind of model.
         """
         self._check(source, memory, cache, prefix, attention_mask)
+        if branches is not None and (
+            cache is not None or prefix is not None or self.config.shape != "decoder"
+        ):
+            raise ValueError("branches belong to decoders, without a cache or a prefix")
         stack, trace, documents = self.decoder, None, None
         if self._seen is not None:
             trace = self._seen.decoder
@@ -148,6 +157,7 @@ class Transformer(nn.Module):
             self._embed(ids, segments, prefix),
             documents=_widen(documents, prefix, 1),
             open_=self._open(segments, prefix),
+            branches=branches,
             has_gaps=prefix is not None and documents is not None,
             memory=memory,
             memory_mask=_memory_mask(attention_mask, source_mask, cache),
@@ -194,6 +204,13 @@ class Transformer(nn.Module):
             raise ValueError("this model has no pair head (pair_classes = 0)")
         scores: Tensor = self.pair_head(hidden)
         return scores
+
+    def values(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq"]:
+        """Give each position its value."""
+        if self.value_head is None:
+            raise ValueError("this model has no value head")
+        found: Tensor = self.value_head(hidden)
+        return found
 
     def new_cache(self, batch: int, capacity: int, *, dtype: torch.dtype | None = None) -> KVCache:
         """Make an empty cache for ``batch`` rows of up to ``capacity`` tokens, on the model's device."""

@@ -1,0 +1,200 @@
+"""How probable a model finds what was written, token by token, without ever holding all logits.
+
+The output matrix, the softmax and the choice of the label are one operation here, like in ``fused``; but each
+token's log-probability leaves it alone, so that a loss may weigh tokens and answers as it likes. Log-probabilities are
+nats in float32. It knows batches with answers, and no loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stockpot.data.batch import IGNORED, Batch
+from stockpot.model.transformer import Transformer
+
+__all__ = ["LabelLogProbs", "label_log_probs", "linear_log_probs"]
+
+CHUNK_LOGITS = 1 << 23  # logits in flight: 32 MiB of float32
+LEAST = (
+    256  # rows of a chunk, so that adding to the gradient of a wide matrix does not cost more than making it
+)
+
+
+@dataclass(frozen=True)
+class LabelLogProbs:
+    """The counted labels of a batch, in reading order.
+
+    Shapes: ``(labels,)``.
+
+    Attributes:
+        log_probs: of each label; carries the gradient.
+        at: where it stands in the flattened batch.
+        entropy: of the distribution it was drawn from; no gradient.
+    """
+
+    log_probs: Tensor
+    at: Tensor
+    entropy: Tensor
+
+    def per_answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum over each answer's labels: log-probabilities and number of labels, both ``(answers,)``.
+
+        Raises:
+            ValueError: if the batch does not say which answer a label belongs to.
+        """
+        if batch.answers is None:
+            raise ValueError("this batch has no answers")
+        answer = batch.answers.reshape(-1)[self.at]
+        count = int(batch.answers.max()) + 1
+        sums = self.log_probs.new_zeros(count).index_add(0, answer, self.log_probs)
+        tokens = self.log_probs.new_zeros(count).index_add(
+            0, answer, torch.ones_like(self.log_probs).detach()
+        )
+        return sums, tokens
+
+    def spread(self, values: Tensor, like: Tensor) -> Tensor:
+        """Put one value a label back into the shape of the batch, zeros elsewhere."""
+        flat = values.new_zeros(like.numel())
+        return flat.index_copy(0, self.at, values).view(like.shape)
+
+
+def label_log_probs(model: Transformer, batch: Batch, *, hidden: Tensor | None = None) -> LabelLogProbs:
+    """Run a decoder and give the log-probability of every counted label.
+
+    Args:
+        model: a decoder.
+        batch: with labels, and branches if it has any.
+        hidden: the model's hidden states for this batch, when they are known already.
+    """
+    if hidden is None:
+        hidden = model(batch.ids, attention_mask=batch.attention_mask, branches=batch.branches, last=0).hidden
+    labels = batch.labels.reshape(-1)
+    at = (labels != IGNORED).nonzero().squeeze(1)
+    config = model.config
+    states = hidden.reshape(-1, hidden.shape[-1])[at]
+    if config.logit_scale is not None:
+        states = states * config.logit_scale
+    log_probs, entropy = linear_log_probs(
+        states, model.output_weight, labels[at], bias=model.logit_bias, softcap=config.logit_softcap
+    )
+    return LabelLogProbs(log_probs, at, entropy)
+
+
+def linear_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute ``log_softmax(cap(hidden @ weight.T + bias))`` at the labels.
+
+    The gradient with respect to the hidden states is made in the forward pass, up to the factor that arrives for each
+    token; that of the matrix needs the probabilities, which are kept only if it is trained.
+
+    Args:
+        hidden: ``(labels, dim)``.
+        weight: ``(vocab, dim)``.
+        labels: ``(labels,)``.
+        bias: ``(vocab,)``; gets no gradient.
+        softcap: cap · tanh(logit / cap) before the softmax.
+        chunk: labels at a time; None: about eight million logits.
+
+    Returns:
+        log-probabilities and entropies ``(labels,)``, float32 (float64 for such inputs); only the first carry a gradient.
+    """
+    chunk = chunk or max(LEAST, CHUNK_LOGITS // weight.shape[0])
+    log_probs, entropy = _LinearLogProbs.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, labels, softcap, chunk, torch.is_grad_enabled()
+    )
+    return log_probs, entropy
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        softcap: float | None,
+        chunk: int,
+        needs_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        wide = torch.promote_types(torch.float32, hidden.dtype)
+        matrix = weight.to(dtype)
+        log_probs, entropy = (torch.empty(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
+        to_hidden = torch.empty_like(hidden) if needs_grad and ctx.needs_input_grad[0] else None
+        kept: list[Tensor] = []
+        with torch.autocast(kind, enabled=False):
+            for start in range(0, len(labels), chunk):
+                at = slice(start, start + chunk)
+                log_probs[at], entropy[at], slope = _judge(
+                    hidden[at].to(dtype) @ matrix.T, bias, labels[at], softcap, needs_grad
+                )
+                if slope is None:
+                    continue
+                if to_hidden is not None:
+                    to_hidden[at] = (slope @ matrix).to(hidden.dtype)
+                if ctx.needs_input_grad[1]:
+                    kept.append(slope)
+        ctx.save_for_backward(hidden, to_hidden, *kept)
+        ctx.chunk, ctx.weight = (
+            chunk,
+            (weight.shape, torch.promote_types(torch.float32, weight.dtype), weight.dtype),
+        )
+        ctx.mark_non_differentiable(entropy)
+        return log_probs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, to_hidden, *kept = ctx.saved_tensors
+        if to_hidden is not None:
+            to_hidden = (to_hidden * slope.unsqueeze(1)).to(hidden.dtype)
+        to_weight = None
+        if kept:
+            shape, wide, out = ctx.weight
+            to_weight = torch.zeros(shape, dtype=wide, device=hidden.device)
+            for number, probs in enumerate(kept):
+                at = slice(number * ctx.chunk, (number + 1) * ctx.chunk)
+                part = (hidden[at] * slope[at].unsqueeze(1)).to(probs.dtype)
+                if probs.dtype == wide:
+                    to_weight.addmm_(probs.T, part)
+                else:
+                    to_weight += probs.T @ part
+            to_weight = to_weight.to(out)
+        return to_hidden, to_weight, None, None, None, None, None
+
+
+def _judge(
+    raw: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Judge one chunk of logits ``(chunk, vocab)``: log-probabilities, entropies, and d log-probability / d logits."""
+    logits = raw.to(torch.promote_types(torch.float32, raw.dtype))
+    if bias is not None:
+        logits = logits + bias
+    capped = None if softcap is None else torch.tanh(logits / softcap)
+    if capped is not None and softcap is not None:
+        logits = capped * softcap
+    log_z = logits.logsumexp(1, keepdim=True)
+    index = labels.unsqueeze(1)
+    log_probs = (logits.gather(1, index) - log_z).squeeze(1)
+    probs = (logits - log_z).exp_()
+    entropy = log_z.squeeze(1) - torch.einsum("nv,nv->n", probs, logits)
+    if not needs_grad:
+        return log_probs, entropy, None
+    probs.neg_().scatter_add_(1, index, torch.ones_like(index, dtype=probs.dtype))
+    if capped is not None:
+        probs *= 1 - capped.square()
+    return log_probs, entropy, probs.to(raw.dtype)
