@@ -100,6 +100,7 @@ from stockpot.text import Tokenizer
 root = Path(sys.argv[1])
 tokenizer = Tokenizer.load(root / "tokenizer")
 texts = [f"{i}: stir the pot and salt the soup. " * (1 + i * 7 % 50) for i in range(3000)]
+tokenizer.encode_batch(texts)  # what this prepares, the forks share
 sync, replace = os.fsync, Path.replace
 
 def write(folder, kill_at):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,9 @@ from tokenizers import Tokenizer as Engine
 
 from stockpot.errors import TokenizerError
 from stockpot.text import KINDS, Tokenizer
+from stockpot.text.bytepairs import LONGEST, WordMerger
 from stockpot.text.corpus import cut_rule
+from stockpot.text.kinds import BYTE_LETTERS
 from stockpot.text.pieces import CUT_RULES, GPT2_PATTERN, LLAMA3_PATTERN, WORD_PATTERN, PieceTable, as_blocks
 
 Mutants = Callable[[int, int], list[str]]
@@ -132,6 +135,46 @@ def test_pieces_put_together_are_the_text(mutants: Mutants) -> None:
             numbers, bounds = table.number(block)
             for text, start, end in zip(block, bounds[:-1], bounds[1:], strict=True):
                 assert b"".join(pieces[number] for number in numbers[start:end]) == text
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("kind", ["byte-bpe", "bpe", "char", "byte"])
+def test_words_merged_together_have_the_engines_ids(kind: str, tokenizers: dict[str, Tokenizer]) -> None:
+    spec = json.loads(tokenizers[kind].to_json())
+    merger = WordMerger.of(spec)
+    assert merger is not None
+    choose = random.Random(8)
+    letters = bytes(set(merger.known) - {0x20}).decode()
+    words = ["".join(choose.choices(letters, k=choose.randrange(1, LONGEST))) for _ in range(300)]
+    words += ["a" * LONGEST, "aa", "".join(choose.choices("atinoe", k=60)), "attenttionn", "a"]
+    assert all(merger.can_take(word.encode()) for word in words)
+    ids, counts = merger.encode([word.encode() for word in words])
+    model = Engine.from_str(json.dumps(spec)).model
+    expected = [[token.id for token in model.tokenize(_spelled(word, kind))] for word in words]
+    assert [row.tolist() for row in np.split(ids, np.cumsum(counts)[:-1])] == expected
+
+
+def _spelled(word: str, kind: str) -> str:
+    return "".join(BYTE_LETTERS[byte] for byte in word.encode()) if kind in ("byte-bpe", "byte") else word
+
+
+@pytest.mark.parametrize("text", [b"a" * (LONGEST + 1), "é".encode(), b"caf\xc3"])
+def test_what_is_long_or_not_ascii_is_left_to_the_engine(
+    text: bytes, tokenizers: dict[str, Tokenizer]
+) -> None:
+    merger = WordMerger.of(json.loads(tokenizers["byte-bpe"].to_json()))
+    assert merger is not None and not merger.can_take(text)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "word", "ngram"])
+def test_models_that_do_not_merge_are_left_to_the_engine(kind: str, tokenizers: dict[str, Tokenizer]) -> None:
+    assert WordMerger.of(json.loads(tokenizers[kind].to_json())) is None
+
+
+def test_a_letter_the_model_lacks_is_left_to_the_engine() -> None:
+    tokenizer = Tokenizer.train(["abab abba"], kind="bpe", vocab_size=20)
+    texts = ["abba zab", "zz z", "ab\n"]
+    assert [row.tolist() for row in tokenizer.encode_batch(texts)] == _engine_ids(tokenizer, texts)
 
 
 def test_many_pieces_of_one_block_get_their_own_numbers() -> None:

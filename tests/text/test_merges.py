@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 from tokenizers import Tokenizer as Engine
@@ -55,19 +57,76 @@ def _reference(words: dict[str, int], tokens: int) -> tuple[list[str], list[tupl
     return sorted(model["vocab"], key=model["vocab"].__getitem__), [tuple(pair) for pair in model["merges"]]
 
 
-@pytest.mark.golden
-@pytest.mark.parametrize("seed", range(40))
-def test_merges_equal_the_reference_trainers(seed: int) -> None:
+def _random_words(seed: int) -> dict[str, int]:
     choose = random.Random(seed)
     letters = "abcdefgh"[: choose.randrange(2, 9)]
-    words = {
+    return {
         "".join(choose.choices(letters, k=choose.randrange(1, 12))): choose.randrange(1, 30)
         for _ in range(60)
     }
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("way", ["both", "numpy as long as it goes", "strings alone, in parts"])
+def test_merges_equal_the_reference_trainers(seed: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "numpy as long as it goes":
+        monkeypatch.setattr("stockpot.text.frequent._MANY", -1)
+    elif way == "strings alone, in parts":
+        monkeypatch.setattr("stockpot.text.merges._WORDS_AT_ONCE", 7)
+    words = _random_words(seed)
     expected_vocabulary, expected = _reference(words, 150)
     alphabet = sorted({letter for word in words for letter in word})
     vocabulary, merges = learn_merges(words, alphabet, tokens=150)
     assert (vocabulary, merges) == (expected_vocabulary, expected)
+
+
+def _by_recounting(words: dict[str, int], alphabet: list[str], tokens: int) -> list[tuple[str, str]]:
+    """Learn word pieces the slow way: count every pair again after every merge."""
+    vocabulary = list(alphabet)
+    spelled = [([word[0], *("##" + letter for letter in word[1:])], n) for word, n in words.items()]
+    merges: list[tuple[str, str]] = []
+    while len(vocabulary) < tokens:
+        counts: Counter[tuple[int, int]] = Counter()
+        for symbols, n in spelled:
+            for pair in pairwise(map(vocabulary.index, symbols)):
+                counts[pair] += n
+        if not counts:
+            break
+        left, right = (vocabulary[number] for number in min(counts, key=lambda pair: (-counts[pair], pair)))
+        merges.append((left, right))
+        token = left + right.removeprefix("##")
+        if token not in vocabulary:
+            vocabulary.append(token)
+        for symbols, _ in spelled:
+            at = 0
+            while at < len(symbols) - 1:
+                if symbols[at : at + 2] == [left, right]:
+                    symbols[at : at + 2] = [token]
+                at += 1
+    return merges
+
+
+def test_a_token_that_two_merges_spell_is_one_token() -> None:
+    again = 0
+    for seed in range(60):
+        choose = random.Random(seed)
+        words = {
+            "".join(choose.choices("##ab", k=choose.randrange(2, 8))): choose.randrange(1, 9)
+            for _ in range(12)
+        }
+        alphabet = ["#", "a", "b", "###", "##a", "##b"]
+        _, merges = learn_merges(words, alphabet, tokens=40, prefix="##")
+        assert merges == _by_recounting(words, alphabet, 40)
+        made = [left + right.removeprefix("##") for left, right in merges]
+        again += len(alphabet + made) - len({*alphabet, *made})
+    assert again > 60  # "#" and "###" make "##", which with "##a" makes "##a"
+
+
+def test_when_the_guess_of_the_last_count_was_too_high_rarer_pairs_follow() -> None:
+    words = {letter * 2: 1000 for letter in "abcdefgh"} | {"xyz": 2, "yz": 1}
+    _, merges = learn_merges(words, list("abcdefghxyz"), tokens=100)
+    assert merges[-2:] == [("y", "z"), ("x", "yz")]
 
 
 def test_the_order_of_words_does_not_matter() -> None:

@@ -7,20 +7,25 @@ always.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Engine
 
+from stockpot.text.bytepairs import LONGEST, WordMerger
 from stockpot.text.pieces import (
     CUT_RULES,
     GPT2_PATTERN,
     WORD_PATTERN,
     CutRule,
     PieceTable,
+    are_letters,
     as_blocks,
+    ascii_words,
     spans,
     utf8,
 )
@@ -29,6 +34,7 @@ __all__ = ["CorpusEncoder", "cut_rule"]
 
 _REMEMBERED = 1 << 20
 _REMEMBERED_IDS = 1 << 24
+_BLOCKS_AT_ONCE = 16  # new words of so many are merged together
 
 
 def cut_rule(spec: dict[str, Any]) -> CutRule | None:
@@ -73,68 +79,91 @@ def _pattern_rule(steps: Sequence[dict[str, Any]]) -> CutRule | None:
     return CUT_RULES[GPT2_PATTERN] if kinds in (["ByteLevel regex"], ["Digits", "ByteLevel regex"]) else None
 
 
+def ascii_splitter(spec: dict[str, Any]) -> re.Pattern[bytes] | None:
+    """Return what finds the words of an ASCII piece, for a tokenizer with a cut rule.
+
+    None where only a run of letters, with or without a space in front, is sure to be one word.
+    """
+    steps = [step for step in map(_plain, _steps(spec.get("pre_tokenizer"))) if step["type"] != "Metaspace"]
+    if not spec["model"].get("merges"):
+        return re.compile(rb"(?s:.+)")
+    if [step["type"] for step in steps] == ["ByteLevel regex"]:
+        return ascii_words(GPT2_PATTERN)
+    is_one_split = [step["type"] for step in steps if step["type"] != "ByteLevel"] == ["Split"]
+    return ascii_words(steps[0]["regex"]) if is_one_split else None
+
+
 class CorpusEncoder:
     """Encodes texts through a table of pieces seen before. Not for several threads at once.
 
     Args:
         engine: must treat special spellings as ordinary text.
-        rule: from :func:`cut_rule` of the same tokenizer.
+        spec: the same tokenizer, a parsed tokenizer.json.
+        rule: from :func:`cut_rule` of it.
     """
 
-    def __init__(self, engine: Engine, rule: CutRule) -> None:
+    def __init__(self, engine: Engine, spec: dict[str, Any], rule: CutRule) -> None:
         self._engine = engine
         added = list(engine.get_added_tokens_decoder().values())
-        self._unsafe = [
-            token.content for token in added if not token.special
-        ]  # matched across cuts by the engine
-        newline = engine.encode("\n", add_special_tokens=False).ids
-        unknown = {token.content for token in added if token.special}
-        alone = len(newline) == 1 and engine.id_to_token(newline[0]) not in unknown
-        self._newline = newline[0] if alone else None
+        self._unsafe = [token.content for token in added if not token.special]  # found across cuts
+        self._merger = WordMerger.of(spec)
+        self._splitter = ascii_splitter(spec)
         self._table = PieceTable(rule, self._admit)
         self._forget()
 
     def _forget(self) -> None:
         self._table.clear()
+        self._new: list[bytes] = []  # pieces that have a number and no ids yet
         self._ids = np.zeros(1 << 12, np.int32)
         self._first = np.zeros(1 << 12, np.int64)  # where a piece's ids begin
         self._count = np.zeros(1 << 12, np.int64)
         self._used = 0
 
     def _admit(self, pieces: list[bytes]) -> None:
-        """Store the ids of new pieces, which get the numbers from ``self._table.size`` on."""
-        lines: list[int] = []
+        self._new += pieces
+
+    def _learn(self) -> None:
+        """Find the ids of the new pieces: by merging where that is sure, through the engine elsewhere."""
+        pieces, start = self._new, self._table.size - len(self._new)
+        self._new = []
+        if not pieces:
+            return
+        known = b"" if self._merger is None else self._merger.known
+        is_word = are_letters(pieces, LONGEST, known)
+        self._merge(np.flatnonzero(is_word) + start, [[piece] for piece in compress(pieces, is_word)])
+        split: list[list[bytes]] = []
+        numbers: list[int] = []
         others: list[int] = []
-        for number, piece in enumerate(pieces, self._table.size):
-            is_word = piece.isalpha() or (piece[:1] == b" " and piece[1:].isalpha())
-            (lines if is_word and self._newline is not None else others).append(number)
-        texts = [piece.decode() for piece in pieces]
-        size = self._table.size
-        if lines:
-            self._store(lines, *self._encode_lines([texts[number - size] for number in lines]))
+        for number in np.flatnonzero(~is_word).tolist():
+            words = self._split(pieces[number])
+            if words:
+                split.append(words)
+            (numbers if words else others).append(start + number)
+        self._merge(np.array(numbers, np.int64), split)
         if others:
-            encoded = self._engine.encode_batch_fast(
-                [texts[number - size] for number in others], add_special_tokens=False
-            )
-            rows = [encoding.ids for encoding in encoded]
+            texts = [pieces[number - start].decode() for number in others]
+            rows = [row.ids for row in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
             counts = np.array([len(row) for row in rows], np.int64)
-            self._store(others, np.fromiter((id for row in rows for id in row), np.int32), counts)
+            ids = np.fromiter((n for row in rows for n in row), np.int32, int(counts.sum()))
+            self._store(np.array(others, np.int64), ids, counts)
 
-    def _encode_lines(self, words: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Encode words of ASCII letters as lines of one text, three times as fast as one by one.
+    def _split(self, piece: bytes) -> list[bytes]:
+        """Return the words of a piece; none where only the engine is sure of them."""
+        if self._merger is None or self._splitter is None or not self._merger.can_take(piece):
+            return []
+        return self._splitter.findall(piece)
 
-        A newline is a token by itself between such words, in every splitting that has a cut rule.
-        """
-        half = len(words) // 2
-        texts = ["\n".join([*part, ""]) for part in (words[:half], words[half:])]
-        encoded = self._engine.encode_batch_fast(texts, add_special_tokens=False)
-        ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encoded])
-        ends = np.flatnonzero(ids == self._newline)
-        return np.delete(ids, ends), np.diff(ends, prepend=-1) - 1
+    def _merge(self, numbers: NDArray[np.int64], pieces: list[list[bytes]]) -> None:
+        """Store the ids of pieces, given as words."""
+        if self._merger is None or not pieces:
+            return
+        ids, counts = self._merger.encode([word for words in pieces for word in words])
+        sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        self._store(numbers, ids, np.add.reduceat(counts, np.cumsum(sizes) - sizes))
 
-    def _store(self, numbers: list[int], ids: NDArray[np.int32], counts: NDArray[np.int64]) -> None:
-        self._first = _room(self._first, numbers[-1] + 1)
-        self._count = _room(self._count, numbers[-1] + 1)
+    def _store(self, numbers: NDArray[np.int64], ids: NDArray[np.int32], counts: NDArray[np.int64]) -> None:
+        self._first = _room(self._first, int(numbers[-1]) + 1)
+        self._count = _room(self._count, int(numbers[-1]) + 1)
         self._count[numbers] = counts
         self._first[numbers] = self._used + np.cumsum(counts) - counts
         self._ids = _room(self._ids, self._used + len(ids))
@@ -158,23 +187,26 @@ class CorpusEncoder:
 
     def _encode_all(self, texts: Iterable[str]) -> list[NDArray[np.int32]]:
         rows: list[NDArray[np.int32]] = []
-        for block in as_blocks(texts):
+        blocks = as_blocks(texts)
+        while group := list(islice(blocks, _BLOCKS_AT_ONCE)):
             if self._table.size > _REMEMBERED or self._used > _REMEMBERED_IDS:
                 self._forget()
-            numbers, bounds = self._table.number(block)
-            counts = self._count[numbers]
-            ends = np.cumsum(counts)
-            ids = self._gather(numbers, counts, ends)
-            edges = np.concatenate(([0], ends))[bounds]
-            rows.extend(ids[start:end].copy() for start, end in spans(edges))
+            numbered = [self._table.number(block) for block in group]
+            self._learn()
+            for numbers, bounds in numbered:
+                rows.extend(self._gather(numbers, bounds))
         return rows
 
-    def _gather(
-        self, numbers: NDArray[np.int64], counts: NDArray[np.int64], ends: NDArray[np.int64]
-    ) -> NDArray[np.int32]:
-        total = int(ends[-1]) if len(ends) else 0
-        places = np.arange(total) + np.repeat(self._first[numbers] - ends + counts, counts)
-        return self._ids[places]
+    def _gather(self, numbers: NDArray[np.int64], bounds: NDArray[np.int64]) -> Iterator[NDArray[np.int32]]:
+        counts = self._count.take(numbers)
+        ends = np.cumsum(counts)
+        edges = np.concatenate(([0], ends))
+        places = self._first.take(numbers)
+        places -= edges[:-1]
+        places = np.repeat(places, counts)
+        places += np.arange(len(places))
+        ids = self._ids.take(places)
+        return (ids[start:end].copy() for start, end in spans(edges[bounds]))
 
 
 def _room(array: NDArray[Any], size: int) -> NDArray[Any]:

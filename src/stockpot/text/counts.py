@@ -8,25 +8,19 @@ cannot fill the memory: the counts of what is kept may then be a little low, nev
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import compress
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from stockpot.text.pieces import CUT_RULES, WORD_PATTERN, PieceTable, as_blocks
+from stockpot.text.pieces import CUT_RULES, WORD_PATTERN, PieceTable, are_letters, as_blocks, ascii_words
 
 __all__ = ["count_words"]
 
-# WORD_PATTERN as it reads where every character is ASCII; there Python and the engine agree on what a letter
-# is.
-_ASCII_WORDS = re.compile(
-    r"'(?i:s|t|re|ve|m|ll|d)|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]"
-    r"| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    re.ASCII,
-)
+_ASCII_WORDS = ascii_words(WORD_PATTERN)
 _LONGEST_WORD = 256  # longer runs without a cut are counted in parts: nobody wants them as tokens
 _PIECES = 1 << 19
 _PIECE_BYTES = 1 << 26
@@ -79,16 +73,22 @@ class _Counter:
         return self._words
 
     def _fold(self) -> None:
+        if not self._pieces:
+            return
         words, split = self._words, self._split
-        for piece, count in zip(self._pieces, self._counts.tolist(), strict=False):
-            text = piece.decode()
-            found = _ASCII_WORDS.findall(text) if text.isascii() else split(text)
+        counts = self._counts[: len(self._pieces)]
+        is_word = are_letters(self._pieces, _LONGEST_WORD)
+        plain = b"\n".join(compress(self._pieces, is_word)).decode().split("\n") if is_word.any() else []
+        found_once = zip(plain, counts[is_word].tolist(), strict=True)  # no word is there twice
+        dict.update(words, found_once if not words else ((w, words[w] + n) for w, n in found_once))
+        for piece, count in zip(compress(self._pieces, ~is_word), counts[~is_word].tolist(), strict=True):
+            if piece.isascii():
+                found = [word.decode() for word in _ASCII_WORDS.findall(piece)]
+            else:
+                found = split(piece.decode())
             for word in found:
-                if len(word) <= _LONGEST_WORD:
-                    words[word] += count
-                else:
-                    for at in range(0, len(word), _LONGEST_WORD):
-                        words[word[at : at + _LONGEST_WORD]] += count
+                for at in range(0, len(word), _LONGEST_WORD):
+                    words[word[at : at + _LONGEST_WORD]] += count
         self._reset()
         self._forget_rare()
 

@@ -17,10 +17,10 @@ from tokenizers import Tokenizer as Engine
 from stockpot.errors import TokenizerError
 from stockpot.text.kinds import BYTE_LETTERS, SPACE_MARK
 
-__all__ = ["kind_of", "open_engine", "read_roles", "read_source", "token_bytes"]
+__all__ = ["MAX_IDS", "kind_of", "open_engine", "read_roles", "read_source", "token_bytes"]
 
 _MAX_FILE_BYTES = 1 << 29
-_MAX_IDS = 1 << 24
+MAX_IDS = 1 << 24
 
 
 def open_engine(source: str) -> Engine:
@@ -38,10 +38,6 @@ def open_engine(source: str) -> Engine:
         raise TokenizerError(
             f"tokenizer.json is damaged: {reason}.", "Copy or train the tokenizer again."
         ) from None
-    if max(engine.get_vocab().values(), default=0) >= _MAX_IDS:
-        raise TokenizerError(
-            f"tokenizer.json has ids of {_MAX_IDS} and more.", "Copy or train the tokenizer again."
-        )
     engine.no_padding()
     engine.no_truncation()
     return engine

@@ -9,12 +9,15 @@ reads no files and runs no text through an engine.
 from __future__ import annotations
 
 import difflib
+import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer as Engine
 from tokenizers import models, trainers
 
@@ -37,7 +40,6 @@ def _byte_letters() -> list[str]:
 
 
 BYTE_LETTERS = _byte_letters()
-_TO_LETTERS = dict(enumerate(BYTE_LETTERS))
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,18 @@ def _learn_bpe(words: Counter[str], request: Request) -> Json:
 
 def _learn_byte_bpe(words: Counter[str], request: Request) -> Json:
     _refuse_below(request, 256, "bytes")
-    spelled = {word.encode().decode("latin-1").translate(_TO_LETTERS): count for word, count in words.items()}
     vocabulary, merges = learn_merges(
-        spelled, sorted(BYTE_LETTERS), tokens=request.tokens, min_count=request.min_count
+        _byte_spelled(words), sorted(BYTE_LETTERS), tokens=request.tokens, min_count=request.min_count
     )
     return _bpe_model(vocabulary, merges, request)
+
+
+def _byte_spelled(words: Counter[str]) -> dict[str, int]:
+    """Return the words with a letter for each byte, all of them spelled at once."""
+    codes = np.array([ord(letter) for letter in BYTE_LETTERS], "<u4")
+    joined = b"\xff".join(map(str.encode, words))  # a byte that UTF-8 does not have
+    text = codes[np.frombuffer(joined, np.uint8)].tobytes().decode("utf-32-le")
+    return dict(zip(text.split(BYTE_LETTERS[0xFF]), words.values(), strict=True))
 
 
 def _learn_byte(words: Counter[str], request: Request) -> Json:
@@ -394,26 +403,41 @@ def build(kind: Kind, texts: Iterable[str], request: Request, special_tokens: Se
         raise TokenizerError(
             "The corpus is empty: there is nothing to train a tokenizer on.", "Check the path or filter."
         )
-    model = kind.learn(words, request)
+    with _no_collection():
+        return json.dumps(
+            _spec(kind, kind.learn(words, request), request, special_tokens), ensure_ascii=False
+        )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from walking through a hundred thousand lists again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _spec(kind: Kind, model: Json, request: Request, special_tokens: Sequence[str]) -> Json:
     inside = [request.unk] if request.unk is not None else []
     after = max(_ids(model), default=-1) + 1
     numbered = {token: number for number, token in enumerate(inside)}
     numbered |= {token: after + i for i, token in enumerate(t for t in special_tokens if t not in inside)}
     added = [_added(numbered[token], token) for token in sorted(numbered, key=numbered.__getitem__)]
-    return json.dumps(
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added,
-            "normalizer": None,
-            "pre_tokenizer": kind.pre_tokenizer(request),
-            "post_processor": None,
-            "decoder": kind.decoder,
-            "model": model,
-        },
-        ensure_ascii=False,
-    )
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": kind.pre_tokenizer(request),
+        "post_processor": None,
+        "decoder": kind.decoder,
+        "model": model,
+    }
 
 
 def _ids(model: Json) -> Iterable[int]:

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer as Engine
 
 from stockpot.errors import TokenizerError
 from stockpot.text.corpus import CorpusEncoder, cut_rule
-from stockpot.text.formats import kind_of, open_engine, read_roles, read_source, token_bytes
+from stockpot.text.formats import MAX_IDS, kind_of, open_engine, read_roles, read_source, token_bytes
 from stockpot.text.kinds import Request, build, kind_named
 from stockpot.text.pieces import utf8
 
@@ -85,6 +85,10 @@ class Tokenizer:
         self.special_ids = {token.content: number for number, token in sorted(added.items()) if token.special}
         vocabulary = self._engine.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        if self.vocab_size > MAX_IDS:
+            raise TokenizerError(
+                f"tokenizer.json has ids of {MAX_IDS} and more.", "Copy or train the tokenizer again."
+            )
         self._tokens: dict[int, str] = {number: token for token, number in vocabulary.items()}
         self.roles = self._find_roles(roles or {})
         self._reachable = self._specials_text_can_reach()
@@ -102,7 +106,8 @@ class Tokenizer:
 
     def _specials_text_can_reach(self) -> frozenset[int]:
         """Return special ids inside the model's vocabulary, which the model itself could emit."""
-        inside = set(self._engine.get_vocab(with_added_tokens=False).values())
+        vocabulary = self._spec["model"]["vocab"]  # only a Unigram model's is a list
+        inside = set(range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values())
         unk = self.special_ids.get(self.roles.get("unk", ""))
         return frozenset(number for number in self.special_ids.values() if number in inside and number != unk)
 
@@ -221,7 +226,7 @@ class Tokenizer:
             return [np.array(self.encode(text, allow_special=allow_special), np.int32) for text in texts]
         with self._lock:
             if self._corpus is None:
-                self._corpus = CorpusEncoder(self._engine, rule)
+                self._corpus = CorpusEncoder(self._engine, self._spec, rule)
             return self._corpus.encode(texts)
 
     def _allowing_engine(self) -> Engine:
