@@ -30,8 +30,9 @@ $(DEV): $(READY)
 cook: $(READY)   ## village, tokenizer, pretraining, instruction tuning, evaluation, report
 	@$(BIN)/stockpot cook --minutes $(MINUTES) --out $(OUT)
 
-chat: $(READY)   ## talk to the model that `make cook` made
-	@$(BIN)/stockpot chat $(OUT)/sft
+chat: $(READY)   ## talk to the model that `make cook` made, or else to SmolLM2 (98 MB, fetched once)
+	@if [ -d $(OUT)/sft ]; then $(BIN)/stockpot chat $(OUT)/sft; \
+	else $(BIN)/stockpot pull smollm2 >/dev/null && $(BIN)/stockpot chat smollm2; fi
 
 test: $(DEV)   ## the default tests (no network, no GPU)
 	@$(BIN)/python -m pytest

@@ -49,7 +49,7 @@ class Bundle:
         """Turn a prompt into the ids the model reads.
 
         A text is encoded as ordinary text: spellings of special tokens in it stay text. A decoder's text
-        starts with the begin-of-sequence id if the tokenizer has one; an encoder's stands between ``<|cls|>``
+        starts with the begin-of-sequence id if the tokenizer puts one there; an encoder's stands between ``<|cls|>``
         and ``<|sep|>`` if it has them; an encoder-decoder's source ends with the end-of-sequence id if it has
         one. Messages go through the chat template, up to the point where the assistant's next answer begins.
 
@@ -70,7 +70,7 @@ class Bundle:
     def _framed(self, ids: list[int]) -> list[int]:
         text, shape = self.tokenizer, self.model.config.shape
         first, last = {
-            "decoder": (text.bos_id, None),
+            "decoder": (text.bos_id if text.adds_bos else None, None),
             "encoder": (text.cls_id, text.sep_id),
             "encoder_decoder": (None, text.eos_id),
         }[shape]

@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 
 COMMON, MAKER = "Flags of every verb", "Flags of every maker"
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def _is_dtype(value: str | None) -> str | None:
@@ -61,7 +61,7 @@ class Common:
         str | None,
         typer.Option(
             metavar="NAME",
-            help="float32 or bfloat16; by default what suits the device.",
+            help="float32, bfloat16 or float16; by default what suits the device.",
             callback=_is_dtype,
             rich_help_panel=COMMON,
         ),

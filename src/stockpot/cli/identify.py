@@ -55,7 +55,9 @@ def identify(ref: str | Path, *, records: int = 3) -> Found:
         ConfigError: if there is no such thing.
         StockpotError: if it is something that stockpot reads, but damaged.
     """
-    path = Path(ref)
+    from stockpot.weights.known import find_known
+
+    path = find_known(ref) or Path(ref)
     if not path.exists():
         if str(ref).startswith(("village", "hf://")):
             return _data(str(ref), records)
@@ -166,11 +168,38 @@ def _weights(path: Path) -> Found | None:
     if kind == "safetensors":
         return Found("weights", path, {"format": "safetensors", **_weight_facts([path])})
     if kind == "gguf":
-        return Found("weights", path, {"format": "GGUF", "bytes": path.stat().st_size})
+        return Found("model", path, _gguf_facts(path))
     if kind == "pickle" and not _is_packed_data(path):
         note = "a pickle can run code when it is read, so stockpot does not read it"
         return Found("weights", path, {"format": "pickle", "note": note, "bytes": path.stat().st_size})
     return None
+
+
+def _gguf_facts(path: Path) -> dict[str, Any]:
+    from stockpot.gguf_directory import Array, read_directory
+
+    file = read_directory(path)
+    name = file.values.get("general.architecture")
+    numbers: Counter[str] = Counter()
+    for one in file.tensors.values():
+        numbers[one.kind.name] += one.numbers
+    facts: dict[str, Any] = {"format": "GGUF", "family": name, "name": file.values.get("general.name")}
+    facts |= {
+        "parameters": numbers.total(),
+        "numbers": ", ".join(
+            f"{kind} {count / numbers.total():.0%}" for kind, count in numbers.most_common()
+        ),
+        "tensors": len(file.tensors),
+        "bytes": path.stat().st_size,
+    }
+    shown = ("embedding_length", "block_count", "attention.head_count", "attention.head_count_kv")
+    for key in (*shown, "feed_forward_length", "context_length"):
+        facts[key] = file.values.get(f"{name}.{key}")
+    tokens = file.values.get("tokenizer.ggml.tokens")
+    facts["vocabulary"] = len(tokens) if isinstance(tokens, Array) else None
+    facts["tokenizer"] = f"{file.values.get('tokenizer.ggml.model')}, {file.values.get('tokenizer.ggml.pre')}"
+    facts["chat template"] = "present" if "tokenizer.chat_template" in file.values else "absent"
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _is_packed_data(path: Path) -> bool:

@@ -24,7 +24,10 @@ PANEL = "Judge"
 def evaluate(
     flags: Common,
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="Runs, checkpoints or Hugging Face folders.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL", help="Runs, checkpoints, Hugging Face folders, GGUF files or known names."
+        ),
     ],
     tasks: Annotated[
         list[str] | None,

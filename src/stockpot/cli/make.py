@@ -30,7 +30,9 @@ Data = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="What to start from: a run, a checkpoint or a model folder."),
+    typer.Argument(
+        metavar="MODEL", help="What to start from: a run, a checkpoint, a model folder or a GGUF file."
+    ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser updates.")]
 Minutes = Annotated[

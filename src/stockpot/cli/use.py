@@ -30,7 +30,13 @@ __all__ = ["Drawing", "chat", "fill", "generate"]
 
 PANEL = "Use"
 SAMPLING = "How text is drawn"
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a checkpoint or a Hugging Face folder.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run, a checkpoint, a Hugging Face folder, a GGUF file or a known name (smollm2).",
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,19 @@ from typing import Any
 from tokenizers import Tokenizer as Engine
 
 from stockpot.errors import TokenizerError
+from stockpot.gguf_directory import is_gguf, read_directory
 from stockpot.text.kinds import BYTE_LETTERS, SPACE_MARK
+from stockpot.text.vocabulary import read_vocabulary
 
-__all__ = ["MAX_IDS", "kind_of", "open_engine", "read_roles", "read_source", "token_bytes"]
+__all__ = [
+    "MAX_IDS",
+    "begins_with",
+    "kind_of",
+    "open_engine",
+    "read_roles",
+    "read_source",
+    "token_bytes",
+]
 
 _MAX_FILE_BYTES = 1 << 29
 MAX_IDS = 1 << 24
@@ -48,8 +58,11 @@ def read_source(path: Path) -> tuple[str, dict[str, Any]]:
 
     Raises:
         TokenizerError: if nothing readable is there.
+        CheckpointError: if it is a damaged GGUF file.
     """
     file = path / "tokenizer.json" if path.is_dir() else path
+    if file.is_file() and is_gguf(file):
+        return read_vocabulary(read_directory(file).values)
     if not file.is_file():
         raise TokenizerError(
             f"There is no tokenizer at {path}.", "Give a folder with tokenizer.json, or the file."
@@ -89,6 +102,23 @@ def read_roles(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(token, str):
             roles[role] = token
     return roles
+
+
+def begins_with(spec: Mapping[str, Any], bos: str | None, said: bool | None) -> bool:
+    """Say whether a text begins with the token ``bos``.
+
+    A parsed tokenizer.json says so in its post-processor; else what its settings ``said`` counts; else only
+    our own ``<|bos|>`` is put in front.
+    """
+    if bos is None:
+        return False
+    after = spec.get("post_processor") or {}
+    steps = after["processors"] if after.get("type") == "Sequence" else [after]
+    for step in steps:
+        if step.get("type") == "TemplateProcessing":
+            first = step["single"][0] if step["single"] else {}
+            return bool(first.get("SpecialToken", {}).get("id") == bos)
+    return bos == "<|bos|>" if said is None else said
 
 
 def is_byte_level(spec: Mapping[str, Any]) -> bool:

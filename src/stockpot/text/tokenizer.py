@@ -25,7 +25,15 @@ from tokenizers import Tokenizer as Engine
 
 from stockpot.errors import TokenizerError
 from stockpot.text.corpus import CorpusEncoder, cut_rule
-from stockpot.text.formats import MAX_IDS, kind_of, open_engine, read_roles, read_source, token_bytes
+from stockpot.text.formats import (
+    MAX_IDS,
+    begins_with,
+    kind_of,
+    open_engine,
+    read_roles,
+    read_source,
+    token_bytes,
+)
 from stockpot.text.kinds import Request, build, kind_named
 from stockpot.text.pieces import utf8
 
@@ -66,15 +74,23 @@ class Tokenizer:
         source: the text of a ``tokenizer.json``.
         roles: what special tokens are for, e.g. ``{"eos": "</s>"}``; what is missing is told by spelling.
         chat_template: Jinja source that came with the tokenizer, if any.
+        adds_bos: whether a text begins with the begin-of-sequence id; None: told by the file.
 
     Attributes:
         kind: one of the eight kinds (for a foreign file, the nearest).
         vocab_size: highest id + 1.
         special_ids: id of each special token's spelling.
+        adds_bos: whether the text that a decoder continues begins with ``bos_id``. ``encode`` never adds it;
+            ``Bundle.encode`` does.
     """
 
     def __init__(
-        self, source: str, *, roles: Mapping[str, str] | None = None, chat_template: str | None = None
+        self,
+        source: str,
+        *,
+        roles: Mapping[str, str] | None = None,
+        chat_template: str | None = None,
+        adds_bos: bool | None = None,
     ) -> None:
         self._engine = open_engine(source)
         self._engine.encode_special_tokens = True
@@ -91,6 +107,7 @@ class Tokenizer:
             )
         self._tokens: dict[int, str] = {number: token for token, number in vocabulary.items()}
         self.roles = self._find_roles(roles or {})
+        self.adds_bos = begins_with(self._spec, self.roles.get("bos"), adds_bos)
         self._reachable = self._specials_text_can_reach()
         self._allowing: Engine | None = None
         self._corpus: CorpusEncoder | None = None
@@ -169,10 +186,17 @@ class Tokenizer:
         Raises:
             TokenizerError: if it is missing, damaged, or of a kind we do not read.
         """
-        source, config = read_source(Path(ref))
-        template = config.get("chat_template")
+        return cls.of(*read_source(Path(ref)))
+
+    @classmethod
+    def of(cls, source: str, config: Mapping[str, Any]) -> Tokenizer:
+        """Make one from the text of a tokenizer.json and what its tokenizer_config.json says."""
+        template, adds_bos = config.get("chat_template"), config.get("add_bos_token")
         return cls(
-            source, roles=read_roles(config), chat_template=template if isinstance(template, str) else None
+            source,
+            roles=read_roles(config),
+            chat_template=template if isinstance(template, str) else None,
+            adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
         )
 
     def save(self, folder: str | os.PathLike[str], *, chat_template: str | None = None) -> None:
@@ -198,6 +222,7 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "model_max_length": 10**30,  # transformers' way to say: no limit of the tokenizer's own
             **named,
+            **({"add_bos_token": self.adds_bos} if "bos" in self.roles else {}),
             "additional_special_tokens": others,
         }
 
@@ -368,10 +393,11 @@ class Tokenizer:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.to_json(), "roles": self.roles, "chat_template": self.chat_template}
+        names = ("roles", "chat_template", "adds_bos")
+        return {"source": self.to_json(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Tokenizer.__init__(self, state["source"], roles=state["roles"], chat_template=state["chat_template"])
+        Tokenizer.__init__(self, **state)
 
 
 def _checked_specials(special_tokens: Sequence[str]) -> list[str]:

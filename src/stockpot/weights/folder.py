@@ -159,5 +159,5 @@ def _what_else(folder: Path) -> str:
             if kind == "pickle":
                 return f"{path.name} is a pickle, which can run code and is never read: get safetensors."
             if kind == "gguf":
-                return f"It holds {path.name}, a GGUF file, which is not read yet."
+                return f"It holds {path.name}, a GGUF file: name that file itself."
     return "Give a folder with config.json, model.safetensors and tokenizer.json."

@@ -20,6 +20,7 @@ from stockpot.bundle import Bundle
 from stockpot.device import pick_device
 from stockpot.durable import half_name, sync
 from stockpot.errors import CheckpointError, ConfigError
+from stockpot.gguf_directory import is_gguf
 from stockpot.model.adapters import AdaptedLinear, add_updates, has_adapters, updates_of
 from stockpot.model.config import ModelConfig
 from stockpot.model.transformer import Transformer
@@ -29,9 +30,12 @@ from stockpot.weights.adapter import adapter_files, base_of, is_adapter, read_up
 from stockpot.weights.families import FAMILIES, NATIVE
 from stockpot.weights.family import Family, Part
 from stockpot.weights.folder import find_folder, inside, read_json, weight_files
+from stockpot.weights.gguf.reading import load_gguf, load_gguf_model
+from stockpot.weights.gguf.writing import save_gguf
+from stockpot.weights.known import find_known
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
 
-__all__ = ["load", "load_model", "save", "save_adapter", "save_model"]
+__all__ = ["convert", "load", "load_model", "save", "save_adapter", "save_model"]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 Content = bytes | Callable[[Path], None]  # of a file to write, or what writes it
@@ -49,14 +53,19 @@ def load(
     An adapter is merged into its base. What the adapter's folder lacks of the text side comes from the base.
 
     Args:
-        ref: a run, a checkpoint, a Hugging Face folder, an adapter folder or a hub id.
+        ref: a run, a checkpoint, a Hugging Face folder, an adapter folder, a GGUF file, a hub id, or a known name
+            (``smollm2``).
         device: where to put it; None takes an accelerator if there is one, else the CPU.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None keeps what the file has.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None keeps what the file has (packed numbers of a
+            GGUF file become float32).
 
     Raises:
         CheckpointError: if it is missing, damaged, unsafe or of a kind we do not read.
         TokenizerError: if its tokenizer cannot be read.
     """
+    ref = find_known(ref) or ref
+    if is_gguf(ref):
+        return load_gguf(ref, device=pick_device(device), dtype=_dtype(dtype))
     folder = find_folder(ref)
     model = load_model(folder, device=device, dtype=dtype)
     text = folder
@@ -82,6 +91,9 @@ def load_model(
     dtype: str | torch.dtype | None = None,
 ) -> Transformer:
     """Open the network of a model folder alone; arguments and errors as in :func:`load`."""
+    ref = find_known(ref) or ref
+    if is_gguf(ref):
+        return load_gguf_model(ref, device=pick_device(device), dtype=_dtype(dtype))
     folder, place, kind = find_folder(ref), pick_device(device), _dtype(dtype)
     if is_adapter(folder):
         return _adapted(folder, place, kind)
@@ -118,17 +130,25 @@ def _model_type(folder: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def save(path: str | os.PathLike[str], bundle: Bundle) -> Path:
+def save(path: str | os.PathLike[str], bundle: Bundle, *, quantize: str | None = None) -> Path:
     """Write a model folder that :func:`load` opens, and ``transformers`` too if it knows the shape.
 
-    Adapters that are attached to the model are merged into what is written; the model itself stays as it is.
+    A path that ends in ``.gguf`` becomes one GGUF file, which llama.cpp runs. Adapters that are attached to the
+    model are merged into what is written; the model itself stays as it is.
 
     Each file appears whole or not at all, and none appears before all are written; other files of an existing
     folder stay.
 
+    ``quantize``, for GGUF files, is ``"q8_0"`` or ``"q4_0"``: 8 or 4 bits a weight.
+
     Raises:
-        CheckpointError: if the model holds NaN or infinity, or ``path`` is a file.
+        CheckpointError: if the model holds NaN or infinity, ``path`` is a file, or llama.cpp has no such model.
+        TokenizerError: if llama.cpp has no such tokenizer.
     """
+    if Path(path).suffix == ".gguf":
+        return save_gguf(Path(path), bundle, _merged_parameters(bundle.model), quantize=quantize)
+    if quantize is not None:
+        raise ConfigError("Only GGUF files are written quantised.", "Give a path that ends in .gguf.")
     folder = Path(path)
     files = _model_files(bundle.model, bundle.family) | _text_files(bundle)
     if not (folder / "README.md").exists():
@@ -155,6 +175,17 @@ def save_adapter(path: str | os.PathLike[str], bundle: Bundle, base: Path) -> Pa
     parts = _family_of(bundle.model.config, bundle.family).parts(bundle.model.config)
     _write_all(folder, adapter_files(bundle.model, parts, base=base, folder=folder) | _text_files(bundle))
     return folder
+
+
+def convert(
+    ref: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    quantize: str | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Path:
+    """Write a model in another form: what :func:`load` opens, as :func:`save` writes it; arguments as there."""
+    return save(path, load(ref, device="cpu", dtype=dtype), quantize=quantize)
 
 
 def save_model(path: str | os.PathLike[str], model: Transformer, *, family: str | None = None) -> Path:

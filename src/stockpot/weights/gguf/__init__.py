@@ -1,0 +1,1 @@
+"""GGUF files ↔ bundles: the single-file form that llama.cpp runs."""
