@@ -36,7 +36,7 @@ def test_the_verbs_are_those_of_the_grammar():
     made = {"train-tokenizer", "pretrain", "sft", "cook"}
     used = {"generate", "fill", "chat"}
     judged = {"eval", "compare-tokenizers"}
-    managed = {"inspect", "runs", "recipes", "doctor"}
+    managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
     assert set(VERBS) == made | used | judged | managed
 
 
