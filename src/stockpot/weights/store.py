@@ -23,6 +23,7 @@ from stockpot.errors import CheckpointError, ConfigError
 from stockpot.gguf_directory import is_gguf
 from stockpot.model.adapters import AdaptedLinear, add_updates, has_adapters, updates_of
 from stockpot.model.config import ModelConfig
+from stockpot.model.outline import outline
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
 from stockpot.text.tokenizer import Tokenizer
@@ -104,8 +105,7 @@ def load_model(
     _refuse_absurd(config, shelf, folder)
     config = _settle_copies(family, config, shelf)
     parts = family.parts(config)
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = outline(config)
     shapes = {name: param.shape for name, param in model.named_parameters()}
     check_parts(shelf, parts, shapes, family.ignored, folder)
     params = read_parts(shelf, parts, shapes, device=place, dtype=kind, where=folder)

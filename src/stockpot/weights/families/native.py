@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
-
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.config import ModelConfig
-from stockpot.model.transformer import Transformer
+from stockpot.model.outline import outline
 from stockpot.weights.family import Family, Part, setting
 
 __all__ = ["NATIVE"]
@@ -43,8 +41,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def parts(config: ModelConfig) -> list[Part]:
     """List every tensor under its own name."""
-    with torch.device("meta"):
-        return [Part(name, (name,)) for name, _ in Transformer(config).named_parameters()]
+    return [Part(name, (name,)) for name, _ in outline(config).named_parameters()]
 
 
 NATIVE = Family("stockpot", read=read, write=write, parts=parts)

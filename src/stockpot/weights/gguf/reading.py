@@ -20,6 +20,7 @@ from stockpot.bundle import Bundle
 from stockpot.errors import CheckpointError, TokenizerError
 from stockpot.gguf_directory import GGUFile, read_directory
 from stockpot.model.config import ModelConfig, StackConfig
+from stockpot.model.outline import outline
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
 from stockpot.text.tokenizer import Tokenizer
@@ -65,8 +66,7 @@ def _model(file: GGUFile, device: torch.device, dtype: torch.dtype | None, least
     try:
         architecture, config = _settings(file)
         _refuse_absurd(config, file)
-        with torch.device("meta"):
-            model = Transformer(config)
+        model = outline(config)
         shapes = {name: param.shape for name, param in model.named_parameters()}
         parts = architecture.parts(config)
         _check_names(parts, shapes, file)
