@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_models import MODELS
 
 from stockpot.bundle import Bundle
 from stockpot.errors import CheckpointError, ConfigError, StockpotError, TokenizerError
@@ -21,23 +22,6 @@ from stockpot.weights.family import canonical
 from stockpot.weights.gguf.blocks import KINDS, PIECE, decode_into
 from stockpot.weights.gguf.stretch import find_llama3, llama3_factors
 from stockpot.weights.store import load, load_model, save
-
-LLAMA3 = RopeScaling(kind="llama3", factor=8.0, original_context=16)
-YARN = RopeScaling(kind="yarn", factor=4.0, original_context=16)
-GPT2 = {"position": "learned", "norm": "layer", "norm_bias": True, "norm_eps": 1e-5, "qk_norm": None}
-GPT2 |= {"qkv_bias": True, "out_bias": True, "ffn": "gelu_tanh", "ffn_bias": True, "kv_heads": None}
-MODELS = {
-    "default": ("qwen3", {}),
-    "default untied": ("qwen3", {"tied": False}),
-    "qwen3 with biases and yarn": ("qwen3", {"qkv_bias": True, "rope_scaling": YARN, "head_dim": 16}),
-    "llama": ("llama", {"qk_norm": None}),
-    "llama with biases": ("llama", {"qk_norm": None, "qkv_bias": True, "out_bias": True, "ffn_bias": True}),
-    "llama 3": ("llama", {"qk_norm": None, "rope_scaling": LLAMA3, "head_dim": 16}),
-    "llama, stretched": ("llama", {"qk_norm": None, "rope_scaling": RopeScaling(factor=2.0)}),
-    "llama, one group": ("llama", {"qk_norm": None, "kv_heads": 1, "rope_theta": 500_000.0}),
-    "gpt2": ("gpt2", GPT2),
-    "gpt2 untied": ("gpt2", {**GPT2, "tied": False}),
-}
 
 
 def params_of(model):

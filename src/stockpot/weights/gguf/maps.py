@@ -184,8 +184,8 @@ ARCHITECTURES = {
     one.name: one
     for one in (
         Architecture("qwen3"),
-        Architecture("llama", True),
         Architecture("qwen2"),
+        Architecture("llama", interleaves=True),
         Architecture("gpt2"),
     )
 }
@@ -201,6 +201,8 @@ def _read_sizes(keys: Keys) -> dict[str, Any]:
         raise keys.wrong("expert_count", keys.values[f"{keys.name}.expert_count"])
     dim, heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
     width = keys.whole("attention.key_length", dim // heads or None)
+    if keys.name in ("qwen2", "gpt2") and width * heads != dim:  # they have no key for it
+        raise keys.wrong("attention.key_length", width)
     if keys.whole("attention.value_length", width) != width:
         raise keys.wrong("attention.value_length", keys.values[f"{keys.name}.attention.value_length"])
     return {

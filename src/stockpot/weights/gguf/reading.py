@@ -52,7 +52,8 @@ def load_gguf(path: str | os.PathLike[str], *, device: torch.device, dtype: torc
         raise TokenizerError(f"{file.path}: {error.what}", error.todo) from error
     model = _model(file, device, dtype, least=tokenizer.vocab_size)
     template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
-    return Bundle(model, tokenizer, template, _generation(file.values, tokenizer), file.path)
+    family = file.values["general.architecture"]  # spelled as Hugging Face's model_type
+    return Bundle(model, tokenizer, template, _generation(file.values, tokenizer), file.path, family)
 
 
 def load_gguf_model(

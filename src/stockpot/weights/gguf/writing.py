@@ -80,7 +80,7 @@ def save_gguf(
 
 def _architecture_of(bundle: Bundle) -> Architecture:
     config = bundle.model.config
-    for one in ARCHITECTURES.values():
+    for one in sorted(ARCHITECTURES.values(), key=lambda one: one.name != bundle.family):
         if one.can_hold(config):
             return one
     raise CheckpointError(
