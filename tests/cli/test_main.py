@@ -33,7 +33,7 @@ def ask(*words: str):
 
 
 def test_the_verbs_are_those_of_the_grammar():
-    made = {"train-tokenizer", "pretrain", "sft", "cook"}
+    made = {"train-tokenizer", "pretrain", "sft", "reward", "dpo", "cook"}
     used = {"generate", "fill", "chat"}
     judged = {"eval", "compare-tokenizers"}
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
@@ -46,7 +46,7 @@ def test_each_verb_explains_itself_and_takes_the_common_flags(verb):
     assert shown.exit_code == 0
     for flag in COMMON:
         assert flag in shown.stdout
-    makes = verb in ("train-tokenizer", "pretrain", "sft", "cook")
+    makes = verb in ("train-tokenizer", "pretrain", "sft", "reward", "dpo", "cook")
     for flag in MAKING:
         assert (flag in shown.stdout) or not makes
 

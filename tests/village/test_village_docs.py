@@ -20,6 +20,8 @@ def render(record: dict[str, Any]) -> str:
     """Show a record as a reader likes it."""
     if "messages" in record:
         return "\n".join(f"{message['role']}: {message['content']}" for message in record["messages"])
+    if "chosen" in record:
+        return "\n".join(f"{key}: {record[key]}" for key in ("prompt", "chosen", "rejected", "margin"))
     if set(record) == {"text"}:
         return record["text"]
     lines = [record[key] for key in ("text", "question") if key in record]

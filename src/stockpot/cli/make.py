@@ -1,4 +1,4 @@
-"""The verbs that make something: train-tokenizer, pretrain, sft, cook.
+"""The verbs that make something: train-tokenizer, pretrain, sft, reward, dpo, cook.
 
 Each merges its recipe, ``--set`` and flags into the settings of its stage and calls the stage. Nothing here
 trains.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     S = TypeVar("S", bound=Settings)
 
-__all__ = ["cook", "pretrain", "sft", "train_tokenizer"]
+__all__ = ["cook", "dpo", "pretrain", "reward", "sft", "train_tokenizer"]
 
 PANEL = "Make"
 Data = Annotated[
@@ -96,6 +96,36 @@ def sft(flags: Making, model: Model = None, data: Data = None, steps: Steps = No
 
     maker = _Maker("sft", "sft", flags)
     config = maker.settings(SFTConfig, {"model": model, "data": data, "loop.steps": steps})
+    if flags.dry_run:
+        maker.print_plan(config)
+        return
+    maker.check_folder()
+    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+
+
+@verb("reward", panel=PANEL, flags=Making)
+def reward(flags: Making, model: Model = None, data: Data = None, steps: Steps = None) -> None:
+    """Train a reward model from MODEL: it rates answers as people compared them."""
+    from stockpot.stages.reward import RewardConfig
+    from stockpot.stages.reward import reward as stage
+
+    maker = _Maker("reward", "reward", flags)
+    config = maker.settings(RewardConfig, {"model": model, "data": data, "loop.steps": steps})
+    if flags.dry_run:
+        maker.print_plan(config)
+        return
+    maker.check_folder()
+    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+
+
+@verb("dpo", panel=PANEL, flags=Making)
+def dpo(flags: Making, model: Model = None, data: Data = None, steps: Steps = None) -> None:
+    """Train MODEL on comparisons directly: preferred answers become more probable than rejected ones."""
+    from stockpot.stages.dpo import DPOConfig
+    from stockpot.stages.dpo import dpo as stage
+
+    maker = _Maker("dpo", "dpo", flags)
+    config = maker.settings(DPOConfig, {"model": model, "data": data, "loop.steps": steps})
     if flags.dry_run:
         maker.print_plan(config)
         return

@@ -23,7 +23,13 @@ __all__ = ["Source", "fingerprint_sources", "read_records", "read_texts"]
 
 Source = str | os.PathLike[str]
 _HUB = "hf://"
-_VILLAGE_RECORDS = {"documents": 100_000, "chats": 20_000}  # unless the source says how many
+_VILLAGE_RECORDS = {  # unless the source says how many
+    "documents": 100_000,
+    "chats": 20_000,
+    "preferences": 4_000,
+    "prompts": 4_000,
+}
+_VILLAGE = f"village[:{'|'.join(_VILLAGE_RECORDS)}][:SEED[:COUNT]]"
 
 
 def read_records(
@@ -33,7 +39,7 @@ def read_records(
 
     Args:
         sources: files, directories, patterns (``corpus/**/*.txt``), ``hf://owner/name[/config][@split]``,
-            ``village[:documents|chats][:SEED[:COUNT]]``.
+            ``village[:documents|chats|preferences|prompts][:SEED[:COUNT]]``.
         config: how to read them.
         report: counts what was read and what was not; None: only the log tells.
 
@@ -170,25 +176,21 @@ def _is_village(source: Source) -> bool:
 
 
 def _village(source: str) -> Iterator[Raw]:
-    """Tell the training documents or chats of a generated village."""
+    """Tell the training records of a generated village."""
     from stockpot.village import Village
 
     part, seed, count = _parse_village(source)
     village = Village(seed=seed)
-    records: Iterator[dict[str, Any]] = (village.chats if part == "chats" else village.documents)(
-        "train", count
-    )
+    records: Iterator[dict[str, Any]] = getattr(village, part)("train", count)
     for number, record in enumerate(records, 1):
         yield f"{source}:{number}", record
 
 
 def _parse_village(source: str) -> tuple[str, int, int]:
-    """Read ``village[:documents|chats][:SEED[:COUNT]]`` as part, seed and count."""
+    """Read the name of a part of the village as part, seed and count."""
     words = source.split(":")[1:]
     part = words.pop(0) if words and words[0] in _VILLAGE_RECORDS else "documents"
     if len(words) > 2 or not all(word.isdecimal() for word in words):
-        raise DataError(
-            f"{source}: expected village[:documents|chats][:SEED[:COUNT]].", "Example: village:chats:7:20000"
-        )
+        raise DataError(f"{source}: expected {_VILLAGE}.", "Example: village:chats:7:20000")
     seed = int(words[0]) if words else 0
     return part, seed, int(words[1]) if len(words) > 1 else _VILLAGE_RECORDS[part]

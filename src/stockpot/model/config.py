@@ -254,6 +254,8 @@ class ModelConfig(Settings):
             raise ValueError(
                 f"encoder and decoder share one width, not {self.encoder.dim} and {self.decoder.dim}"
             )
+        if self.value_head and self.shape != "decoder":
+            raise ValueError("a value head belongs to a decoder")
         if not self.predicts and (self.masked_head or self.logit_bias or not self.tied):
             raise ValueError(
                 "a model that makes no logits has no masked_head, no logit_bias and no own matrix"

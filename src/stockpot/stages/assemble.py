@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from stockpot import device as machine
 from stockpot.bundle import Bundle
-from stockpot.data.batch import Batch
 from stockpot.data.corrupt import causal
 from stockpot.data.encode import encode
 from stockpot.data.loader import Loader, LoaderConfig
 from stockpot.data.sources import read_records
 from stockpot.errors import ConfigError
 from stockpot.model.adapters import LoRA, attach, has_adapters
+from stockpot.text.chat import ChatTemplate
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig
 from stockpot.train.losses import LossFn
-from stockpot.weights.store import save, save_adapter
+from stockpot.train.schedule import Schedule
+from stockpot.weights.store import load, save, save_adapter
 
 __all__ = [
+    "GentleLoop",
     "Progress",
     "adapt",
     "as_sources",
@@ -36,12 +40,32 @@ __all__ = [
     "checkpoint_writer",
     "mean_metrics",
     "micro_batch_for",
+    "open_to_tune",
     "silent",
+    "tokens_at_once",
+    "with_steps",
 ]
 
 Progress = Callable[[dict[str, Any]], None]
 Sources = str | Path | Sequence[str | Path]
 MICRO_BATCH_TOKENS = 8192  # enough work a call; measured in benchmarks/notes.md
+LOGITS_KEPT = 1 << 26  # a loss that weighs each token keeps its probabilities for the backward pass
+
+
+class GentleLoop(LoopConfig):
+    """How long and how to train a model that is good already: AdamW with small steps."""
+
+    optimizer: Literal["muon", "adamw"] = Field(
+        "adamw", description="of matrices: muon · adamw; AdamW for the rest"
+    )
+    lr: float = Field(1e-5, gt=0, description="learning rate of matrices, and of the rest unless set below")
+    batch_tokens: int = Field(
+        4096, ge=1, description="real tokens a step, over all micro-batches and processes"
+    )
+    schedule: Schedule = Field("linear", description="constant · linear · cosine · warmup-stable-decay")
+    weight_decay: float = Field(0.0, ge=0, description="decay of matrices, per unit of learning rate")
+    beta2: float = Field(0.99, ge=0, lt=1, description="adamw: memory of the gradient's square")
+    eps: float = Field(1e-8, gt=0, description="adamw: added to the root of the mean square")
 
 
 def silent(event: dict[str, Any]) -> None:
@@ -74,14 +98,69 @@ def micro_batch_for(batch_tokens: int, context: int) -> tuple[int, int]:
     return rows // passes, passes
 
 
-def checkpoint_writer(bundle: Bundle) -> Callable[[Path], None]:
+def tokens_at_once(loop: LoopConfig, vocab_size: int) -> int:
+    """Choose the real tokens of a micro-batch whose labels are weighed one by one."""
+    return max(1, min(loop.batch_tokens, MICRO_BATCH_TOKENS, LOGITS_KEPT // vocab_size))
+
+
+def with_steps(loop: LoopConfig, passes: float | None, tokens: int) -> LoopConfig:
+    """Set the steps from the passes over the data: those asked for; else ``loop.steps`` if it was given; else one.
+
+    Args:
+        loop: settings of the loop.
+        passes: over the data, or None.
+        tokens: of one pass.
+    """
+    if passes is None and "steps" in loop.model_fields_set:
+        return loop
+    steps = max(1, round((1.0 if passes is None else passes) * tokens / loop.batch_tokens))
+    return loop.model_copy(update={"steps": steps})
+
+
+def open_to_tune(model: str | None, template: str | None, *, verb: str) -> Bundle:
+    """Open the decoder a stage starts from, on the CPU in float32, with the template it will hold conversations by.
+
+    Args:
+        model: what to tune.
+        template: file with a chat template; None: the model's own, or the default one.
+        verb: of the stage, for messages.
+
+    Raises:
+        ConfigError: if there is no model, it is no decoder, or there is no template.
+        CheckpointError: if the model cannot be read.
+    """
+    if model is None:
+        raise ConfigError("There is no model to tune.", f"Name one: stockpot {verb} MODEL.")
+    bundle = load(model, device="cpu", dtype="float32")
+    if bundle.model.config.shape != "decoder":
+        raise ConfigError(
+            f"{model} is an {bundle.model.config.shape}; {verb} tunes decoders.", "Give a decoder."
+        )
+    found = bundle.template or ChatTemplate.of(bundle.tokenizer)
+    if template is not None:
+        try:
+            found = ChatTemplate(Path(template).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{template} cannot be read as a chat template: {error}.", "Give a UTF-8 text file."
+            ) from error
+    if found is None:
+        raise ConfigError(
+            f"{model} has no chat template and its tokenizer lacks the tokens of the default one.",
+            f"Give a template file with {verb}.template.",
+        )
+    return replace(bundle, template=found)
+
+
+def checkpoint_writer(bundle: Bundle, *, merged: bool = False) -> Callable[[Path], None]:
     """Return the function with which the loop writes the model folder of a checkpoint.
 
-    A model with adapters is written as an adapter folder that names the folder its bundle was read from.
+    A model with adapters is written as an adapter folder that names the folder its bundle was read from; ``merged``: as
+    a whole model instead.
     """
 
     def write(folder: Path) -> None:
-        if bundle.source is not None and has_adapters(bundle.model):
+        if not merged and bundle.source is not None and has_adapters(bundle.model):
             save_adapter(folder, bundle, bundle.source)
         else:
             save(folder, bundle)
@@ -111,7 +190,7 @@ def batches(
     return Loader(store, LoaderConfig(context=context, batch_tokens=tokens, seed=seed), causal(tokenizer))
 
 
-def mean_metrics(batches: Iterable[Batch], loss_fn: LossFn) -> Callable[[nn.Module], dict[str, float]]:
+def mean_metrics(batches: Iterable[Any], loss_fn: LossFn) -> Callable[[nn.Module], dict[str, float]]:
     """Return a validation function: every metric of ``loss_fn`` over all batches, and the mean loss.
 
     The totals and the counts are summed separately, so a short last batch weighs what it holds.

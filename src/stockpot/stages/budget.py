@@ -12,12 +12,17 @@ from stockpot import device as machine
 from stockpot.config import Settings
 from stockpot.data.sources import read_texts
 from stockpot.errors import ConfigError
+from stockpot.stages.assemble import open_to_tune, silent, with_steps
+from stockpot.stages.comparisons import ComparisonConfig, read_comparisons
 from stockpot.stages.cook import PRETRAIN_SHARE, CookConfig
+from stockpot.stages.dpo import DPOConfig
 from stockpot.stages.pretrain import PretrainConfig, plan_pretraining
+from stockpot.stages.reward import RewardConfig
 from stockpot.stages.sft import SFTConfig
 from stockpot.stages.sizes import Plan, estimate, training_speed
 from stockpot.stages.tokenizer import TokenizerConfig
 from stockpot.text.tokenizer import Tokenizer
+from stockpot.train.loop import LoopConfig
 from stockpot.weights.store import load
 
 __all__ = ["plan"]
@@ -39,7 +44,9 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
         case PretrainConfig():
             return plan_pretraining(config)[1]
         case SFTConfig():
-            return _tuning(config)
+            return _tuning(config.model, config.loop, config.device)
+        case DPOConfig() | RewardConfig():
+            return _comparing(config)
         case CookConfig():
             return _cook(config, minutes)
         case TokenizerConfig():
@@ -48,13 +55,20 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
             raise ConfigError(f"There is no plan for {type(config).__name__}.", "Leave out --dry-run.")
 
 
-def _tuning(config: SFTConfig) -> Plan:
-    if config.model is None:
+def _tuning(model: str | None, loop: LoopConfig, device: str | None) -> Plan:
+    if model is None:
         raise ConfigError("There is no model to tune.", "Name one: stockpot sft MODEL.")
-    model = load(config.model, device="cpu", dtype="float32").model.config
-    speed = training_speed(model, loop=config.loop, device=machine.pick_device(config.device))
-    tokens = config.loop.steps * config.loop.batch_tokens
-    return estimate(model, tokens=tokens, tokens_per_s=speed, batch_tokens=config.loop.batch_tokens)
+    shape = load(model, device="cpu", dtype="float32").model.config
+    speed = training_speed(shape, loop=loop, device=machine.pick_device(device))
+    tokens = loop.steps * loop.batch_tokens
+    return estimate(shape, tokens=tokens, tokens_per_s=speed, batch_tokens=loop.batch_tokens)
+
+
+def _comparing(config: ComparisonConfig) -> Plan:
+    """Read the comparisons, which decide how many steps a pass has."""
+    bundle = open_to_tune(config.model, config.template, verb="dpo")
+    found = read_comparisons(config, bundle, silent)
+    return _tuning(config.model, with_steps(config.loop, config.passes, found.train.tokens), config.device)
 
 
 def _cook(config: CookConfig, minutes: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,13 +9,11 @@ import torch
 from pydantic import Field, field_validator
 
 from stockpot import device as machine
-from stockpot.bundle import Bundle
 from stockpot.config import Settings
 from stockpot.data.corrupt import causal
 from stockpot.data.encode import encode
 from stockpot.data.loader import FixedBatches, Loader, LoaderConfig
 from stockpot.data.sources import fingerprint_sources, read_records
-from stockpot.errors import ConfigError
 from stockpot.model.adapters import LoRA
 from stockpot.run import Run
 from stockpot.stages.assemble import (
@@ -26,12 +23,11 @@ from stockpot.stages.assemble import (
     checkpoint_writer,
     mean_metrics,
     micro_batch_for,
+    open_to_tune,
     silent,
 )
-from stockpot.text.chat import ChatTemplate
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import next_token_loss
-from stockpot.weights.store import load
 
 __all__ = ["SFTConfig", "sft"]
 
@@ -68,12 +64,10 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
         ConfigError, DataError, CheckpointError: before any work, if something does not fit.
         TrainError: if training cannot go on.
     """
-    if config.model is None:
-        raise ConfigError("There is no model to tune.", "Name one: stockpot sft MODEL.")
     report = progress or silent
     device = machine.pick_device(config.device)
     machine.seed_everything(config.seed)
-    bundle = _with_template(load(config.model, device="cpu", dtype="float32"), config)
+    bundle = open_to_tune(config.model, config.template, verb="sft")
     model = bundle.model.to(device)
     trained = adapt(model, config.adapter, config.loop, device)
     context = config.context or model.config.context
@@ -108,24 +102,3 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
             progress=report,
         )
     return run
-
-
-def _with_template(bundle: Bundle, config: SFTConfig) -> Bundle:
-    if bundle.model.config.shape != "decoder":
-        raise ConfigError(
-            f"{config.model} is an {bundle.model.config.shape}; sft tunes decoders.", "Give a decoder."
-        )
-    template = bundle.template or ChatTemplate.of(bundle.tokenizer)
-    if config.template is not None:
-        try:
-            template = ChatTemplate(Path(config.template).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{config.template} cannot be read as a chat template: {error}.", "Give a UTF-8 text file."
-            ) from error
-    if template is None:
-        raise ConfigError(
-            f"{config.model} has no chat template and its tokenizer lacks the tokens of the default one.",
-            "Give a template file with sft.template.",
-        )
-    return replace(bundle, template=template)

@@ -1,15 +1,16 @@
 """The village: a generated corpus with exact ground truth, the same for the same seed everywhere.
 
-`Village` is the door. It yields pretraining documents, instruction chats and evaluation questions as plain
+`Village` is the door. It yields pretraining documents, instruction chats, comparisons and evaluation questions as plain
 records, and keeps people, wordings and kinds of tasks apart for evaluation. It writes no file, knows no
 tokenizer and no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import count, islice
+from math import nan
 from typing import Any
 
 from stockpot.errors import ConfigError
@@ -20,6 +21,7 @@ from stockpot.village.news import draw_news
 from stockpot.village.people import Employer, Person, World, draw_world
 from stockpot.village.problem import Problem
 from stockpot.village.questions import HELD_OUT_KINDS, KINDS, TRAINED_KINDS, draw_questions
+from stockpot.village.tastes import Comparison, draw_asked, draw_comparison, rate
 
 __all__ = ["HELD_OUT_KINDS", "KINDS", "TRAINED_KINDS", "VILLAGE_VERSION", "Employer", "Person", "Village"]
 
@@ -104,6 +106,49 @@ class Village:
         kinds = [kind] if kind else list(KINDS if side == "val" else TRAINED_KINDS)
         return islice(_take_turns(self.world, kinds, side), limit)
 
+    def preferences(
+        self, split: str = "train", limit: int | None = None, *, start: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """Yield comparisons ``{"prompt", "chosen", "rejected", "margin", "source"}``, without end unless limited.
+
+        Of two answers the better one by the villagers' exact taste (see `rater`) is chosen; equal ones are ties,
+        ``{"tie": True}`` instead of a margin. Arguments and errors as for `documents`.
+        """
+        side = _side(split)
+        dice = Dice(self.seed, f"preferences/{side}")
+        return (_comparison(draw_comparison(self.world, dice.at(i), side)) for i in _indices(start, limit))
+
+    def prompts(
+        self, split: str = "train", limit: int | None = None, *, start: int = 0
+    ) -> Iterator[dict[str, str]]:
+        """Yield questions of the kind that `preferences` are about, with the answer that is liked best.
+
+        Records are ``{"prompt", "completion"}``. Arguments and errors as for `documents`.
+        """
+        return (
+            {"prompt": problem.question, "completion": problem.sentence}
+            for problem in self._asked(_side(split), start, limit)
+        )
+
+    def rater(
+        self, split: str = "train", limit: int = 5_000, *, start: int = 0
+    ) -> Callable[[str, str], float]:
+        """Give the villagers' exact taste: ``(prompt, reply) -> 0 … 3`` for the prompts of `prompts`.
+
+        The function returns NaN for a prompt that is not among them.
+        """
+        known = {problem.question: problem for problem in self._asked(_side(split), start, limit)}
+
+        def rating(prompt: str, reply: str) -> float:
+            problem = known.get(prompt)
+            return nan if problem is None else rate(problem, reply)
+
+        return rating
+
+    def _asked(self, side: Side, start: int, limit: int | None) -> Iterator[Problem]:
+        dice = Dice(self.seed, f"prompts/{side}")
+        return (draw_asked(self.world, dice.at(i), side) for i in _indices(start, limit))
+
     def news(self) -> list[dict[str, Any]]:
         """Give facts newer than anything in the documents: ``id, date, text, question, answer, choices``."""
         return draw_news(self.world)
@@ -135,6 +180,12 @@ def _chat(turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
         messages.append({"role": "user", "content": asked})
         messages.append({"role": "assistant", "content": answered})
     return {"messages": messages}
+
+
+def _comparison(drawn: Comparison) -> dict[str, Any]:
+    record: dict[str, Any] = {"prompt": drawn.question, "chosen": drawn.chosen, "rejected": drawn.rejected}
+    record |= {"margin": drawn.margin} if drawn.margin else {"tie": True}
+    return record | {"source": "village"}
 
 
 def _take_turns(world: World, kinds: Sequence[str], side: Side) -> Iterator[dict[str, Any]]:

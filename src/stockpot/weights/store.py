@@ -150,7 +150,7 @@ def save(path: str | os.PathLike[str], bundle: Bundle, *, quantize: str | None =
     if quantize is not None:
         raise ConfigError("Only GGUF files are written quantised.", "Give a path that ends in .gguf.")
     folder = Path(path)
-    files = _model_files(bundle.model, bundle.family) | _text_files(bundle)
+    files = _model_files(bundle.model, bundle.family, pad_id=bundle.tokenizer.pad_id) | _text_files(bundle)
     if not (folder / "README.md").exists():
         files["README.md"] = _card(bundle).encode()
     _write_all(folder, files)
@@ -311,12 +311,16 @@ def _merged_parameters(model: Transformer) -> dict[str, Tensor]:
     return params
 
 
-def _model_files(model: Transformer, preferred: str | None) -> dict[str, Content]:
+def _model_files(
+    model: Transformer, preferred: str | None, *, pad_id: int | None = None
+) -> dict[str, Content]:
     config = model.config
     family = _family_of(config, preferred)
     params = _merged_parameters(model)
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     values = {**family.write(config), "dtype": dtype}
+    if config.value_head and pad_id is not None:
+        values["pad_token_id"] = pad_id  # by which other programs find the last real token
     extras = _training_extras(config)
     if family is not NATIVE and extras:
         values["stockpot"] = extras

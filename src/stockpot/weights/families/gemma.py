@@ -58,7 +58,7 @@ def read(values: Mapping[str, Any], names: Collection[str], *, model_type: str) 
         decoder=decoder,
         embedding_scale=decoder.dim**0.5,
         logit_softcap=None if first else _cap(values, "final_logit_softcapping", model_type, 30.0),
-        **llama.predicts(values, tied=True),
+        **llama.predicts(values, tied=True, names=names),
     )
 
 
@@ -151,7 +151,7 @@ FAMILIES = {
         write=partial(write, model_type=model_type),
         parts=partial(llama.parts, norms=llama.PRE_NORMS if model_type == "gemma" else SANDWICH, gain=1.0),
         root="model.",
-        outside=("lm_head.",),
+        outside=llama.OUTSIDE,
         ignored=("rotary_emb.inv_freq",),
     )
     for model_type in NAMES

@@ -16,11 +16,22 @@ from stockpot.model.config import ModelConfig, StackConfig
 from stockpot.weights.family import NUMBER, Family, Part, only, refuse, setting
 from stockpot.weights.rope import read_rope, write_rope
 
-__all__ = ["FAMILIES", "parts", "predicts", "read_kinds", "read_sizes", "write_kinds", "write_sizes"]
+__all__ = [
+    "FAMILIES",
+    "OUTSIDE",
+    "parts",
+    "predicts",
+    "read_kinds",
+    "read_sizes",
+    "write_kinds",
+    "write_sizes",
+]
 
 NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 CONTEXTS = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
 PRE_NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+JUDGE = "score.weight"
+OUTSIDE = ("lm_head.", "score.")
 WINDOW = "sliding_attention"
 WHOLE = "full_attention"
 
@@ -51,8 +62,13 @@ def read_sizes(values: Mapping[str, Any], *, head_dim: int | None, context: int)
 def write_sizes(config: ModelConfig, name: str) -> dict[str, Any]:
     """Write what all families of this build spell alike; ``name`` begins the names of their classes."""
     stack = config.main
+    purpose = (
+        "ForSequenceClassification" if config.value_head else "ForCausalLM" if config.predicts else "Model"
+    )
+    judge = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if config.value_head else {}
     return {
-        "architectures": [f"{name}{'ForCausalLM' if config.predicts else 'Model'}"],
+        "architectures": [f"{name}{purpose}"],
+        **judge,
         "vocab_size": config.vocab_size,
         "hidden_size": stack.dim,
         "num_hidden_layers": stack.layers,
@@ -69,11 +85,16 @@ def write_sizes(config: ModelConfig, name: str) -> dict[str, Any]:
     }
 
 
-def predicts(values: Mapping[str, Any], *, tied: bool) -> dict[str, bool]:
-    """Read whether there is an output matrix, and whether it is the embedding's.
+def predicts(values: Mapping[str, Any], *, tied: bool, names: Collection[str] = ()) -> dict[str, bool]:
+    """Read whether there is an output matrix, and whether it is the embedding's; or a value head instead.
 
-    A network that was saved without its output matrix says so by the name of its class: ``LlamaModel``.
+    A network that was saved without its output matrix says so by the name of its class: ``LlamaModel``. A reward model
+    is a classifier of a single class.
     """
+    if JUDGE in names:
+        if len(setting(values, "id2label", dict, default={0: "", 1: ""})) != 1:
+            raise refuse("a classifier of several classes")
+        return {"tied": True, "predicts": False, "value_head": True}
     tied = setting(values, "tie_word_embeddings", bool, default=tied)
     classes = setting(values, "architectures", list, [])
     is_bare = bool(classes) and str(classes[0]).endswith("Model") and not tied
@@ -114,6 +135,8 @@ def parts(
     ]
     if not config.tied:
         found.append(Part("head.weight", ("lm_head.weight",)))
+    if config.value_head:
+        found.append(Part("value_head.out.weight", (JUDGE,)))
     for layer in range(config.main.layers):
         ours, theirs = f"decoder.layers.{layer}", f"{root}layers.{layer}"
         found += _layer_parts(config.main, ours, theirs)
@@ -163,7 +186,7 @@ def read(values: Mapping[str, Any], names: Collection[str], *, model_type: str) 
         ffn_bias=setting(values, "mlp_bias", bool, default=False),
     )
     vocab_size = setting(values, "vocab_size", int)
-    return ModelConfig(vocab_size=vocab_size, decoder=decoder, **predicts(values, tied=False))
+    return ModelConfig(vocab_size=vocab_size, decoder=decoder, **predicts(values, tied=False, names=names))
 
 
 def _read_windows(values: Mapping[str, Any], layers: int, model_type: str) -> tuple[int | None, ...]:
@@ -203,7 +226,7 @@ FAMILIES = {
         write=partial(write, model_type=model_type),
         parts=parts,
         root="model.",
-        outside=("lm_head.",),
+        outside=OUTSIDE,
         ignored=("rotary_emb.inv_freq",),
     )
     for model_type in ("qwen3", "llama", "qwen2", "mistral")

@@ -36,7 +36,9 @@ def read(values: Mapping[str, Any], names: Collection[str]) -> ModelConfig:
         out_bias=attention_bias,
     )
     vocab_size = setting(values, "vocab_size", int)
-    return ModelConfig(vocab_size=vocab_size, decoder=decoder, **llama.predicts(values, tied=False))
+    return ModelConfig(
+        vocab_size=vocab_size, decoder=decoder, **llama.predicts(values, tied=False, names=names)
+    )
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
@@ -53,7 +55,7 @@ FAMILIES = {
         write=write,
         parts=partial(llama.parts, norms=NORMS),
         root="model.",
-        outside=("lm_head.",),
+        outside=llama.OUTSIDE,
         ignored=("rotary_emb.inv_freq",),
     )
 }

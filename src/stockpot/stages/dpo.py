@@ -1,0 +1,196 @@
+"""Direct preference optimisation: learn from comparisons without a reward model and without drawing answers.
+
+The reference's log-probabilities are computed once, before the first step, and ride in the batches; so the reference need
+not be in memory while training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+from torch import nn
+
+from stockpot import device as machine
+from stockpot.bundle import Bundle
+from stockpot.data.pairs import FixedPairs, PairLoader, Pairs
+from stockpot.data.sources import fingerprint_sources
+from stockpot.errors import ConfigError
+from stockpot.judge.metrics import Estimate, proportion
+from stockpot.model.adapters import has_adapters, without_adapters
+from stockpot.model.transformer import Transformer
+from stockpot.run import Run
+from stockpot.stages.assemble import (
+    Progress,
+    adapt,
+    checkpoint_writer,
+    mean_metrics,
+    open_to_tune,
+    silent,
+    tokens_at_once,
+    with_steps,
+)
+from stockpot.stages.comparisons import ComparisonConfig, read_comparisons, with_reference
+from stockpot.stages.drift import Drift
+from stockpot.train.loop import fit
+from stockpot.train.preference import PreferenceConfig, preference_loss
+from stockpot.weights.store import load, load_model
+
+__all__ = ["DPOConfig", "dpo"]
+
+BOTH_FALL = (
+    "both answers have become less probable than at the start (chosen {chosen:+.1f}, rejected {rejected:+.1f} nats). "
+    "The loss asks for their difference only, so what both lose goes to answers that nobody compared. That is usual in small "
+    "amounts; if the model's own answers get worse, raise beta or lower loop.lr."
+)
+
+
+class DPOConfig(ComparisonConfig, PreferenceConfig):
+    """How a model learns from comparisons directly."""
+
+    reference: str | None = Field(
+        None, description="the model to stay near; none: what the training starts from"
+    )
+    drift_prompts: int = Field(
+        16, ge=0, description="at each validation, draw answers to this many held-out prompts; 0: none"
+    )
+    max_tokens: int = Field(64, ge=1, description="longest of these answers")
+
+
+def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: Progress | None = None) -> Run:
+    """Learn from comparisons and leave a run folder whose ``model`` prefers what people preferred.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before any work, if something does not fit.
+        TrainError: if training cannot go on.
+    """
+    report = progress or silent
+    device = machine.pick_device(config.device)
+    machine.seed_everything(config.seed)
+    bundle = open_to_tune(config.model, config.template, verb="dpo")
+    _check_reference(config, bundle)
+    found = read_comparisons(config, bundle, report)
+    config = config.model_copy(
+        update={"loop": with_steps(config.loop, config.passes, found.train.tokens), "passes": None}
+    )
+    model = bundle.model.to(device)
+    tokens = tokens_at_once(config.loop, model.config.vocab_size)
+    loss_fn = partial(preference_loss, config=config)
+    with Run.create(out, stage="dpo", recipe={"dpo": config}, parent=config.model, resume=resume) as run:
+        sides = (found.train, found.held_out)
+        opened = _reference_opener(config, model)
+        if config.needs_reference:
+            sides = with_reference(sides, opened, run, loop=config.loop, tokens=tokens)
+        trained = adapt(model, config.adapter, config.loop, device)
+        run.note(
+            data=fingerprint_sources(config.data),
+            seed=config.seed,
+            tokens={"train": sides[0].tokens, "validation": sides[1].tokens},
+            comparisons={"train": len(sides[0]), "validation": len(sides[1]), "found": str(found.survey)},
+            parameters=model.config.parameters(),
+            trained_parameters=trained,
+        )
+        drift = Drift(
+            bundle,
+            _prompts(sides[1], config.drift_prompts),
+            partial(_reference_for_a_while, config, bundle),
+            max_tokens=config.max_tokens,
+            seed=config.seed,
+            folder=run.path / "samples",
+            measured=len(run.series("val/kl")) if resume else 0,
+        )
+        validate = _validation(mean_metrics(FixedPairs(sides[1], tokens=tokens), loss_fn), drift, report)
+        fit(
+            model,
+            PairLoader(sides[0], tokens=tokens, seed=config.seed),
+            loss_fn,
+            config.loop,
+            run=run,
+            validate=validate,
+            save=checkpoint_writer(bundle),
+            resume=resume,
+            progress=report,
+        )
+        accuracy = _accuracy(run, sides[1])
+        if accuracy is not None:
+            run.note(
+                accuracy={
+                    "value": accuracy.value,
+                    "low": accuracy.low,
+                    "high": accuracy.high,
+                    "n": accuracy.n,
+                }
+            )
+            report({"kind": "note", "text": f"held-out comparisons told apart: {accuracy}"})
+    return run
+
+
+def _check_reference(config: DPOConfig, bundle: Bundle) -> None:
+    """Refuse a reference that reads other ids."""
+    if config.reference is None:
+        return
+    if not config.needs_reference:
+        raise ConfigError(f"{config.objective} has no reference.", "Leave out the reference.")
+    other = load(config.reference, device="cpu").tokenizer
+    if other.fingerprint != bundle.tokenizer.fingerprint:
+        raise ConfigError(
+            f"{config.reference} has another tokenizer than {config.model}: their probabilities cannot be compared.",
+            "Give a reference with the same tokenizer, or leave it out.",
+        )
+
+
+def _reference_opener(config: DPOConfig, model: Transformer) -> Callable[[], Transformer]:
+    """Return what opens the reference before training: the model itself, or the one that was named."""
+    if config.reference is None:
+        return lambda: model
+    return partial(load_model, config.reference, device=model.device, dtype="float32")
+
+
+@contextmanager
+def _reference_for_a_while(config: DPOConfig, bundle: Bundle) -> Iterator[Transformer]:
+    """Open the reference in the midst of training: without the adapter, or read once more."""
+    if config.reference is None and has_adapters(bundle.model):
+        with without_adapters(bundle.model):
+            yield bundle.model
+        return
+    source = config.reference or bundle.source
+    assert source is not None
+    yield load_model(source, device=bundle.model.device, dtype="float32")
+
+
+def _prompts(pairs: Pairs, count: int) -> list[list[int]]:
+    """Give some different prompts as the ids that an answer follows."""
+    found: dict[str, list[int]] = {}
+    for tree, prompt in zip(pairs.trees, pairs.prompts, strict=True):
+        if len(found) < count and prompt not in found:
+            found[prompt] = np.concatenate((tree.trunk, tree.answers[0].ids[:1])).tolist()
+    return list(found.values())
+
+
+def _validation(
+    metrics: Callable[[nn.Module], dict[str, float]], drift: Drift, report: Progress
+) -> Callable[[nn.Module], dict[str, float]]:
+    """Join the metrics of held-out comparisons with those of drawn answers, and say so when both sides fall."""
+    told = False
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        nonlocal told
+        found = metrics(model)
+        chosen, rejected = found.get("chosen_shift", 0.0), found.get("rejected_shift", 0.0)
+        if chosen < 0 and rejected < 0 and not told:
+            told = True
+            report({"kind": "note", "text": BOTH_FALL.format(chosen=chosen, rejected=rejected)})
+        return found | drift.measure()
+
+    return validate
+
+
+def _accuracy(run: Run, pairs: Pairs) -> Estimate | None:
+    """Put an interval around the last accuracy on held-out comparisons."""
+    clear = int((pairs.chance != 0.5).sum())
+    series = run.series("val/accuracy")
+    return proportion(round(series[-1][1] * clear), clear) if clear and series else None

@@ -1,0 +1,59 @@
+"""The verbs that learn from people, typed as a user types them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+import pytest
+from typer.testing import CliRunner
+
+from stockpot.cli.main import app
+
+QUICK = (
+    "--set",
+    "loop.batch_tokens=256",
+    "--set",
+    "loop.dtype=float32",
+    "--set",
+    "loop.log_every=1",
+    "--seed",
+    "1",
+)
+
+
+def ask(*words):
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+
+
+@pytest.mark.parametrize("verb", ["dpo", "reward"])
+def test_comparisons_are_learned_from(verb, tiny_base, tmp_path):
+    out = tmp_path / "run"
+    told = ask(
+        verb, tiny_base, "--data", "village:preferences:0:60", "--steps", "3", "--out", out, *QUICK, "--json"
+    )
+    assert told.exit_code == 0, told.stderr
+    assert json.loads(told.stdout)["status"] == "done"
+    assert tomllib.loads((out / "recipe.toml").read_text())[verb]["loop"]["steps"] == 3
+
+
+@pytest.mark.parametrize("verb", ["dpo", "reward"])
+def test_a_dry_run_says_how_long_a_pass_takes(verb, tiny_base, tmp_path):
+    told = ask(
+        verb, tiny_base, "--data", "village:preferences:0:60", "--out", tmp_path / "run", "--dry-run", *QUICK
+    )
+    assert told.exit_code == 0, told.stderr
+    assert "tokens/s" in told.stdout
+    assert "val_share" in told.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_two_lines(tiny_base, tmp_path):
+    told = ask("dpo", tiny_base, "--data", "village:chats:0:5", "--out", tmp_path / "run", *QUICK)
+    assert told.exit_code == 1
+    assert told.stderr.startswith("error: village:chats:0:5:1: a messages record; comparisons have")
+    assert ask("dpo", "--data", "village:preferences:0:5", "--out", tmp_path / "run").exit_code == 1
+    told = ask(
+        "dpo", tiny_base, "--set", "objective=ipo", "--set", "label_smoothing=0.2", "--out", tmp_path / "run"
+    )
+    assert "label_smoothing belongs to dpo and simpo" in told.stderr
