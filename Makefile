@@ -51,7 +51,7 @@ format: $(DEV) ## rewrite files in the project's format
 	@$(BIN)/ruff check --fix .
 
 bench: $(DEV)  ## say which benchmarks and peers are present
-	@for b in benchmarks/*.py; do $(BIN)/python $$b --help | head -3; done
+	@$(BIN)/python benchmarks/peers.py
 
 docs: $(DEV)   ## build the documentation into site/
 	@$(PIP) install --quiet -c constraints.txt -e '.[docs]'

@@ -154,7 +154,7 @@ def test_an_empty_file_among_others_is_reported(tmp_path, caplog):
         assert texts_of(tmp_path, report=report) == ["x"]
     assert report.empty == [f"{tmp_path}/a.txt"]
     assert report.files == 2
-    assert "1 files are empty" in caplog.text
+    assert "1 file is empty" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.html"])

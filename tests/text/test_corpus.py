@@ -16,7 +16,15 @@ from stockpot.text import KINDS, Tokenizer
 from stockpot.text.bytepairs import LONGEST, WordMerger
 from stockpot.text.corpus import cut_rule
 from stockpot.text.kinds import BYTE_LETTERS
-from stockpot.text.pieces import CUT_RULES, GPT2_PATTERN, LLAMA3_PATTERN, WORD_PATTERN, PieceTable, as_blocks
+from stockpot.text.pieces import (
+    CUT_RULES,
+    GPT2_PATTERN,
+    LLAMA3_PATTERN,
+    WORD_PATTERN,
+    PieceTable,
+    as_blocks,
+    parts,
+)
 
 Mutants = Callable[[int, int], list[str]]
 
@@ -110,6 +118,26 @@ def test_forgetting_changes_no_id(
     assert [row.tolist() for row in tokenizer.encode_batch(texts)] == _engine_ids(tokenizer, texts)
 
 
+@pytest.mark.parametrize("kind", ["byte-bpe", "wordpiece"])
+def test_a_long_text_is_encoded_in_parts(
+    kind: str, tokenizers: dict[str, Tokenizer], mutants: Mutants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stockpot.text.pieces._PART_BYTES", 40)
+    tokenizer = Tokenizer(tokenizers[kind].to_json())
+    texts = ["".join(mutants(seed, 40)) for seed in range(30)] + [
+        "a" * 5000,
+        "",
+        "短い",
+        "한" * 500 + " b" * 50,
+    ]
+    rule = cut_rule(json.loads(tokenizer.to_json()))
+    assert rule is not None
+    cut = [list(parts(text.encode(), rule)) for text in texts]
+    assert sum(map(len, cut)) > 5 * len(texts)
+    assert ["".join(part.decode() for part in found) for found in cut] == texts
+    assert [row.tolist() for row in tokenizer.encode_batch(texts)] == _engine_ids(tokenizer, texts)
+
+
 def test_special_spellings_count_only_when_allowed(tokenizers: dict[str, Tokenizer]) -> None:
     tokenizer = tokenizers["byte-bpe"]
     special = tokenizer.special_ids["<|user|>"]
@@ -131,7 +159,7 @@ def test_pieces_put_together_are_the_text(mutants: Mutants) -> None:
         pieces: list[bytes] = []
         table = PieceTable(rule, pieces.extend)
         texts = mutants(5, 400)
-        for block in as_blocks(texts, size=300):
+        for block in as_blocks(map(str.encode, texts), size=300):
             numbers, bounds = table.number(block)
             for text, start, end in zip(block, bounds[:-1], bounds[1:], strict=True):
                 assert b"".join(pieces[number] for number in numbers[start:end]) == text

@@ -144,7 +144,9 @@ def _regex() -> object:
 
 
 @pytest.mark.golden
-def test_word_counts_equal_the_engines(mutants: Mutants) -> None:
+@pytest.mark.parametrize("part", [1 << 20, 30])
+def test_word_counts_equal_the_engines(part: int, mutants: Mutants, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stockpot.text.pieces._PART_BYTES", part)
     splitter = pre_tokenizers.Split(_regex(), "isolated")
     texts = mutants(13, 2000)
     expected: dict[str, int] = {}

@@ -287,7 +287,7 @@ class _Reader:
     def _too_long(self) -> str:
         limit = self._config.max_line_bytes
         size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
-        return f"longer than {size} (setting max_line_bytes)"
+        return f"longer than {size} (setting reading.max_line_bytes)"
 
     def _not_utf8(self, offset: int, error: UnicodeDecodeError, line: int | None = None) -> DataError:
         byte = error.object[error.start]
@@ -296,7 +296,7 @@ class _Reader:
         return DataError(
             f"{place}: byte {offset + error.start} (0x{byte:02x}) is not UTF-8."
             + (" The file looks like UTF-16." if utf16 else ""),
-            "Convert the file to UTF-8, or set encoding_errors to replace or skip.",
+            "Convert the file to UTF-8, or set reading.encoding_errors to replace or skip.",
         )
 
 

@@ -108,7 +108,7 @@ class ReadReport:
         raise DataError(
             f"{first.what} ({self.bad} of {seen} records are bad, {self.bad / seen:.1%}; "
             f"at most {config.max_bad_share:.1%} may be.)",
-            f"{first.todo} Mend or remove them, or raise max_bad_share.".strip(),
+            f"{first.todo} Mend or remove them, or raise reading.max_bad_share.".strip(),
         )
 
     def tell(self) -> None:
@@ -123,7 +123,8 @@ class ReadReport:
             _log.warning("%d records are not UTF-8 and left out.", self.skipped)
         for what, names in (("empty", self.empty), ("of an unknown form and left out", self.left_out)):
             if names:
-                _log.warning("%d files are %s: %s", len(names), what, ", ".join(names[:3]))
+                subject = "1 file is" if len(names) == 1 else f"{len(names)} files are"
+                _log.warning("%s %s: %s", subject, what, ", ".join(names[:3]))
 
     @property
     def _seen(self) -> int:

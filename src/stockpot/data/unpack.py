@@ -44,7 +44,7 @@ class Budget:
             raise DataError(
                 f"{self.name}: {self.packed} packed bytes give more than {self.unpacked} unpacked ones: "
                 "this looks like a decompression bomb.",
-                "If the file is sound, raise max_unpack_ratio.",
+                "If the file is sound, raise reading.max_unpack_ratio.",
             )
 
 

@@ -73,7 +73,7 @@ def _comparing(config: ComparisonConfig) -> Plan:
 
 def _cook(config: CookConfig, minutes: float | None) -> str:
     """Plan the part of a cook that costs most; its tokenizer is made in memory, from a few documents."""
-    texts = islice(read_texts(config.tokenizer.data), SAMPLE)
+    texts = islice(read_texts(config.tokenizer.data, config.tokenizer.reading), SAMPLE)
     tokenizer = Tokenizer.train(texts, kind=config.tokenizer.kind, vocab_size=config.tokenizer.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)

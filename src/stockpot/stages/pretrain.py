@@ -15,6 +15,7 @@ from stockpot.config import Settings
 from stockpot.data.corrupt import ObjectiveName, objective
 from stockpot.data.encode import encode
 from stockpot.data.loader import FixedBatches, Loader, LoaderConfig, Packing
+from stockpot.data.reading import ReadConfig
 from stockpot.data.sources import fingerprint_sources, read_records
 from stockpot.data.store import TokenStore
 from stockpot.errors import ConfigError
@@ -82,6 +83,7 @@ class PretrainConfig(Settings):
         gt=0,
         description="with minutes: train a model this long before a larger one is chosen",
     )
+    reading: ReadConfig = Field(default_factory=ReadConfig, description="encoding, separators and limits")
     seed: int = Field(0, ge=0, description="decides weights, order and corruption")
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
     dtype: str | None = Field(None, description="float32 or bfloat16; none: the faster one here")
@@ -127,7 +129,7 @@ def pretrain(
     machine.seed_everything(config.seed)
     bundle = _bundle(config)
     model = bundle.model.to(device)
-    store = encode(read_records(config.data), bundle.tokenizer)
+    store = encode(read_records(config.data, config.reading), bundle.tokenizer)
     train, held_out = store.split(config.val_share, seed=config.seed)
     batches, validation = _batches(config, bundle, train, held_out)
     loss_fn = _loss(config, bundle, device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from stockpot.config import Settings
+from stockpot.data.reading import ReadConfig
 from stockpot.data.sources import read_texts
 from stockpot.errors import CheckpointError
 from stockpot.stages.assemble import as_sources
@@ -27,6 +28,15 @@ class TokenizerConfig(Settings):
     )
     vocab_size: int = Field(8192, ge=1, description="entries, special tokens included")
     documents: int | None = Field(None, ge=1, description="read only this many documents; none: all")
+    min_count: int = Field(1, ge=1, description="pairs, blocks and words seen less often are not learned")
+    character_coverage: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of all characters that must be known (bpe, wordpiece, unigram, char, ngram)",
+    )
+    ngram: int = Field(3, ge=1, description="characters of a block, for kind ngram")
+    reading: ReadConfig = Field(default_factory=ReadConfig, description="encoding, separators and limits")
 
     _sources = field_validator("data", mode="before")(as_sources)
 
@@ -45,7 +55,14 @@ def train_tokenizer(config: TokenizerConfig, *, out: str | Path) -> Path:
     out = Path(out)
     if out.exists() and not (out / "tokenizer.json").exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty and holds no tokenizer.", "Choose another --out.")
-    texts = islice(read_texts(config.data), config.documents)
-    tokenizer = Tokenizer.train(texts, kind=config.kind, vocab_size=config.vocab_size)
+    texts = islice(read_texts(config.data, config.reading), config.documents)
+    tokenizer = Tokenizer.train(
+        texts,
+        kind=config.kind,
+        vocab_size=config.vocab_size,
+        min_count=config.min_count,
+        character_coverage=config.character_coverage,
+        ngram=config.ngram,
+    )
     tokenizer.save(out)
     return out

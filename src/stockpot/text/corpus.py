@@ -26,6 +26,7 @@ from stockpot.text.pieces import (
     are_letters,
     as_blocks,
     ascii_words,
+    parts,
     spans,
     utf8,
 )
@@ -186,6 +187,21 @@ class CorpusEncoder:
         return np.array(self._engine.encode(text, add_special_tokens=False).ids, np.int32)
 
     def _encode_all(self, texts: Iterable[str]) -> list[NDArray[np.int32]]:
+        sizes: list[int] = []  # parts of each text: all but very long ones are one
+
+        def cut() -> Iterator[bytes]:
+            for text in texts:
+                found = list(parts(utf8(text), self._table.rule))
+                sizes.append(len(found))
+                yield from found
+
+        rows = self._encode_parts(cut())
+        if len(rows) == len(sizes):
+            return rows
+        each = iter(rows)
+        return [np.concatenate(list(islice(each, size))) for size in sizes]
+
+    def _encode_parts(self, texts: Iterable[bytes]) -> list[NDArray[np.int32]]:
         rows: list[NDArray[np.int32]] = []
         blocks = as_blocks(texts)
         while group := list(islice(blocks, _BLOCKS_AT_ONCE)):

@@ -16,7 +16,16 @@ import numpy as np
 from tokenizers import Tokenizer as Engine
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from stockpot.text.pieces import CUT_RULES, WORD_PATTERN, PieceTable, are_letters, as_blocks, ascii_words
+from stockpot.text.pieces import (
+    CUT_RULES,
+    WORD_PATTERN,
+    PieceTable,
+    are_letters,
+    as_blocks,
+    ascii_words,
+    parts,
+    utf8,
+)
 
 __all__ = ["count_words"]
 
@@ -34,7 +43,8 @@ def count_words(texts: Iterable[str], *, max_words: int = 3_000_000) -> Counter[
         max_words: most distinct words held; about 150 bytes each.
     """
     counter = _Counter(max_words)
-    for block in as_blocks(texts):
+    rule = CUT_RULES[WORD_PATTERN]
+    for block in as_blocks(part for text in texts for part in parts(utf8(text), rule)):
         counter.add(block)
     return counter.finish()
 

@@ -44,13 +44,17 @@ BYTE_LETTERS = _byte_letters()
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a kind: ``tokens`` entries in the model, the first of them ``unk`` if given."""
+    """What is asked of a kind: ``tokens`` entries in the model, the first of them ``unk`` if given.
+
+    ``outside`` more entries, special tokens, stand outside the model.
+    """
 
     tokens: int
     unk: str | None
     min_count: int = 1
     character_coverage: float = 1.0
     ngram: int = 3
+    outside: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ def _alphabet(words: Mapping[str, int], request: Request, *, forms: int = 1) -> 
         raise TokenizerError(
             f"The corpus uses {len(seen)} different characters; beside the special tokens the vocabulary has "
             f"room for {max(request.tokens - own, 0) // forms}.",
-            "Ask for a larger vocab_size, a lower character_coverage (0.9995 drops the rarest), or kind byte-bpe.",
+            f"Ask for a vocab_size of at least {len(seen) * forms + own + request.outside}, a lower character_coverage "
+            "(0.9995 drops the rarest), or kind byte-bpe.",
         )
     return sorted(seen)
 
@@ -192,9 +197,9 @@ def _learn_byte(words: Counter[str], request: Request) -> Json:
 def _refuse_below(request: Request, least: int, what: str) -> None:
     if request.tokens < least:
         raise TokenizerError(
-            f"This kind needs {least} {what} beside the special tokens; vocab_size leaves "
+            f"This kind needs room for {least} {what} beside the {request.outside} special tokens; vocab_size leaves "
             f"{max(request.tokens, 0)}.",
-            f"Ask for a vocab_size of at least {least} plus the number of special tokens.",
+            f"Ask for a vocab_size of at least {least + request.outside}.",
         )
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "are_letters",
     "as_blocks",
     "ascii_words",
+    "parts",
     "utf8",
 ]
 
@@ -59,6 +60,7 @@ def ascii_words(pattern: str) -> re.Pattern[bytes]:
 _LETTER, _DIGIT, _SPACE, _NEWLINE, _BLANK, _MARK, _OTHER = range(7)
 
 BLOCK_BYTES = 1 << 18
+_PART_BYTES = 1 << 20
 _SHORT = 15  # a piece of at most 15 bytes is its own key: 15 bytes and its length in two 64-bit words
 _LONGEST_KEPT = 256
 
@@ -133,20 +135,36 @@ def utf8(text: str) -> bytes:
         ) from None
 
 
-def as_blocks(texts: Iterable[str], size: int | None = None) -> Iterator[list[bytes]]:
+def as_blocks(texts: Iterable[bytes], size: int | None = None) -> Iterator[list[bytes]]:
     """Group texts, in order, into lists of about ``size`` bytes (``BLOCK_BYTES`` if None)."""
     size = BLOCK_BYTES if size is None else size
     block: list[bytes] = []
     held = 0
     for text in texts:
-        data = utf8(text)
-        block.append(data)
-        held += len(data)
+        block.append(text)
+        held += len(text)
         if held >= size:
             yield block
             block, held = [], 0
     if block:
         yield block
+
+
+def parts(text: bytes, rule: CutRule) -> Iterator[bytes]:
+    """Cut a long text where it may be cut, so that no part needs much memory; a short one stays whole."""
+    start, reach = 0, _PART_BYTES
+    while len(text) - start > 2 * _PART_BYTES:
+        window = text[start + reach : start + 2 * reach]
+        cuts = cut_starts(window, rule, np.zeros(0, np.int64))
+        if len(cuts) > 1:
+            end = start + reach + int(cuts[1])
+            yield text[start:end]
+            start, reach = end, _PART_BYTES
+        elif start + 2 * reach >= len(text):
+            break
+        else:
+            reach *= 2
+    yield text[start:]
 
 
 def cut_starts(data: bytes, rule: CutRule, forced: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -255,11 +273,7 @@ class PieceTable:
         return same
 
     def _home(self, low: NDArray[np.uint64], high: NDArray[np.uint64]) -> NDArray[np.int64]:
-        mixed = high * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= low
-        mixed *= np.uint64(0xD6E8FEB86659FD93)
-        mixed ^= mixed >> np.uint64(32)
-        mixed *= np.uint64(0xD6E8FEB86659FD93)
+        mixed = _mixed(low, high)
         mixed >>= np.uint64(65 - len(self._slots).bit_length())
         return mixed.view(np.int64)
 
@@ -272,14 +286,18 @@ class PieceTable:
         high: NDArray[np.uint64],
         unknown: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        both = np.empty((len(unknown), 2), np.uint64)
-        both[:, 0], both[:, 1] = low[unknown], high[unknown]
-        _, first, inverse = np.unique(both.view("V16").ravel(), return_index=True, return_inverse=True)
-        chosen = unknown[first]
+        low, high = low[unknown], high[unknown]
+        order = np.argsort(_mixed(low, high))  # brings the same pieces side by side
+        low, high = low[order], high[order]
+        is_first = np.ones(len(order), np.bool_)
+        is_first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+        chosen = unknown[order[is_first]]
         self._admit(
             [data[s : s + n] for s, n in zip(starts[chosen].tolist(), lengths[chosen].tolist(), strict=True)]
         )
-        return self._insert(low[chosen], high[chosen])[inverse.ravel()]
+        numbers = np.empty(len(order), np.int64)
+        numbers[order] = self._insert(low[is_first], high[is_first])[np.cumsum(is_first) - 1]
+        return numbers
 
     def _insert(self, low: NDArray[np.uint64], high: NDArray[np.uint64]) -> NDArray[np.int64]:
         numbers = np.arange(self.size, self.size + len(low))
@@ -315,6 +333,15 @@ class PieceTable:
         found = [numbers[piece] if piece in numbers else known[piece] for piece in pieces]
         known.update((piece, number) for piece, number in numbers.items() if len(piece) <= _LONGEST_KEPT)
         return found
+
+
+def _mixed(low: NDArray[np.uint64], high: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed = high * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= low
+    mixed *= np.uint64(0xD6E8FEB86659FD93)
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= np.uint64(0xD6E8FEB86659FD93)
+    return mixed
 
 
 _KEEP = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # the first n bytes of a little-endian word

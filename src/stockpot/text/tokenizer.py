@@ -171,11 +171,12 @@ class Tokenizer:
                 f"ngram must be >= 1 and character_coverage in (0, 1]; got {ngram}, {character_coverage}"
             )
         inside = 1 if unk else 0
-        request = Request(vocab_size - len(special) + inside, unk, min_count, character_coverage, ngram)
+        outside = len(special) - inside
+        request = Request(vocab_size - outside, unk, min_count, character_coverage, ngram, outside)
         if request.tokens < 1 + inside:
             raise TokenizerError(
                 f"A vocabulary of {vocab_size} has no room beside the {len(special)} special tokens.",
-                "Ask for a larger vocab_size.",
+                "Ask for a larger vocab_size, such as 8192.",
             )
         return cls(build(chosen, texts, request, special))
 
