@@ -59,3 +59,9 @@ def test_settings_reach_the_adapter_from_the_command_line(tiny_base):
 
     config = build(SFTConfig, table="sft", sets=["adapter.rank=8", "adapter.targets=['query', 'value']"])
     assert config.adapter == LoRA(rank=8, targets=("query", "value"))
+
+
+def test_a_plain_loop_keeps_what_it_sets_and_takes_the_rest_from_the_stage() -> None:
+    loop = SFTConfig(loop=LoopConfig(steps=7)).loop
+    assert (loop.steps, loop.lr) == (7, SFTConfig().loop.lr)
+    assert loop.lr != LoopConfig().lr

@@ -35,6 +35,7 @@ __all__ = [
     "GentleLoop",
     "Progress",
     "adapt",
+    "as_settings",
     "as_sources",
     "batches",
     "checkpoint_writer",
@@ -75,6 +76,11 @@ def silent(event: dict[str, Any]) -> None:
 def as_sources(value: Any) -> Any:
     """Let a single source stand for a tuple of one, in settings and in Python."""
     return (str(value),) if isinstance(value, str | Path) else value
+
+
+def as_settings(value: Any) -> Any:
+    """Let a plain ``LoopConfig`` stand for a stage's own loop: what it sets holds, the stage has its own defaults."""
+    return value.model_dump(exclude_unset=True) if type(value) is LoopConfig else value
 
 
 def micro_batch_for(batch_tokens: int, context: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from stockpot.errors import DataError
 from stockpot.model.adapters import LoRA
 from stockpot.model.transformer import Transformer
 from stockpot.run import Run
-from stockpot.stages.assemble import GentleLoop, Progress, as_sources
+from stockpot.stages.assemble import GentleLoop, Progress, as_settings, as_sources
 from stockpot.train.log_probs import label_log_probs
 from stockpot.train.loop import LoopConfig
 
@@ -66,6 +66,7 @@ class ComparisonConfig(Settings):
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
 
     _sources = field_validator("data", "val_data", mode="before")(as_sources)
+    _loop = field_validator("loop", mode="before")(as_settings)
 
 
 @dataclass(frozen=True)

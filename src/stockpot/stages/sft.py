@@ -19,6 +19,7 @@ from stockpot.run import Run
 from stockpot.stages.assemble import (
     Progress,
     adapt,
+    as_settings,
     as_sources,
     checkpoint_writer,
     mean_metrics,
@@ -30,6 +31,14 @@ from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import next_token_loss
 
 __all__ = ["SFTConfig", "sft"]
+
+
+class TuningLoop(LoopConfig):
+    """How long and how to tune: a tenth of the rate at which a small model is pretrained."""
+
+    lr: float | None = Field(
+        1e-3, gt=0, description="learning rate of matrices, and of the rest unless set below"
+    )
 
 
 class SFTConfig(Settings):
@@ -48,13 +57,14 @@ class SFTConfig(Settings):
         description="train a low-rank adapter and freeze the model, such as adapter.rank=8; none: train all",
     )
     context: int | None = Field(None, ge=8, description="tokens of a row; none: the model's")
-    loop: LoopConfig = Field(default_factory=LoopConfig, description="steps, batch, optimizer")
+    loop: TuningLoop = Field(default_factory=TuningLoop, description="steps, batch, optimizer")
     val_share: float = Field(0.05, gt=0, lt=0.5, description="share of the records held out for validation")
     val_tokens: int = Field(32_768, ge=1, description="validate on at most this many tokens")
     seed: int = Field(0, ge=0, description="decides the order")
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
 
     _sources = field_validator("data", mode="before")(as_sources)
+    _loop = field_validator("loop", mode="before")(as_settings)
 
 
 def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: Progress | None = None) -> Run:
