@@ -258,4 +258,4 @@ def test_embed_knows_its_poolings(models):
     cls = ask("embed", models / "encoder", "the cat", "--pool", "cls")
     assert cls.exit_code == 0
     assert cls.stdout != ask("embed", models / "encoder", "the cat").stdout
-    assert ask("embed", models / "encoder", "the cat", "--pool", "max").exit_code == 1
+    assert ask("embed", models / "encoder", "the cat", "--pool", "max").exit_code == 2

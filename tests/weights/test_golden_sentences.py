@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import pathlib
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def modules(*kinds):
 
 
 def write(folder, steps, pooling, **files):
-    """A BERT with its tokenizer, and the files that sentence-transformers keeps beside them."""
+    """Write a BERT with its tokenizer, and the files that sentence-transformers keeps beside them."""
     write_folder(folder, "bert")
     size = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
     theirs = reference(transformers, "Bert", "Model", **{**BERT, "vocab_size": size})
@@ -74,7 +74,11 @@ def vectors(theirs, folder, texts, pool, *, normalise, most):
 
 
 CASES = {
-    "minilm": (("Transformer", "Pooling", "Normalize"), {**OLD_FLAGS, "pooling_mode_mean_tokens": True}, "mean"),
+    "minilm": (
+        ("Transformer", "Pooling", "Normalize"),
+        {**OLD_FLAGS, "pooling_mode_mean_tokens": True},
+        "mean",
+    ),
     "bge": (("Transformer", "Pooling", "Normalize"), {**OLD_FLAGS, "pooling_mode_cls_token": True}, "cls"),
     "plain": (("Transformer", "Pooling"), {**OLD_FLAGS, "pooling_mode_mean_tokens": True}, "mean"),
     "newer": (("Transformer", "Pooling"), {"embedding_dimension": 32, "pooling_mode": "lasttoken"}, "last"),
@@ -140,7 +144,15 @@ REFUSED = [
     ({"steps": []}, "none"),
     ({"steps": {}}, "list"),
     ({"steps": [{"type": 3}]}, "type"),
-    ({"steps": [{**modules("Transformer")[0], "path": "0_Transformer"}, modules("Transformer", "Pooling")[1]]}, "own"),
+    (
+        {
+            "steps": [
+                {**modules("Transformer")[0], "path": "0_Transformer"},
+                modules("Transformer", "Pooling")[1],
+            ]
+        },
+        "own",
+    ),
     ({"pooling": {**OLD_FLAGS, "pooling_mode_max_tokens": True}}, "max"),
     (
         {"pooling": {**OLD_FLAGS, "pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}},
@@ -181,6 +193,6 @@ def test_a_link_to_elsewhere_is_refused(tmp_path):
     folder = tmp_path / "model"
     write(folder, modules("Transformer", "Pooling"), CASES["plain"][1])
     (folder / "1_Pooling" / "config.json").rename(tmp_path / "config.json")
-    os.symlink(tmp_path / "config.json", folder / "1_Pooling" / "config.json")
+    pathlib.Path(folder / "1_Pooling" / "config.json").symlink_to(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="outside its folder"):
         load(folder)

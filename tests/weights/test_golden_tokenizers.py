@@ -37,9 +37,7 @@ TEXTS = [
     "end with space ",
     "line one\nline two\r\n",
 ]
-QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 
@@ -51,7 +49,7 @@ def special(*tokens):
 
 
 def single(first, last, ids):
-    """The post-processor that puts special tokens around a text."""
+    """Make the post-processor that puts special tokens around a text."""
     return processors.TemplateProcessing(
         single=" ".join([*first, "$A", *last]),
         pair=" ".join([*first, "$A", *last, "$B", *last]),
@@ -155,7 +153,7 @@ def llama3():
 
 
 def byte_fallback(names):
-    """A BPE over characters with ``▁`` for spaces, which spells what it does not know in bytes."""
+    """Make a BPE over characters with ``▁`` for spaces, which spells what it does not know in bytes."""
     engine = Engine(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     bytes_ = [f"<0x{number:02X}>" for number in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=[*names, *bytes_], show_progress=False)
@@ -184,9 +182,7 @@ def llama2():
 def gemma():
     engine = byte_fallback(["<pad>", "<eos>", "<bos>", "<unk>"])
     engine.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
-    engine.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    engine.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     engine.post_processor = single(["<bos>"], [], {"<bos>": 2})
     return engine, {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "unk": "<unk>"}
 
@@ -246,7 +242,7 @@ def write_folder(folder, style):
 
 
 def bundle_of(folder, style):
-    """A model that the tokenizer could belong to."""
+    """Make a model that the tokenizer could belong to."""
     tokenizer = Tokenizer.load(folder)
     shape = STYLES[style][2]
     sizes = {"layers": 1, "dim": 16, "heads": 2, "context": 64, "vocab_size": tokenizer.vocab_size}

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -30,6 +30,7 @@ __all__ = ["Drawing", "chat", "embed", "fill", "generate"]
 
 PANEL = "Use"
 SAMPLING = "How text is drawn"
+Pooling: TypeAlias = Literal["mean", "cls", "last"]
 Model = Annotated[
     str,
     typer.Argument(
@@ -191,13 +192,11 @@ def embed(
         list[str] | None, typer.Argument(metavar="TEXT…|-", help="Texts; - reads stdin, a text a line.")
     ] = None,
     pool: Annotated[
-        str | None,
+        Pooling | None,
         typer.Option(help="mean, cls or last; by default what a sentence encoder was trained with."),
     ] = None,
 ) -> None:
     """Turn texts into vectors: a line of numbers a text."""
-    if pool not in (None, "mean", "cls", "last"):
-        raise ConfigError(f"--pool is {pool!r}; expected mean, cls or last.")
     given = texts or ["-"]
     words = [line for one in given for line in (_prompt("-").splitlines() if one == "-" else [one])]
     from stockpot.generate.engine import Engine

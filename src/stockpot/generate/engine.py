@@ -257,7 +257,9 @@ class Engine:
         if config.decoder is None:
             raise GenerationError("An encoder reads but cannot write.", "Use fill, embed, or a decoder.")
         if not config.predicts:
-            raise GenerationError("This model makes vectors only; it cannot write.", "Use embed, or another model.")
+            raise GenerationError(
+                "This model makes vectors only; it cannot write.", "Use embed, or another model."
+            )
         ids = prompt_ids(self.bundle, prompt)
         if not ids:
             raise GenerationError("The prompt is empty.", "Give at least one token to go on from.")

@@ -55,7 +55,9 @@ def _encode_pair(bundle: Bundle, prompt: Prompt, completion: str | Sequence[int]
     if bundle.model.config.decoder is None:
         raise GenerationError("An encoder gives no probability to a whole text.", "Use fill, or a decoder.")
     if not bundle.model.config.predicts:
-        raise GenerationError("This model makes vectors only; it cannot score.", "Use embed, or another model.")
+        raise GenerationError(
+            "This model makes vectors only; it cannot score.", "Use embed, or another model."
+        )
     pair = tuple(prompt_ids(bundle, prompt)), tuple(completion_ids(bundle, completion))
     if not pair[0] or not pair[1]:
         raise GenerationError(

@@ -57,9 +57,7 @@ def with_frame(source: str, before: Sequence[str], after: Sequence[str]) -> str:
         return source
     spec: dict[str, Any] = json.loads(source)
     ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
-    known = {
-        token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in (*before, *after)
-    }
+    known = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in (*before, *after)}
 
     def piece(token: str, number: int) -> dict[str, Any]:
         return {"SpecialToken": {"id": token, "type_id": number}}
