@@ -97,8 +97,9 @@ class Bundle:
     def frame(self) -> Frame:
         """The ids before and behind a text: what its tokenizer.json says, else what the model is for.
 
-        A decoder's text then starts with the begin-of-sequence id if the tokenizer puts one there; an encoder's stands between the ids for cls and sep; an encoder-decoder's source ends with the
-        end-of-sequence id; each if the tokenizer has it.
+        A decoder's text then starts with the begin-of-sequence id if the tokenizer puts one there; an encoder's
+        stands between the ids for cls and sep, and an encoder-decoder's source ends with the end-of-sequence id,
+        if the tokenizer has them.
         """
         text = self.tokenizer
         if text.frame is not None:
