@@ -10,18 +10,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stockpot.errors import GenerationError
 from stockpot.text.chat import ChatTemplate, Message
+from stockpot.text.framing import Frame
 from stockpot.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from stockpot.model.transformer import Transformer
 
-__all__ = ["Bundle"]
+__all__ = ["Bundle", "Embedding"]
 
 END_OF_TURN = "<|end|>"
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How a sentence encoder was trained to make one vector of a text.
+
+    Attributes:
+        pool: the mean of all tokens' hidden states, or the first (``"cls"``) or the ``"last"`` token's.
+        normalise: whether vectors have length 1.
+        most_tokens: longer texts are cut, special tokens included; None: to the model's context.
+        prompt: what stands before every text.
+    """
+
+    pool: Literal["mean", "cls", "last"] = "mean"
+    normalise: bool = False
+    most_tokens: int | None = None
+    prompt: str = ""
 
 
 @dataclass
@@ -36,6 +54,7 @@ class Bundle:
             ``top_p`` …).
         source: the folder the bundle was read from, if any.
         family: the ``model_type`` it was read as; it is written as that again while it still can be.
+        embedding: how a sentence encoder makes vectors; None for other models.
     """
 
     model: Transformer
@@ -44,37 +63,53 @@ class Bundle:
     generation: dict[str, Any] = field(default_factory=dict)
     source: Path | None = None
     family: str | None = None
+    embedding: Embedding | None = None
 
-    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+    def encode(self, prompt: str | Sequence[Message], *, most: int | None = None) -> list[int]:
         """Turn a prompt into the ids the model reads.
 
-        A text is encoded as ordinary text: spellings of special tokens in it stay text. A decoder's text
-        starts with the begin-of-sequence id if the tokenizer puts one there; an encoder's stands between ``<|cls|>``
-        and ``<|sep|>`` if it has them; an encoder-decoder's source ends with the end-of-sequence id if it has
-        one. Messages go through the chat template, up to the point where the assistant's next answer begins.
+        A text is encoded as ordinary text: spellings of special tokens in it stay text. Around it stands what
+        :attr:`frame` says. Messages go through the chat template, up to the point where the assistant's next
+        answer begins.
+
+        Args:
+            prompt: a text or a conversation.
+            most: cut a text so that it has no more ids than this, its frame included.
 
         Raises:
             GenerationError: if messages are given to a model without a chat template.
         """
         if isinstance(prompt, str):
-            return self._framed(self.tokenizer.encode(prompt))
+            first, last = self.frame
+            ids = self.tokenizer.encode(prompt)
+            if most is not None:
+                ids = ids[: max(most - len(first) - len(last), 0)]
+            return [*first, *ids, *last]
         if self.template is None:
             raise GenerationError(
                 "Messages were given, but this model has no chat template.",
                 "Give a plain text, or use a model that was trained on conversations.",
             )
         chat = self.template.encode(list(prompt), self.tokenizer, add_generation_prompt=True)
-        ids: list[int] = chat.ids.tolist()
-        return ids
+        return [int(id) for id in chat.ids]
 
-    def _framed(self, ids: list[int]) -> list[int]:
-        text, shape = self.tokenizer, self.model.config.shape
+    @property
+    def frame(self) -> Frame:
+        """The ids before and behind a text: what its tokenizer.json says, else what the model is for.
+
+        A decoder's text then starts with the begin-of-sequence id if the tokenizer puts one there; an encoder's
+        stands between the ids for cls and sep, and an encoder-decoder's source ends with the end-of-sequence id,
+        if the tokenizer has them.
+        """
+        text = self.tokenizer
+        if text.frame is not None:
+            return text.frame
         first, last = {
             "decoder": (text.bos_id if text.adds_bos else None, None),
             "encoder": (text.cls_id, text.sep_id),
             "encoder_decoder": (None, text.eos_id),
-        }[shape]
-        return [*([] if first is None else [first]), *ids, *([] if last is None else [last])]
+        }[self.model.config.shape]
+        return () if first is None else (first,), () if last is None else (last,)
 
     @property
     def stop_ids(self) -> frozenset[int]:

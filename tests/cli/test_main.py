@@ -34,7 +34,7 @@ def ask(*words: str):
 
 def test_the_verbs_are_those_of_the_grammar():
     made = {"train-tokenizer", "pretrain", "sft", "reward", "dpo", "cook"}
-    used = {"generate", "fill", "chat"}
+    used = {"generate", "fill", "embed", "chat"}
     judged = {"eval", "compare-tokenizers"}
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
     assert set(VERBS) == made | used | judged | managed

@@ -238,3 +238,24 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(models):
         terminal.process.kill()
         terminal.process.wait()
         os.close(terminal.ours)
+
+
+# --- embed ---
+
+
+def test_embed_prints_a_line_of_numbers_a_text(models):
+    expected = sp.Engine(sp.load(models / "encoder")).embed(["the cat", "a mat"])
+    found = ask("embed", models / "encoder", "the cat", "a mat")
+    assert found.exit_code == 0, found.stderr
+    numbers = torch.tensor([[float(one) for one in line.split()] for line in found.stdout.splitlines()])
+    torch.testing.assert_close(numbers, expected, atol=1e-5, rtol=1e-5)  # six digits are printed
+    piped = json.loads(ask("embed", models / "encoder", "-", "--json", typed="the cat\na mat\n").stdout)
+    assert [one["text"] for one in piped["vectors"]] == ["the cat", "a mat"]
+    torch.testing.assert_close(torch.tensor([one["vector"] for one in piped["vectors"]]), expected)
+
+
+def test_embed_knows_its_poolings(models):
+    cls = ask("embed", models / "encoder", "the cat", "--pool", "cls")
+    assert cls.exit_code == 0
+    assert cls.stdout != ask("embed", models / "encoder", "the cat").stdout
+    assert ask("embed", models / "encoder", "the cat", "--pool", "max").exit_code == 2

@@ -1,4 +1,4 @@
-"""The verbs that use a model: generate, fill, chat.
+"""The verbs that use a model: generate, fill, embed, chat.
 
 They turn words into prompts and sampling settings, and print what the engine answers. Nothing here draws a
 token.
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from stockpot.generate.request import Sampling
     from stockpot.text.chat import Message
 
-__all__ = ["Drawing", "chat", "fill", "generate"]
+__all__ = ["Drawing", "chat", "embed", "fill", "generate"]
 
 PANEL = "Use"
 SAMPLING = "How text is drawn"
+Pooling: TypeAlias = Literal["mean", "cls", "last"]
 Model = Annotated[
     str,
     typer.Argument(
@@ -112,7 +113,7 @@ def _prompt(words: str | None) -> str:
     return words or ""
 
 
-# --- generate, fill ---
+# --- generate, fill, embed ---
 
 
 @verb("generate", panel=PANEL, flags=Drawing)
@@ -181,6 +182,31 @@ def fill(
     show.result(
         flags, show.table(["gap", "token", "probability", "text"], rows), {"text": words, "gaps": gaps}
     )
+
+
+@verb("embed", panel=PANEL)
+def embed(
+    flags: Common,
+    model: Model,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT…|-", help="Texts; - reads stdin, a text a line.")
+    ] = None,
+    pool: Annotated[
+        Pooling | None,
+        typer.Option(help="mean, cls or last; by default what a sentence encoder was trained with."),
+    ] = None,
+) -> None:
+    """Turn texts into vectors: a line of numbers a text."""
+    given = texts or ["-"]
+    words = [line for one in given for line in (_prompt("-").splitlines() if one == "-" else [one])]
+    from stockpot.generate.engine import Engine
+    from stockpot.weights.store import load
+
+    bundle = load(model, device=flags.device, dtype=flags.dtype)
+    vectors = Engine(bundle).embed(words, pool=pool).tolist()
+    lines = [" ".join(f"{number:.6g}" for number in vector) for vector in vectors]
+    found = [{"text": word, "vector": vector} for word, vector in zip(words, vectors, strict=True)]
+    show.result(flags, "\n".join(lines), {"vectors": found})
 
 
 # --- chat ---

@@ -121,13 +121,15 @@ class Engine:
         with reading_only(self._model):
             return score_pairs(self.bundle, pairs)
 
-    def embed(self, texts: Sequence[str], pool: Pooling = "mean") -> Tensor:
+    def embed(self, texts: Sequence[str], pool: Pooling | None = None) -> Tensor:
         """Turn texts into vectors ``(batch, dim)``, float32 on the CPU.
+
+        A sentence encoder does as it was trained: its pooling, vectors of length 1 if it has them.
 
         Args:
             texts: cut to the model's context where they are longer.
             pool: ``"mean"`` of all tokens, the first (``"cls"``) or the last (``"last"``) token's hidden
-                state.
+                state; None: what a sentence encoder was trained with, else the mean.
         """
         with reading_only(self._model):
             return embed_texts(self.bundle, texts, pool)
@@ -254,6 +256,10 @@ class Engine:
         config = self._model.config
         if config.decoder is None:
             raise GenerationError("An encoder reads but cannot write.", "Use fill, embed, or a decoder.")
+        if not config.predicts:
+            raise GenerationError(
+                "This model makes vectors only; it cannot write.", "Use embed, or another model."
+            )
         ids = prompt_ids(self.bundle, prompt)
         if not ids:
             raise GenerationError("The prompt is empty.", "Give at least one token to go on from.")

@@ -6,13 +6,15 @@ several completions share are read once. Log-probabilities are natural logarithm
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from stockpot.bundle import Bundle
+from stockpot.bundle import Bundle, Embedding
 from stockpot.errors import GenerationError
 from stockpot.generate.inputs import batches_by_length, completion_ids, pad, prompt_ids
 from stockpot.generate.request import Fill, Prompt, Score
@@ -52,6 +54,10 @@ def score_pairs(bundle: Bundle, pairs: Sequence[tuple[Prompt, str | Sequence[int
 def _encode_pair(bundle: Bundle, prompt: Prompt, completion: str | Sequence[int]) -> Encoded:
     if bundle.model.config.decoder is None:
         raise GenerationError("An encoder gives no probability to a whole text.", "Use fill, or a decoder.")
+    if not bundle.model.config.predicts:
+        raise GenerationError(
+            "This model makes vectors only; it cannot score.", "Use embed, or another model."
+        )
     pair = tuple(prompt_ids(bundle, prompt)), tuple(completion_ids(bundle, completion))
     if not pair[0] or not pair[1]:
         raise GenerationError(
@@ -182,13 +188,14 @@ def _judge_tokens(bundle: Bundle, states: Tensor, targets: Tensor) -> tuple[Tens
 # --- meaning ---
 
 
-def embed_texts(bundle: Bundle, texts: Sequence[str], pool: Pooling) -> Tensor:
+def embed_texts(bundle: Bundle, texts: Sequence[str], pool: Pooling | None) -> Tensor:
     """Turn texts into vectors ``(batch, dim)``; see :meth:`stockpot.Engine.embed`."""
     if isinstance(texts, str):
         raise TypeError("embed takes a list of texts; put the text into a list")
     config = bundle.model.config
-    context = (config.encoder or config.main).context
-    rows = [bundle.encode(text)[:context] for text in texts]
+    own = bundle.embedding or Embedding()
+    context = min((config.encoder or config.main).context, own.most_tokens or sys.maxsize)
+    rows = [bundle.encode(own.prompt + text, most=context) for text in texts]
     for number, row in enumerate(rows):
         if not row:
             raise GenerationError(f"Text {number} is empty and has no vector.", "Leave empty texts out.")
@@ -199,8 +206,8 @@ def embed_texts(bundle: Bundle, texts: Sequence[str], pool: Pooling) -> Tensor:
             hidden = bundle.model.encode(ids, real)
         else:
             hidden = bundle.model(ids, attention_mask=real, last=0).hidden
-        vectors[batch] = _pooled(hidden, real, pool).float().cpu()
-    return vectors
+        vectors[batch] = _pooled(hidden, real, pool or own.pool).float().cpu()
+    return F.normalize(vectors) if own.normalise else vectors
 
 
 def _pooled(hidden: Tensor, real: Tensor | None, pool: Pooling) -> Tensor:
@@ -223,6 +230,10 @@ def fill_gaps(bundle: Bundle, text: str, top: int) -> list[list[Fill]]:
     mark = None if mask_id is None else tokenizer.id_to_token(mask_id)
     if bundle.model.config.shape != "encoder" or mask_id is None or mark is None:
         raise GenerationError("Gaps are filled by an encoder with a mask token.", "Use generate instead.")
+    if not bundle.model.config.predicts:
+        raise GenerationError(
+            "This encoder makes vectors only; it has no head for words.", "Use embed, or another encoder."
+        )
     if mark not in text:
         raise GenerationError(
             f"The text has no gap; a gap is written {mark}.", f'Example: "The sky is {mark}."'
@@ -258,8 +269,7 @@ def _gapped_ids(bundle: Bundle, pieces: Sequence[str], mask_id: int) -> list[int
         ids += tokenizer.encode(piece)
         if not is_last:
             ids.append(mask_id)
-    first = [] if tokenizer.cls_id is None else [tokenizer.cls_id]
-    last = [] if tokenizer.sep_id is None else [tokenizer.sep_id]
+    first, last = bundle.frame
     return [*first, *ids, *last]
 
 
@@ -272,5 +282,6 @@ def _filled(bundle: Bundle, ids: Sequence[int], place: int, id: int, probability
 
 def _keep_marks(bundle: Bundle, ids: Sequence[int], mask_id: int | None) -> str:
     """Decode without special tokens, except for gaps that are still open."""
-    framing = {bundle.tokenizer.cls_id, bundle.tokenizer.sep_id} - {mask_id}
+    first, last = bundle.frame
+    framing = {*first, *last} - {mask_id}
     return bundle.tokenizer.decode([id for id in ids if id not in framing])

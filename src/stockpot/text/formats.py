@@ -77,23 +77,28 @@ def read_source(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = {}
-    file = folder / "tokenizer_config.json"
-    if file.is_file():
-        try:
-            config = json.loads(file.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise TokenizerError(f"{file} is damaged: {error}.", "Copy the folder again.") from None
-        if not isinstance(config, dict):
-            raise TokenizerError(f"{file} is damaged: it holds no object.", "Copy the folder again.")
+    """Read what a folder says about its tokenizer; older folders name special tokens in a file of their own."""
+    config = _read_object(folder / "special_tokens_map.json") | _read_object(folder / "tokenizer_config.json")
     template = folder / "chat_template.jinja"
     if template.is_file():
         config["chat_template"] = template.read_bytes().decode(errors="replace")
     return config
 
 
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{file} is damaged: {error}.", "Copy the folder again.") from None
+    if not isinstance(found, dict):
+        raise TokenizerError(f"{file} is damaged: it holds no object.", "Copy the folder again.")
+    return found
+
+
 def read_roles(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the special tokens a tokenizer_config.json names, by role (``eos`` …)."""
+    """Return the special tokens that settings of a tokenizer name, by role (``eos`` …)."""
     roles = {}
     for role in ("bos", "eos", "pad", "unk", "mask", "cls", "sep"):
         token = config.get(f"{role}_token")

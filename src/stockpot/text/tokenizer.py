@@ -34,6 +34,7 @@ from stockpot.text.formats import (
     read_source,
     token_bytes,
 )
+from stockpot.text.framing import Frame, frame_of, framing_roles
 from stockpot.text.kinds import Request, build, kind_named
 from stockpot.text.pieces import utf8
 
@@ -114,7 +115,8 @@ class Tokenizer:
         self._lock = Lock()
 
     def _find_roles(self, given: Mapping[str, str]) -> dict[str, str]:
-        roles = {role: token for role, token in given.items() if role in ROLES and token in self.special_ids}
+        told = framing_roles(self._spec) | dict(given)
+        roles = {role: token for role, token in told.items() if role in ROLES and token in self.special_ids}
         for role, spellings in ROLES.items():
             known = [token for token in spellings if token in self.special_ids]
             if role not in roles and known:
@@ -348,6 +350,18 @@ class Tokenizer:
         }
         text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def frame(self) -> Frame | None:
+        """The ids before and behind a text, where its maker's tokenizer.json names them; :meth:`encode` adds none.
+
+        None where nothing is said, and for our own special tokens: those go by what a model is for, and one
+        tokenizer may serve several.
+        """
+        found = frame_of(self._spec, self._engine)
+        ours = {self.special_ids.get(token) for token in SPECIAL_TOKENS}
+        both = () if found is None else (*found[0], *found[1])
+        return None if both and ours.issuperset(both) else found
 
     def _role_id(self, role: str) -> int | None:
         return self.special_ids.get(self.roles.get(role, ""))

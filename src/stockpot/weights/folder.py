@@ -17,8 +17,9 @@ from stockpot.errors import CheckpointError
 from stockpot.run import Run, is_run
 from stockpot.weights.header import kind_of, refuse_unless_safetensors
 
-__all__ = ["find_folder", "inside", "read_json", "weight_files"]
+__all__ = ["find_folder", "inside", "read_json", "read_list", "weight_files"]
 
+ABSENT: dict[str, Any] = {}
 LARGEST_JSON = 32 * 2**20
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -105,6 +106,27 @@ def read_json(folder: Path, name: str, *, missing: dict[str, Any] | None = None)
     Raises:
         CheckpointError: if it is missing, too large, or no object.
     """
+    found = _read(folder, name, missing)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / name} holds no JSON object.", "Copy the folder again.")
+    return found
+
+
+def read_list(folder: Path, name: str) -> list[Any] | None:
+    """Read a JSON list; None when there is no such file.
+
+    Raises:
+        CheckpointError: if it is too large, or no list.
+    """
+    found = _read(folder, name, ABSENT)
+    if found is ABSENT:
+        return None
+    if not isinstance(found, list):
+        raise CheckpointError(f"{folder / name} holds no JSON list.", "Copy the folder again.")
+    return found
+
+
+def _read(folder: Path, name: str, missing: Any) -> Any:
     path = inside(folder, name)
     try:
         if missing is not None and not path.exists():
@@ -113,14 +135,11 @@ def read_json(folder: Path, name: str, *, missing: dict[str, Any] | None = None)
             raise CheckpointError(
                 f"{path} is larger than {LARGEST_JSON >> 20} MiB.", "That is no settings file."
             )
-        found = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a model: it has no {name}.", _what_else(folder)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.", "Copy the folder again.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no JSON object.", "Copy the folder again.")
-    return found
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:

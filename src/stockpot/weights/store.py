@@ -26,6 +26,7 @@ from stockpot.model.config import ModelConfig
 from stockpot.model.outline import outline
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
+from stockpot.text.framing import with_frame
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.weights.adapter import adapter_files, base_of, is_adapter, read_updates
 from stockpot.weights.families import FAMILIES, NATIVE
@@ -34,11 +35,18 @@ from stockpot.weights.folder import find_folder, inside, read_json, weight_files
 from stockpot.weights.gguf.reading import load_gguf, load_gguf_model
 from stockpot.weights.gguf.writing import save_gguf
 from stockpot.weights.known import find_known
+from stockpot.weights.sentences import MODULES, embedding_files, read_embedding
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
 
 __all__ = ["convert", "load", "load_model", "save", "save_adapter", "save_model"]
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 Content = bytes | Callable[[Path], None]  # of a file to write, or what writes it
 TRAINING = ("init_std", "zero_init")  # settings that no other family knows and only training needs
 
@@ -81,8 +89,15 @@ def load(
             "Tokenizer and weights must come from the same model.",
         )
     template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
-    generation = read_json(text, "generation_config.json", missing={})
-    return Bundle(model, tokenizer, template, generation, folder, family=_model_type(folder))
+    return Bundle(
+        model,
+        tokenizer,
+        template,
+        _read_generation(text),
+        folder,
+        family=_model_type(folder),
+        embedding=read_embedding(text),
+    )
 
 
 def load_model(
@@ -122,6 +137,13 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype | None) -> T
     return model
 
 
+def _read_generation(folder: Path) -> dict[str, Any]:
+    """Read generation defaults; older folders name the ids that begin and end a text in config.json."""
+    config = read_json(folder, "config.json", missing={})
+    older = {name: config[name] for name in GENERATION_IDS if config.get(name) is not None}
+    return older | read_json(folder, "generation_config.json", missing={})
+
+
 def _model_type(folder: Path) -> str | None:
     """Return the family a folder's model was read as; an adapter's is its base's."""
     while is_adapter(folder):
@@ -150,7 +172,7 @@ def save(path: str | os.PathLike[str], bundle: Bundle, *, quantize: str | None =
     if quantize is not None:
         raise ConfigError("Only GGUF files are written quantised.", "Give a path that ends in .gguf.")
     folder = Path(path)
-    files = _model_files(bundle.model, bundle.family, pad_id=bundle.tokenizer.pad_id) | _text_files(bundle)
+    files = _model_files(bundle.model, bundle.family, _generation(bundle)) | _text_files(bundle)
     if not (folder / "README.md").exists():
         files["README.md"] = _card(bundle).encode()
     _write_all(folder, files)
@@ -196,7 +218,7 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, family: str 
         model: the network.
         family: a ``model_type`` to prefer where several can hold the model.
     """
-    _write_all(Path(path), _model_files(model, family))
+    _write_all(Path(path), _model_files(model, family, {}))
     return Path(path)
 
 
@@ -285,11 +307,23 @@ def _text_files(bundle: Bundle) -> dict[str, Content]:
     source = None if bundle.template is None else bundle.template.source
     settings = bundle.tokenizer.config() | ({} if source is None else {"chat_template": source})
     settings["model_max_length"] = bundle.context
-    return {
+    files: dict[str, Content] = {
         "generation_config.json": _json(_generation(bundle)),
-        "tokenizer.json": bundle.tokenizer.to_json().encode(),
+        "tokenizer.json": _tokenizer_json(bundle).encode(),
         "tokenizer_config.json": _json(settings),
     }
+    if bundle.embedding is not None:
+        files |= embedding_files(bundle.embedding, bundle.model.config.dim)
+    return files
+
+
+def _tokenizer_json(bundle: Bundle) -> str:
+    """Return the text of tokenizer.json, which tells other programs too what stands around a text."""
+    text = bundle.tokenizer
+    if text.frame is not None:
+        return text.to_json()
+    first, last = ([text.id_to_token(id) for id in ids] for ids in bundle.frame)
+    return with_frame(text.to_json(), first, last)
 
 
 def _merged_parameters(model: Transformer) -> dict[str, Tensor]:
@@ -312,15 +346,14 @@ def _merged_parameters(model: Transformer) -> dict[str, Tensor]:
 
 
 def _model_files(
-    model: Transformer, preferred: str | None, *, pad_id: int | None = None
+    model: Transformer, preferred: str | None, generation: Mapping[str, Any]
 ) -> dict[str, Content]:
     config = model.config
     family = _family_of(config, preferred)
     params = _merged_parameters(model)
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
-    values = {**family.write(config), "dtype": dtype}
-    if config.value_head and pad_id is not None:
-        values["pad_token_id"] = pad_id  # by which other programs find the last real token
+    ids = {name: generation[name] for name in GENERATION_IDS if name in generation}
+    values = {**ids, **family.write(config), "dtype": dtype}
     extras = _training_extras(config)
     if family is not NATIVE and extras:
         values["stockpot"] = extras
@@ -374,6 +407,8 @@ def _write_all(folder: Path, files: Mapping[str, Content]) -> None:
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; a model is a folder.", "Choose another path.")
     folder.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
     halves = {name: half_name(folder / name) for name in files}
     try:
         for name, content in files.items():
@@ -386,6 +421,8 @@ def _write_all(folder: Path, files: Mapping[str, Content]) -> None:
             halves[name].replace(folder / name)
         if "model.safetensors" in files:
             (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+        if "tokenizer.json" in files and MODULES not in files:
+            (folder / MODULES).unlink(missing_ok=True)
     finally:
         for half in halves.values():
             half.unlink(missing_ok=True)
