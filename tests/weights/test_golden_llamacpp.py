@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from functools import partial
 
 import numpy as np
@@ -67,6 +69,10 @@ def greedy_here(bundle, ids, count):
     return list(Engine(bundle).generate([ids], sampling)[0].ids)
 
 
+def until_stop(ids, bundle):
+    return itertools.takewhile(lambda token: token not in bundle.stop_ids, ids)
+
+
 @pytest.fixture(scope="session")
 def taught():
     """Teach a tiny default decoder a few sentences, so that its likeliest token is far ahead of the next."""
@@ -88,7 +94,7 @@ def taught():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.3
+    assert loss.item() < 0.3
     return Bundle(model.eval(), tokenizer, ChatTemplate.of(tokenizer))
 
 
@@ -124,8 +130,6 @@ def test_text_is_cut_alike(taught, tmp_path):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_text_is_cut_alike_by_every_rule(rule, make_model, tmp_path):
-    import json
-
     plain = Tokenizer.train([*TEXTS * 3, "the then there 12 123 1234"], vocab_size=420)
     spec = json.loads(plain.to_json())
     spec["pre_tokenizer"] = RULES[rule]
@@ -206,13 +210,34 @@ def test_smollm2_is_cut_alike(smollm2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "quantize"), [("as it is", None), ("float16", None), (None, "q8_0")])
-def test_smollm2_answers_alike(dtype, quantize, smollm2, tmp_path):
-    path = (
-        smollm2
-        if dtype == "as it is"
-        else convert(smollm2, tmp_path / "m.gguf", dtype=dtype, quantize=quantize)
-    )
+def test_smollm2_in_float16_answers_alike(smollm2, tmp_path):
+    path = convert(smollm2, tmp_path / "m.gguf", dtype="float16")
     bundle = load(path, dtype="float32")
-    ids = bundle.encode([Message("user", "Name three rivers of Europe.")])
-    assert greedy_here(bundle, ids, 32) == greedy_there(path, ids, 32)
+    for question in ("Name three rivers of Europe.", "What is the capital of France?", "What is 2+2?"):
+        ids = bundle.encode([Message("user", question)])
+        theirs = greedy_there(path, ids, 32)
+        ours = Engine(bundle).generate([ids], Sampling(temperature=0, max_tokens=32))[0]
+        assert list(until_stop(ours.ids, bundle)) == list(until_stop(theirs, bundle)), question
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", [None, "q8_0", "q4_0"])
+def test_packed_smollm2_differs_by_no_more_than_llama_cpps_rounding(quantize, smollm2, tmp_path):
+    """llama.cpp multiplies packed weights with activations rounded to 8 bits; ours stay float32.
+
+    In float16, where nothing is rounded to 8 bits, the mean divergence of the two is 1e-6 nats; packed it was measured
+    at 0.0035 on 429 tokens, and the likeliest token differed only where our first two were within 0.27.
+    """
+    path = smollm2 if quantize is None else convert(smollm2, tmp_path / "m.gguf", quantize=quantize)
+    bundle = load(path, dtype="float32")
+    ids = bundle.tokenizer.encode(
+        "The river rises in the Alps and flows north through four countries to the sea. " * 6
+    )
+    with torch.inference_mode():
+        ours = bundle.model(torch.tensor([ids])).logits[0]
+    theirs = logits_there(path, ids)
+    mine = ours.log_softmax(-1)
+    assert float((mine.exp() * (mine - theirs.log_softmax(-1))).sum(-1).mean()) < 0.01
+    best = ours.topk(2).values
+    apart = ours.argmax(-1) != theirs.argmax(-1)
+    assert not (apart & (best[:, 0] - best[:, 1] > 0.5)).any()
