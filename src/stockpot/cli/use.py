@@ -44,6 +44,10 @@ Model = Annotated[
 class Drawing(Common):
     """Flags of the verbs that draw text; what is not given comes from the model, else from ``Sampling``."""
 
+    quantize: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="int8 or int4: round the weights and write faster on a CPU."),
+    ] = None
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest answer, in tokens.", rich_help_panel=SAMPLING)
     ] = None
@@ -136,7 +140,7 @@ def generate(
     from stockpot.generate.engine import Engine
     from stockpot.weights.store import load
 
-    bundle = load(model, device=flags.device, dtype=flags.dtype)
+    bundle = load(model, device=flags.device, dtype=flags.dtype, quantize=flags.quantize)
     sampling = _over_defaults(given, bundle)
     engine = Engine(bundle)
     if sampling.n == 1 and sampling.beams is None and not flags.json:
@@ -230,7 +234,7 @@ def chat(
     given = flags.settings()
     from stockpot.weights.store import load
 
-    bundle = load(model, device=flags.device, dtype=flags.dtype)
+    bundle = load(model, device=flags.device, dtype=flags.dtype, quantize=flags.quantize)
     if bundle.template is None:
         raise GenerationError(
             f"{model} has no chat template: it was not trained on conversations.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from stockpot.gguf_directory import is_gguf
 from stockpot.model.adapters import AdaptedLinear, add_updates, has_adapters, updates_of
 from stockpot.model.config import ModelConfig
 from stockpot.model.outline import outline
+from stockpot.model.quantized import QuantizedTransformer
+from stockpot.model.quantized import quantize as quantized
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
 from stockpot.text.framing import with_frame
@@ -56,6 +59,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
 ) -> Bundle:
     """Open a model with its tokenizer, chat template and generation defaults.
 
@@ -67,11 +71,18 @@ def load(
         device: where to put it; None takes an accelerator if there is one, else the CPU.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None keeps what the file has (packed numbers of a
             GGUF file become float32).
+        quantize: ``"int8"`` or ``"int4"``: round the weights for fast writing on a CPU; such a model cannot be
+            trained or saved.
 
     Raises:
         CheckpointError: if it is missing, damaged, unsafe or of a kind we do not read.
         TokenizerError: if its tokenizer cannot be read.
+        ConfigError: if ``quantize`` is unknown or meets a device other than the CPU.
     """
+    if quantize is not None:
+        bits = _bits(quantize, device)
+        bundle = load(ref, device="cpu", dtype=dtype)
+        return replace(bundle, model=quantized(bundle.model, bits))
     ref = find_known(ref) or ref
     if is_gguf(ref):
         return load_gguf(ref, device=pick_device(device), dtype=_dtype(dtype))
@@ -225,6 +236,15 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, family: str 
 # --- settings ---
 
 
+def _bits(quantize: str, device: str | torch.device | None) -> int:
+    known = {"int8": 8, "int4": 4}
+    if quantize not in known:
+        raise ConfigError(f"quantize is {quantize!r}; expected one of {', '.join(known)}.")
+    if device is not None and torch.device(device).type != "cpu":
+        raise ConfigError("Quantised models run on the CPU only.", "Leave --device out, or say cpu.")
+    return known[quantize]
+
+
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
@@ -328,6 +348,11 @@ def _tokenizer_json(bundle: Bundle) -> str:
 
 def _merged_parameters(model: Transformer) -> dict[str, Tensor]:
     """Return a model's parameters by name, with adapters added to the weights they stand beside."""
+    if isinstance(model, QuantizedTransformer):
+        raise CheckpointError(
+            "A quantised model is not saved: its rounded weights would pass for the real ones.",
+            "Save the model as it was loaded without quantize, or convert it to a .gguf file.",
+        )
     extra = {
         f"{name}.{own}"
         for name, module in model.named_modules()

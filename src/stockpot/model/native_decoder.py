@@ -1,0 +1,226 @@
+"""A decoder's forward pass as one call of our kernels.
+
+Decides which shapes of model go that way, lays out what the kernels read, and turns a padded batch into their
+list of tokens and back. Padding is never computed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from stockpot.model.cache import CacheStep, KVCache
+from stockpot.model.config import ModelConfig, StackConfig
+from stockpot.model.norms import LayerNorm, RMSNorm
+from stockpot.native.calls import ACTIVATIONS, CallFacts, Kernels, LayerFacts, ModelFacts, NormFacts
+
+if TYPE_CHECKING:
+    from stockpot.model.quantized import QuantizedTransformer
+
+__all__ = ["NativeDecoder"]
+
+KINDS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}  # activation of gated kinds
+MOST_SHARING = 64  # query heads that may share a key head
+
+
+class NativeDecoder:
+    """Runs a quantised decoder's whole forward pass in one call."""
+
+    def __init__(self, model: QuantizedTransformer, kernels: Kernels) -> None:
+        self._model, self._kernels = model, kernels
+        self._kept: list[Any] = []  # memory that the kernels point into
+        self._reached = 0
+        stack = model.config.main
+        self._layers = (LayerFacts * stack.layers)(*(self._layer(index) for index in range(stack.layers)))
+        self._facts = self._model_facts(model)
+        self._numbers = torch.arange(16)
+
+    @staticmethod
+    def fits(config: ModelConfig) -> bool:
+        """Tell whether the kernels know this shape of model."""
+        stack = config.decoder
+        if stack is None or config.encoder is not None or config.masked_head or config.segment_types:
+            return False
+        widths = (stack.dim, stack.head_width, stack.ffn_width)
+        return (
+            stack.attends == "causal"
+            and stack.position in ("rope", "learned", "none")
+            and stack.norm_place == "pre"
+            and not (stack.parallel or stack.embedding_norm)
+            and stack.attention_softcap is None
+            and stack.qk_norm != "full"
+            and all(width % 16 == 0 for width in widths)
+            and stack.heads // stack.key_heads <= MOST_SHARING
+        )
+
+    def takes(self, cache: KVCache | None) -> bool:
+        """Tell whether this cache is laid out as the kernels expect."""
+        return cache is None or (
+            cache.keys[0].dtype == torch.float16 and cache.keys[0].is_contiguous() and not cache.cross
+        )
+
+    def run(
+        self,
+        ids: Int[Tensor, "batch seq"],
+        real: Bool[Tensor, "batch seq"] | None,
+        cache: KVCache,
+        last: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run tokens; return hidden states ``(batch, seq, dim)`` and logits ``(batch, last, vocab)``."""
+        batch, seq = ids.shape
+        step = cache.begin(seq, real)
+        self._reach(step.extent)
+        if seq == 1 and real is None:  # the path of every written token: nothing to lay out
+            rows, picked = self._count(batch), self._count(0 if last == 0 else batch)
+            hidden, logits = self._call(ids, rows, cache.lengths, picked, cache)
+        else:
+            places = _places(step, batch)
+            rows = torch.arange(batch).unsqueeze(1).expand(batch, seq)
+            wanted = torch.zeros(batch, seq, dtype=torch.bool)
+            wanted[:, seq - _count(last, seq) :] = True
+            chosen = torch.ones_like(wanted) if real is None else real
+            picked = wanted[chosen].nonzero().squeeze(1)
+            hidden, logits = self._call(ids[chosen], rows[chosen], places[chosen], picked, cache)
+        cache.end(step)
+        if real is None:
+            return hidden.view(batch, seq, -1), logits.view(batch, -1, logits.shape[-1])
+        return _spread(hidden, real), _spread(logits, wanted & real)[:, seq - _count(last, seq) :]
+
+    def _call(
+        self, ids: Tensor, rows: Tensor, places: Tensor, picked: Tensor, cache: KVCache
+    ) -> tuple[Tensor, Tensor]:
+        """Run a list of tokens, each with its row and its place."""
+        ids = ids.contiguous()
+        hidden = torch.empty(ids.numel(), self._model.config.dim)
+        logits = torch.empty(picked.shape[0], self._facts.head.outputs)
+        keys, values, first = _pointers(cache.keys), _pointers(cache.values), cache.keys[0]
+        call = CallFacts(
+            ids.numel(),
+            picked.shape[0],
+            torch.get_num_threads(),
+            ids.data_ptr(),
+            rows.data_ptr(),
+            places.data_ptr(),
+            ctypes.addressof(keys),
+            ctypes.addressof(values),
+            first.stride(0),
+            first.stride(1),
+            picked.data_ptr(),
+            logits.data_ptr(),
+            hidden.data_ptr(),
+        )
+        self._kernels.forward(self._facts, call)
+        return hidden, logits[:, : self._model.config.vocab_size]
+
+    def _count(self, count: int) -> Tensor:
+        """Return the numbers from 0 to ``count - 1``."""
+        if count > self._numbers.shape[0]:
+            self._numbers = torch.arange(2 * count)
+        return self._numbers[:count]
+
+    # --- what the kernels read ---
+
+    def _reach(self, extent: int) -> None:
+        """Make sure that there are angles or vectors for so many positions."""
+        if extent <= self._reached:
+            return
+        stack: Any = self._model.decoder
+        if stack.positions is not None and extent > stack.config.context:
+            raise ValueError(f"{extent} tokens, but the learned positions end at {stack.config.context}")
+        for has_window, table in stack._angles.items():
+            rows = table.upto(extent, torch.empty(0), torch.float32)
+            self._kept.append(rows)
+            for layer, window in zip(self._layers, stack.config.windows, strict=True):
+                if (window is not None) == has_window:
+                    layer.rotary = rows.data_ptr()
+        self._reached = extent
+
+    def _layer(self, index: int) -> LayerFacts:
+        stack: Any = self._model.decoder
+        block, config = stack.layers[index], stack.config
+        attention, ffn = block.attention, block.ffn
+        return LayerFacts(
+            attention.qkv.matrix.facts,
+            attention.out.matrix.facts,
+            ffn.up.matrix.facts,
+            ffn.down.matrix.facts,
+            self._pointer(attention.qkv.bias),
+            self._pointer(attention.out.bias),
+            self._pointer(_in_turns(ffn.up.bias) if ffn.is_gated else ffn.up.bias),
+            self._pointer(ffn.down.bias),
+            self._norm(block.attention_norm),
+            self._norm(block.ffn_norm),
+            self._pointer(attention.q_norm.weight if config.qk_norm else None),
+            self._pointer(attention.k_norm.weight if config.qk_norm else None),
+            None,
+            config.windows[index] or 0,
+        )
+
+    def _model_facts(self, model: QuantizedTransformer) -> ModelFacts:
+        stack: Any = model.decoder
+        config: StackConfig = stack.config
+        embed: Any = model.embed
+        output: Any = model._output
+        return ModelFacts(
+            config.layers,
+            config.dim,
+            config.heads,
+            config.key_heads,
+            config.head_width,
+            config.rotary_dim,
+            config.ffn_width,
+            config.is_gated,
+            ACTIVATIONS[KINDS.get(config.ffn, config.ffn)],
+            model.config.vocab_size,
+            config.norm_eps,
+            config.attention_scale or config.head_width**-0.5,
+            model.config.embedding_scale or 1.0,
+            self._layers,
+            embed.matrix.facts,
+            output.facts,
+            self._pointer(None if stack.positions is None else stack.positions.weight),
+            self._norm(stack.norm),
+        )
+
+    def _norm(self, norm: RMSNorm | LayerNorm | None) -> NormFacts:
+        if norm is None:
+            return NormFacts()
+        bias = norm.bias if isinstance(norm, LayerNorm) else None
+        return NormFacts(self._pointer(norm.weight), self._pointer(bias), isinstance(norm, LayerNorm))
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        """Keep a tensor as float32 for as long as the kernels may read it, and point to it."""
+        if tensor is None:
+            return None
+        self._kept.append(tensor.detach().float().contiguous())
+        return int(self._kept[-1].data_ptr())
+
+
+def _in_turns(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else torch.unflatten(bias, 0, (2, -1, 16)).transpose(0, 1).flatten()
+
+
+def _pointers(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _places(step: CacheStep, batch: int) -> Tensor:
+    """Return where the tokens of a call stand ``(batch, seq)``."""
+    if step.slots is not None:
+        return step.slots
+    return torch.arange(step.start or 0, step.extent).expand(batch, step.seq)
+
+
+def _count(last: int | None, seq: int) -> int:
+    return seq if last is None else min(last, seq)
+
+
+def _spread(values: Tensor, places: Bool[Tensor, "batch seq"]) -> Tensor:
+    """Put rows where they are wanted and zeros elsewhere."""
+    out = values.new_zeros(*places.shape, values.shape[-1])
+    out[places] = values
+    return out

@@ -1,0 +1,268 @@
+// Products of whole numbers: weights of 8 bits with inputs of 16, weights of 4 bits with inputs of 8.
+//
+// Sums of products are exact, and what is left to rounding happens in one order. So a row's result does not depend on how
+// many rows are computed together, on the number of threads, or on the processor.
+#pragma once
+
+#include <algorithm>
+
+#include "lanes.hpp"
+
+#define STOCKPOT_APART __attribute__((noinline))  // hot loops that are compiled best alone
+#if defined(__clang__)
+#define STOCKPOT_UNROLL(n)
+#else
+#define STOCKPOT_PRAGMA(x) _Pragma(#x)
+#define STOCKPOT_UNROLL(n) STOCKPOT_PRAGMA(GCC unroll n)
+#endif
+
+namespace stockpot {
+
+constexpr int WIDE_SPAN = 64, NARROW_SPAN = 32;  // inputs that share a scale, for weights of 8 and of 4 bits
+constexpr int WIDE_INPUT = 32767, NARROW_INPUT = 127;  // largest digits of inputs: 64 * 255 * 32767 < 2^31
+constexpr int64_t LINE = 64;                 // bytes: one load of a block
+
+// outputs x inputs, in blocks of 16 outputs with one scale a span and output. A block's digits follow each other in the
+// order of inputs, in lines of 64 bytes:
+//   8 bits  four inputs: 32 numbers of 16 bits, two for each output, that hold inputs (0, 2) and (1, 3);
+//   4 bits  eight inputs: 64 bytes, four for each output, that hold inputs (0, 4), (1, 5), (2, 6) and (3, 7).
+// weight = gain * (scale * (digit - offset) + low); lows exist with 4 bits, an offset with 8.
+struct Matrix {
+  const uint8_t* digits;
+  const uint16_t* scales;                    // (blocks, spans, 16) halves
+  const uint16_t* lows;                      // the same; null with 8 bits
+  int64_t outputs, inputs;                   // multiples of 16 and of the span
+  int64_t bits;
+  double gain;                               // a power of two, so that halves can hold scales of any size
+
+  int span() const { return bits == 8 ? WIDE_SPAN : NARROW_SPAN; }
+  int blocks() const { return int(outputs / LANES); }
+  int64_t spans() const { return inputs / span(); }
+  const uint8_t* block(int64_t index) const { return digits + index * inputs * LANES * bits / 8; }
+};
+
+// Rows of inputs as whole numbers. For weights of 8 bits: int16, one scale a row. Of 4: int8, one scale a span.
+struct Inputs {
+  const int8_t* digits;                      // (rows, stride) bytes
+  const float* scales;                       // (rows, spans)
+  const int32_t* sums;                       // (rows, spans) digits summed over each span (8 bits)
+  const float* masses;                       // (rows, spans) inputs summed over each span (4 bits)
+  int64_t stride, spans, spans_used;         // the last: those this matrix has
+
+  const int16_t* wide(int64_t row) const { return reinterpret_cast<const int16_t*>(digits + row * stride); }
+  const int8_t* narrow(int64_t row) const { return digits + row * stride; }
+};
+
+// Where one row's inputs are written.
+struct InputRow {
+  int8_t* digits;
+  float* scales;
+  int32_t* sums;
+  float* masses;
+};
+
+inline float top_of(const float* row, int64_t count) {
+  Lanes most = fill(0.0f);
+  for (int64_t i = 0; i < count; i += LANES) most = larger(most, size_of(load(row + i)));
+  return largest(most);
+}
+
+inline void make_wide(const float* row, int64_t count, int64_t padded, const InputRow& out) {
+  int16_t* digits = reinterpret_cast<int16_t*>(out.digits);
+  const float top = top_of(row, count);
+  out.scales[0] = top / WIDE_INPUT;
+  const Lanes factor = fill(top > 0 ? WIDE_INPUT / top : 0.0f);
+  for (int64_t i = 0; i < count; i += LANES) store_digits(digits + i, load(row + i) * factor);
+  std::fill(digits + count, digits + padded, int16_t(0));
+  for (int64_t s = 0; s < padded / WIDE_SPAN; ++s) {
+    int32_t total = 0;
+    for (int i = 0; i < WIDE_SPAN; ++i) total += digits[s * WIDE_SPAN + i];
+    out.sums[s] = total;
+  }
+}
+
+inline void make_narrow(const float* row, int64_t count, int64_t padded, const InputRow& out) {
+  std::fill(out.digits + count, out.digits + padded, int8_t(0));
+  for (int64_t s = 0; s < padded / NARROW_SPAN; ++s) {
+    const int64_t from = s * NARROW_SPAN, present = std::clamp<int64_t>(count - from, 0, NARROW_SPAN);
+    const float top = top_of(row + from, present);
+    const Lanes factor = fill(top > 0 ? NARROW_INPUT / top : 0.0f);
+    for (int64_t i = from; i < from + present; i += LANES) store_bytes(out.digits + i, load(row + i) * factor);
+    int32_t total = 0;
+    for (int i = 0; i < NARROW_SPAN; ++i) total += out.digits[from + i];
+    out.scales[s] = top / NARROW_INPUT;
+    out.masses[s] = out.scales[s] * float(total);
+  }
+}
+
+// Turn a row of floats, `count` of them a multiple of 16, into inputs of a matrix.
+inline void make_inputs(const float* row, int64_t count, const Matrix& m, const InputRow& out) {
+  if (m.bits == 8) make_wide(row, count, m.inputs, out);
+  else make_narrow(row, count, m.inputs, out);
+}
+
+// The digits of one line: pairs of inputs as 16-bit numbers, or fours of inputs as bytes.
+struct Halved { Digits first, second; };
+inline Halved halved_wide(const uint8_t* line) {
+  const Digits d = load_digits(line);
+  return {low_bits(d, 0x00ff), shifted<8>(d)};
+}
+inline Halved halved_narrow(const uint8_t* line) {
+  const Digits d = load_digits(line);
+  return {low_bits(d, 0x0f0f), low_bits(shifted<4>(d), 0x0f0f)};
+}
+
+// --- one row ---
+
+inline Lanes wide_span(const uint8_t* line, const int16_t* x, int32_t sum) {
+  Sums even = fill_sums(-128 * sum), odd = fill_sums(0);
+  for (int64_t i = 0; i < WIDE_SPAN; i += 4, line += LINE) {
+    const Halved w = halved_wide(line);
+    even = add_products(even, w.first, x + i);
+    odd = add_products(odd, w.second, x + i + 2);
+  }
+  return as_float(even + odd);
+}
+
+inline Lanes narrow_span(const uint8_t* line, const int8_t* x) {
+  Partial sums = no_partial();
+  for (int64_t i = 0; i < NARROW_SPAN; i += 8, line += LINE) {
+    const Halved w = halved_narrow(line);
+    sums = add_products(sums, w.first, x + i);
+    sums = add_products(sums, w.second, x + i + 4);
+  }
+  return as_float(widened(sums));
+}
+
+STOCKPOT_APART inline void multiply_row(const Matrix& m, int64_t block, const Inputs& in, float* out) {
+  const uint8_t* line = m.block(block);
+  const uint16_t *scales = m.scales + block * m.spans() * LANES, *lows = m.lows + block * m.spans() * LANES;
+  Lanes total = fill(0.0f);
+  if (m.bits == 8) {
+    for (int64_t s = 0; s < m.spans(); ++s, line += LINE * WIDE_SPAN / 4)
+      total = fma(wide_span(line, in.wide(0) + s * WIDE_SPAN, in.sums[s]), load_half(scales + s * LANES), total);
+    total = total * fill(in.scales[0]);
+  } else {
+    for (int64_t s = 0; s < m.spans(); ++s, line += LINE * NARROW_SPAN / 8) {
+      const Lanes sums = narrow_span(line, in.narrow(0) + s * NARROW_SPAN);
+      total = fma(sums, load_half(scales + s * LANES) * fill(in.scales[s]), total);
+      total = fma(load_half(lows + s * LANES), fill(in.masses[s]), total);
+    }
+  }
+  store(out, total * fill(float(m.gain)));
+}
+
+// --- many rows ---
+
+// A block with its digits unpacked.
+struct Panel {
+  const uint8_t* lines;                      // (spans, lines a span, 64)
+  const float *scales, *lows;                // (spans, 16)
+};
+
+template <int ROWS> STOCKPOT_APART void wide_tile(const Panel& panel, const Inputs& in, int64_t row, float gain, float* out) {
+  const int16_t* x[ROWS];
+  Lanes totals[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    x[r] = in.wide(row + r);
+    totals[r] = fill(0.0f);
+  }
+  const uint8_t* line = panel.lines;
+  const int32_t* sums = in.sums + row * in.spans;
+  for (int64_t s = 0; s < in.spans_used; ++s, ++sums) {
+    Sums parts[ROWS];
+    for (int r = 0; r < ROWS; ++r) parts[r] = fill_sums(-128 * sums[r * in.spans]);
+    STOCKPOT_UNROLL(4)
+    for (int64_t i = 0; i < WIDE_SPAN; i += 2, line += LINE) {
+      const Digits w = load_digits(line);
+      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w, x[r] + i);
+    }
+    const Lanes scale = load(panel.scales + s * LANES);
+    for (int r = 0; r < ROWS; ++r) {
+      totals[r] = fma(as_float(parts[r]), scale, totals[r]);
+      x[r] += WIDE_SPAN;
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    store(out + (row + r) * LANES, totals[r] * fill(in.scales[(row + r) * in.spans]) * fill(gain));
+}
+
+template <int ROWS>
+STOCKPOT_APART void narrow_tile(const Panel& panel, const Inputs& in, int64_t row, float gain, float* out) {
+  const int8_t* x[ROWS];
+  Lanes totals[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    x[r] = in.narrow(row + r);
+    totals[r] = fill(0.0f);
+  }
+  const uint8_t* line = panel.lines;
+  const float *scales = in.scales + row * in.spans, *masses = in.masses + row * in.spans;
+  for (int64_t s = 0; s < in.spans_used; ++s, ++scales, ++masses) {
+    Partial parts[ROWS];
+    for (int r = 0; r < ROWS; ++r) parts[r] = no_partial();
+    STOCKPOT_UNROLL(2)
+    for (int64_t i = 0; i < NARROW_SPAN; i += 4, line += LINE) {
+      const Digits w = load_digits(line);
+      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w, x[r] + i);
+    }
+    const Lanes scale = load(panel.scales + s * LANES), low = load(panel.lows + s * LANES);
+    for (int r = 0; r < ROWS; ++r) {
+      totals[r] = fma(as_float(widened(parts[r])), scale * fill(scales[r * in.spans]), totals[r]);
+      totals[r] = fma(low, fill(masses[r * in.spans]), totals[r]);
+      x[r] += NARROW_SPAN;
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) store(out + (row + r) * LANES, totals[r] * fill(gain));
+}
+
+template <int ROWS>
+inline void tiles(bool wide, const Panel& panel, const Inputs& in, int64_t row, int64_t rows, float gain, float* out) {
+  for (; row + ROWS <= rows; row += ROWS) {
+    if (wide) wide_tile<ROWS>(panel, in, row, gain, out);
+    else narrow_tile<ROWS>(panel, in, row, gain, out);
+  }
+  if constexpr (ROWS > 1) tiles<(ROWS + 1) / 2>(wide, panel, in, row, rows, gain, out);
+}
+
+// Bytes of scratch for a block of a matrix with so many inputs.
+inline int64_t panel_bytes(int64_t inputs) { return inputs / 2 * LINE + 2 * inputs / NARROW_SPAN * LANES * 4; }
+
+STOCKPOT_APART inline void multiply_rows(const Matrix& m, int64_t block, const Inputs& in, int64_t rows, uint8_t* room,
+                                         float* out) {
+  const bool wide = m.bits == 8;
+  const int64_t lines = m.inputs / (wide ? 4 : 8);
+  const uint8_t* line = m.block(block);
+  for (int64_t i = 0; i < lines; ++i, line += LINE) {
+    const Halved w = wide ? halved_wide(line) : halved_narrow(line);
+    store_line(room + 2 * i * LINE, w.first);
+    store_line(room + (2 * i + 1) * LINE, w.second);
+  }
+  float *scales = reinterpret_cast<float*>(room + 2 * lines * LINE), *lows = scales + m.spans() * LANES;
+  for (int64_t s = 0; s < m.spans(); ++s) {
+    const int64_t place = (block * m.spans() + s) * LANES;
+    store(scales + s * LANES, load_half(m.scales + place));
+    if (!wide) store(lows + s * LANES, load_half(m.lows + place));
+  }
+  tiles<TILE>(wide, {room, scales, lows}, in, 0, rows, float(m.gain), out);
+}
+
+// out (rows, 16): one block of outputs of the matrix for every row.
+inline void multiply_block(const Matrix& m, int64_t block, const Inputs& in, int64_t rows, uint8_t* room, float* out) {
+  if (rows == 1) multiply_row(m, block, in, out);
+  else multiply_rows(m, block, in, rows, room, out);
+}
+
+// One row of a matrix of 8 bits as floats: the look-up of an embedding.
+inline void read_row(const Matrix& m, int64_t row, float* out, int64_t count) {
+  const int64_t block = row / LANES, lane = row % LANES;
+  const uint8_t* bytes = m.block(block) + lane * 4;
+  for (int64_t s = 0; s * WIDE_SPAN < count; ++s) {
+    float scales[LANES];
+    store(scales, load_half(m.scales + (block * m.spans() + s) * LANES));
+    const float scale = scales[lane] * float(m.gain);
+    for (int64_t i = s * WIDE_SPAN; i < std::min<int64_t>(count, (s + 1) * WIDE_SPAN); ++i)
+      out[i] = scale * float(bytes[i / 4 * LINE + i % 2 * 2 + i % 4 / 2] - 128);
+  }
+}
+
+}  // namespace stockpot

@@ -1,0 +1,141 @@
+// A team of threads that walks through one job together.
+//
+// A decode step has some 150 stages of a few microseconds each, so that waking threads for each of them would cost more
+// than the work. The team is woken once a step; between stages its members spin for the moment it takes.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include <unistd.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace stockpot {
+
+inline void breathe() {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Team {
+ public:
+  static constexpr int PATIENCE = 4000;      // spins at a meeting point before the processor is offered to others
+  static constexpr int IDLE_SPINS = 20000;   // spins of an idle member before it sleeps, about as long as Python takes
+
+  static constexpr int SWEEPS = 2;           // runs of pieces a member takes in one stage, if all are equally fast
+
+  explicit Team(int size) : size_(size), owner_(getpid()) {
+    for (int i = 1; i < size; ++i) members_.emplace_back([this, i] { serve(i); });
+  }
+
+  ~Team() {
+    if (owner_ != getpid()) {                // a forked child has the object but not the threads
+      for (auto& one : members_) one.detach();
+      return;
+    }
+    {
+      std::lock_guard<std::mutex> hold(mutex_);
+      leaving_ = true;
+      orders_.fetch_add(1);
+    }
+    awake_.notify_all();
+    for (auto& one : members_) one.join();
+  }
+
+  int size() const { return size_; }
+  bool is_here() const { return owner_ == getpid(); }
+
+  // Run job(member) on every member and return when all are done.
+  void run(const std::function<void(int)>& job) {
+    job_ = &job;
+    next_.store(0, std::memory_order_relaxed);
+    if (size_ > 1) {
+      std::lock_guard<std::mutex> hold(mutex_);
+      orders_.fetch_add(1, std::memory_order_release);
+      if (asleep_) awake_.notify_all();
+    }
+    job(0);
+    meet();
+  }
+
+  // Wait until every member has come here; then pieces are counted from 0 again.
+  void meet() {
+    if (size_ == 1) {
+      next_.store(0, std::memory_order_relaxed);
+      return;
+    }
+    const int round = rounds_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      next_.store(0, std::memory_order_relaxed);
+      rounds_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; rounds_.load(std::memory_order_acquire) == round; ++spins) {
+      if (spins < PATIENCE) breathe();
+      else std::this_thread::yield();
+    }
+  }
+
+  // Take the next of `count` pieces of the present stage, or -1 when none is left.
+  int take(int count) {
+    const int piece = next_.fetch_add(1, std::memory_order_relaxed);
+    return piece < count ? piece : -1;
+  }
+
+  // Do something with each of `count` pieces. Runs of neighbours stay together, since memory is read faster in one sweep.
+  template <class F> void share(int count, F&& each) {
+    const int parts = std::min(count, SWEEPS * size_);
+    for (int part; (part = take(parts)) >= 0;)
+      for (int i = int(int64_t(count) * part / parts); i < int(int64_t(count) * (part + 1) / parts); ++i) each(i);
+  }
+
+ private:
+  void serve(int member) {
+    int done = 0;
+    for (;;) {
+      wait_for(done);
+      done = orders_.load(std::memory_order_acquire);
+      if (leaving_) return;
+      (*job_)(member);
+      meet();
+    }
+  }
+
+  void wait_for(int done) {
+    for (int spins = 0; spins < IDLE_SPINS; ++spins) {
+      if (orders_.load(std::memory_order_acquire) != done) return;
+      breathe();
+    }
+    std::unique_lock<std::mutex> hold(mutex_);
+    ++asleep_;
+    awake_.wait(hold, [&] { return orders_.load(std::memory_order_acquire) != done; });
+    --asleep_;
+  }
+
+  const int size_;
+  const pid_t owner_;
+  std::vector<std::thread> members_;
+  const std::function<void(int)>* job_ = nullptr;
+  std::mutex mutex_;
+  std::condition_variable awake_;
+  int asleep_ = 0;
+  bool leaving_ = false;
+  alignas(64) std::atomic<int> orders_{0};
+  alignas(64) std::atomic<int> rounds_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> next_{0};
+};
+
+}  // namespace stockpot
