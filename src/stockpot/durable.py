@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "fingerprint",
     "half_name",
     "is_locked",
+    "is_sealed",
     "lock_folder",
     "one_line_when_full",
     "sync",
@@ -113,13 +115,25 @@ def clean(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def verify(folder: Path) -> str | None:
-    """Say what is wrong with a sealed folder, or None if every file is as it was written."""
+def is_sealed(folder: Path) -> bool:
+    """Tell whether a folder says which checksums its files had."""
+    return (folder / CHECKSUMS).is_file()
+
+
+def verify(folder: Path, *, only: str = "*") -> str | None:
+    """Say what is wrong with a sealed folder, or None if every file is as it was written.
+
+    Args:
+        folder: one that ``fill_atomically`` made.
+        only: pattern of the files to look at.
+    """
     sealed = _sealed(folder)
     if not sealed:
         return f"{CHECKSUMS} is missing or unreadable"
     for name, said in sealed.items():
         path = folder / name
+        if not fnmatch(name, only):
+            continue
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != said["bytes"]:

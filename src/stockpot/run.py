@@ -236,6 +236,13 @@ class Run:
         with durable.one_line_when_full(self.path):
             durable.append(self.path / LOG, f"{origin.now()} {' '.join(text.split())}\n")
 
+    def sample(self, step: int, text: str) -> None:
+        """Keep what the model writes at a step, in ``samples/``."""
+        self._own()
+        with durable.one_line_when_full(self.path):
+            (self.path / "samples").mkdir(exist_ok=True)
+            write_atomically(self.path / "samples" / f"step-{step:06d}.txt", text)
+
     def note(self, **fields: Any) -> None:
         """Write facts into the manifest (data fingerprints, token counts …); a table joins the one there."""
         self._own()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -64,11 +63,17 @@ def test_help_is_quick_and_loads_neither_torch_nor_the_settings():
     )
     best = 9.0
     for _ in range(3):
-        start = time.perf_counter()
+        before = children_s()
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, children_s() - before)
         assert found.returncode == 0, found.stderr
     assert best < 1.0, "the release bar; the aim is 0.5 s"
+
+
+def children_s() -> float:
+    """Return the processor time of finished child processes: what else the machine does must not matter."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def test_the_version_is_printed():
@@ -192,6 +197,6 @@ def test_signals_end_a_verb_with_130(tmp_path, number):
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline() == "ready\n"
     process.send_signal(number)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=60)
     assert errors == "Interrupted.\n"
     assert process.returncode == 130

@@ -218,7 +218,7 @@ def test_signals_leave_an_interrupted_run_and_the_command_to_resume(tmp_path, nu
     )
     assert process.stdout.readline() == "ready\n"
     os.kill(process.pid, number)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "Interrupted. Continue with:\n  stockpot pretrain --out r --resume\n"
     assert Run.open(tmp_path / "r").status == "interrupted"

@@ -66,6 +66,18 @@ def test_masking_hides_fifteen_in_a_hundred_in_the_right_proportions(store, toke
     assert share["random"] == pytest.approx(0.1, abs=spread)
 
 
+def test_a_masked_document_stands_between_the_tokens_an_encoder_is_asked_with(store, tokenizer):
+    framed = []
+    for batch in batches(store, masked(tokenizer)):
+        plain = torch.where(batch.labels != IGNORED, batch.labels, batch.ids)
+        assert not torch.isin(plain, torch.tensor([tokenizer.bos_id, tokenizer.eos_id])).any()
+        framed += [int((plain == one).sum()) for one in (tokenizer.cls_id, tokenizer.sep_id)]
+    usual = [batch.ids for batch in batches(store, causal(tokenizer))]
+    marks = (tokenizer.bos_id, tokenizer.eos_id)
+    assert framed == [int((ids == one).sum()) for ids in usual for one in marks]
+    assert sum(framed) > 0
+
+
 @pytest.mark.parametrize("name", ["masked", "pairs", "span", "prefix"])
 def test_a_row_is_corrupted_alike_in_whatever_batch_it_stands(store, tokenizer, name):
     aim = objective(name, tokenizer)
@@ -201,9 +213,7 @@ def test_the_room_of_a_span_row_fills_its_context(tokenizer):
 
 def test_missing_sentinels_are_told_with_a_remedy(tokenizer, store):
     plain = Tokenizer.train(["soup and salt"] * 9, vocab_size=280)
-    with pytest.raises(
-        TokenizerError, match=r"needs sentinel tokens.*special_tokens=\(\*SPECIAL_TOKENS, .*extra_"
-    ):
+    with pytest.raises(TokenizerError, match=r"needs sentinel tokens.* --set sentinels=100"):
         spans(plain)
     with pytest.raises(TokenizerError, match="needs 29 sentinels; the tokenizer has 20"):
         Loader(store, LoaderConfig(context=512), spans(tokenizer))

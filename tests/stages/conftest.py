@@ -1,9 +1,10 @@
-"""A tiny model in a folder, with all that stages ask for, and how to interrupt a run."""
+"""A tiny model in a folder, a small corpus with its tokenizer, and how to interrupt a run."""
 
 from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from stockpot.bundle import Bundle
 from stockpot.model.config import decoder
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
-from stockpot.text.tokenizer import Tokenizer
+from stockpot.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 from stockpot.train.guard import Interrupted
 from stockpot.village import Village
 from stockpot.weights.store import save
@@ -35,6 +36,24 @@ def tiny_base(tmp_path_factory):
     model = Transformer(decoder(layers=2, dim=32, heads=2, context=128, vocab_size=400, zero_init=False))
     bundle = Bundle(model, tokenizer, ChatTemplate.of(tokenizer))
     return save(tmp_path_factory.mktemp("base") / "model", bundle)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return [record["text"] for record in Village(seed=3).documents(limit=120)]
+
+
+@pytest.fixture(scope="session")
+def pantry(tmp_path_factory, texts) -> Path:
+    """Fill a folder with ``corpus.jsonl``, ``chats.jsonl`` and the tokenizer ``tok``; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("pantry")
+    lines = "\n".join(json.dumps({"text": text}) for text in texts)
+    (folder / "corpus.jsonl").write_text(lines, encoding="utf-8")
+    chats = "\n".join(json.dumps(record) for record in Village(seed=3).chats("train", limit=80))
+    (folder / "chats.jsonl").write_text(chats, encoding="utf-8")
+    marks = [f"<|extra_{number}|>" for number in range(20)]
+    Tokenizer.train(texts, vocab_size=400, special_tokens=[*SPECIAL_TOKENS, *marks]).save(folder / "tok")
+    return folder
 
 
 @pytest.fixture

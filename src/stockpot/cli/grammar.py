@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import logging
 import os
 import shlex
 import signal
@@ -177,7 +178,7 @@ def tell_how_to_go_on(verb: str, out: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _exit_codes(*, debug: bool) -> Iterator[None]:
     """Turn the ending of a verb into an exit code and at most a few lines on stderr."""
-    with _terminate_like_ctrl_c(), warnings.catch_warnings():
+    with _terminate_like_ctrl_c(), warnings.catch_warnings(), _log_as_warnings():
         warnings.showwarning = _one_line_warning
         try:
             yield
@@ -223,6 +224,22 @@ def _unknown(error: Exception) -> str:
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+class _OneLine(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _one_line_warning(record.getMessage(), Warning)
+
+
+@contextlib.contextmanager
+def _log_as_warnings() -> Iterator[None]:
+    """Show what the rooms log (records left out, text replaced …) as warnings are shown."""
+    logger, handler = logging.getLogger("stockpot"), _OneLine(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _close_stdout() -> None:

@@ -187,7 +187,9 @@ class _Lines:
             print(f"{self.stage} …", file=sys.stderr, flush=True)
         elif event["kind"] == "note":
             self._print(event["text"])
-        elif now - self.last >= PLAIN_EVERY_S or event["step"] == event.get("steps"):
+        elif event["kind"] == "step" and (
+            now - self.last >= PLAIN_EVERY_S or event["step"] == event.get("steps")
+        ):
             self.last = now
             of = f"/{event['steps']}" if event.get("steps") else ""
             self._print(f"step {event['step']}{of}  {_detail(event)}".rstrip())

@@ -171,7 +171,7 @@ def fill(
     top: Annotated[int, typer.Option("--top", min=1, help="How many fillings of each gap.")] = 5,
     gap: Annotated[str, typer.Option(help="How a gap is written in TEXT.")] = "___",
 ) -> None:
-    """Fill the gaps of a text, written ___, with an encoder's likeliest tokens."""
+    """Fill the gaps of a text, written ___, with an encoder's likeliest tokens or an encoder-decoder's spans."""
     words = _prompt(text)
     from stockpot.generate.engine import Engine
     from stockpot.weights.store import load

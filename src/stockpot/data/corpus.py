@@ -45,15 +45,25 @@ def open_corpus(
     Raises:
         DataError: if something is wrong with the data.
     """
-    if isinstance(data, str | os.PathLike) and is_shards(data):
-        return open_shards(data, tokenizer)
+    only = data if isinstance(data, str | os.PathLike) else data[0] if len(data) == 1 else None
+    if only is not None and is_shards(only):
+        return open_shards(only, tokenizer)
     records = read_records(data, reading, report=report)
     return encode(records, tokenizer, template, context=context, overlong=overlong)
 
 
 def batches(
-    data: Source | Sequence[Source], tokenizer: Tokenizer, *, tokens: int, context: int = 256, seed: int = 0
+    data: Source | Sequence[Source],
+    tokenizer: Tokenizer,
+    *,
+    tokens: int = 4_096,
+    context: int = 256,
+    seed: int = 0,
 ) -> Loader:
-    """Give endless batches of ``tokens`` positions of next-token prediction: the short way to ``fit``."""
+    """Read a corpus into endless, seeded next-token batches of about ``tokens`` positions: the short way to ``fit``.
+
+    Raises:
+        DataError: if the corpus cannot be read or is shorter than one row.
+    """
     config = LoaderConfig(context=min(context, tokens), batch_tokens=tokens, seed=seed)
     return Loader(open_corpus(data, tokenizer), config)

@@ -82,15 +82,24 @@ def masked(tokenizer: Tokenizer, *, rate: float = 0.15) -> Objective:
     """Recognise hidden tokens from both sides.
 
     Of each row's ordinary tokens ``rate`` are chosen (exactly, rounded, at least one); 80 % of these become
-    the mask token, 10 % a random ordinary token, 10 % stay. Only they are labels.
+    the mask token, 10 % a random ordinary token, 10 % stay. Only they are labels. A document stands between
+    ``[cls]`` and ``[sep]`` where the tokenizer has them, as it does when the encoder is used.
 
     Source: Devlin et al. 2019, arXiv:1810.04805, section 3.1.
     """
     hide = _Hiding(tokenizer, rate)
+    frame = [
+        (old, new)
+        for old, new in ((tokenizer.bos_id, tokenizer.cls_id), (tokenizer.eos_id, tokenizer.sep_id))
+        if old is not None and new is not None
+    ]
 
     def make(rows: Rows) -> Batch:
         draws = [rows.rng(r) for r in range(len(rows.ids))]
-        ids, labels = hide(rows.ids, rows.documents > 0, draws)
+        framed = rows.ids.copy()
+        for old, new in frame:
+            framed[rows.ids == old] = new
+        ids, labels = hide(framed, rows.documents > 0, draws)
         return Batch(tensor(ids), tensor(labels), rows.attention_mask())
 
     return Objective("masked", make, pad_of(tokenizer))

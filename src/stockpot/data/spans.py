@@ -6,7 +6,6 @@ batch are made at once, each from its own random numbers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -35,10 +34,8 @@ __all__ = ["sentinels", "span_masks", "spans"]
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-_SENTINEL = re.compile(r"<\|?extra_(?:id_)?(\d+)\|?>")
 _SENTINEL_HELP = (
-    'Train it with special_tokens=(*SPECIAL_TOKENS, *(f"<|extra_{{i}}|>" for i in range({count}))), '
-    "or choose another objective."
+    "Train one with sentinels={count} (train-tokenizer --set sentinels={count}), or choose another objective."
 )
 
 
@@ -85,17 +82,13 @@ def sentinels(tokenizer: Tokenizer) -> Ints:
     Raises:
         TokenizerError: if there are none.
     """
-    found = {
-        int(match[1]): index
-        for spelling, index in tokenizer.special_ids.items()
-        if (match := _SENTINEL.fullmatch(spelling))
-    }
+    found = tokenizer.sentinel_ids
     if not found:
         raise TokenizerError(
             "Span corruption needs sentinel tokens, and this tokenizer has none.",
             _SENTINEL_HELP.format(count=100),
         )
-    return np.array([found[number] for number in sorted(found)], np.int64)
+    return np.array(found, np.int64)
 
 
 def span_masks(lengths: Ints, rate: float, mean_span: float, draws: Sequence[np.random.Generator]) -> Mask:

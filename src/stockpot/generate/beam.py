@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stockpot.bundle import Bundle
+from stockpot.generate.inputs import seen_both_ways
 from stockpot.generate.live import Live
 from stockpot.generate.request import Request, Sampling
 from stockpot.model.cache import KVCache
@@ -71,7 +72,8 @@ class _Search:
         source = torch.tensor([self.prompt] * self.beams, device=device)
         if model.config.encoder is None:
             cache = model.new_cache(self.beams, room)
-            return model(source, cache=cache, last=1).logits[:, -1], cache
+            both = seen_both_ways(self.bundle, source)
+            return model(source, segments=both, cache=cache, last=1).logits[:, -1], cache
         cache = model.new_cache(self.beams, min(self.bundle.context, 1 + self.sampling.max_tokens))
         first = torch.full((self.beams, 1), self.bundle.start_id, device=device)
         return model(first, source=source, cache=cache, last=1).logits[:, -1], cache

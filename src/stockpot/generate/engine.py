@@ -18,6 +18,7 @@ from stockpot.errors import GenerationError
 from stockpot.generate.beam import beam_search
 from stockpot.generate.inputs import prompt_ids, reading_only
 from stockpot.generate.live import Live
+from stockpot.generate.refill import refill
 from stockpot.generate.release import TextStream
 from stockpot.generate.request import (
     Chunk,
@@ -135,12 +136,15 @@ class Engine:
             return embed_texts(self.bundle, texts, pool)
 
     def fill(self, text: str, *, top: int = 5) -> list[list[Fill]]:
-        """Fill each gap, written with the tokenizer's mask token, with its ``top`` likeliest tokens.
+        """Fill each gap, written with the tokenizer's mask token.
+
+        An encoder gives the ``top`` likeliest tokens of each gap, an encoder-decoder one filling of any length.
 
         Raises:
-            GenerationError: if the model is no encoder, its tokenizer has no mask token, or the text has no
-            gap.
+            GenerationError: if the model is a decoder, its tokenizer has no mask token, or the text has no gap.
         """
+        if self._is_seq2seq:
+            return refill(self.bundle, text, lambda ids, sampling: self.generate([ids], sampling)[0])
         with reading_only(self._model):
             return fill_gaps(self.bundle, text, top)
 

@@ -15,7 +15,7 @@ from stockpot.bundle import Bundle
 from stockpot.errors import GenerationError
 from stockpot.generate.request import Prompt
 
-__all__ = ["batches_by_length", "completion_ids", "pad", "prompt_ids", "reading_only"]
+__all__ = ["batches_by_length", "completion_ids", "pad", "prompt_ids", "reading_only", "seen_both_ways"]
 
 
 @contextmanager
@@ -70,6 +70,11 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Te
     ids = torch.tensor([[*row, *([0] * (longest - len(row)))] for row in rows], dtype=torch.int64)
     real = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
     return ids.to(device), real.to(device)
+
+
+def seen_both_ways(bundle: Bundle, ids: Tensor) -> Tensor | None:
+    """Return the segments of a prompt ``(batch, seq)`` where the model reads it in both directions, else None."""
+    return torch.zeros_like(ids) if bundle.model.config.main.attends == "prefix" else None
 
 
 def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stockpot.bundle import Bundle
-from stockpot.generate.inputs import pad
+from stockpot.generate.inputs import pad, seen_both_ways
 from stockpot.generate.live import Live
 from stockpot.generate.request import Chunk, TokenAlternatives
 from stockpot.generate.rows import Rows
@@ -150,7 +150,8 @@ class Scheduler:
         ids, real = pad(pieces, device)
         lengths = [len(piece) for piece in pieces]
         view = self._rows.view(start, start + len(pieces))
-        out = self._model(ids, attention_mask=real, cache=view, last=0)
+        both = seen_both_ways(self._bundle, ids)
+        out = self._model(ids, attention_mask=real, segments=both, cache=view, last=0)
         self._rows.grew(start, lengths)
         reading.done += READ_TOKENS
         if len(pieces) == 1 and reading.done < len(reading.members[0].prompt):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stockpot.bundle import Bundle, Embedding
 from stockpot.errors import GenerationError
-from stockpot.generate.inputs import batches_by_length, completion_ids, pad, prompt_ids
+from stockpot.generate.inputs import batches_by_length, completion_ids, pad, prompt_ids, seen_both_ways
 from stockpot.generate.request import Fill, Prompt, Score
 from stockpot.model.cache import KVCache
 from stockpot.model.heads import last_real, mean_real
@@ -123,7 +123,8 @@ def _run_prompts(
     cache = None
     if longest > 1:
         cache = model.new_cache(len(prompts), ids.shape[1] + longest - 1)
-    hidden = model(ids, attention_mask=real, cache=cache, last=0).hidden
+    both = seen_both_ways(bundle, ids)
+    hidden = model(ids, attention_mask=real, segments=both, cache=cache, last=0).hidden
     ends = last_real(hidden, real)  # (prompts, dim)
     owners = torch.tensor([row for row, _ in rows], device=model.device)
     states = ends[owners].unsqueeze(1)  # (rows, 1, dim)
@@ -229,7 +230,10 @@ def fill_gaps(bundle: Bundle, text: str, top: int) -> list[list[Fill]]:
     mask_id = tokenizer.mask_id
     mark = None if mask_id is None else tokenizer.id_to_token(mask_id)
     if bundle.model.config.shape != "encoder" or mask_id is None or mark is None:
-        raise GenerationError("Gaps are filled by an encoder with a mask token.", "Use generate instead.")
+        raise GenerationError(
+            "Gaps are filled by an encoder with a mask token or by an encoder-decoder.",
+            "Use generate instead.",
+        )
     if not bundle.model.config.predicts:
         raise GenerationError(
             "This encoder makes vectors only; it has no head for words.", "Use embed, or another encoder."

@@ -15,7 +15,7 @@ from typing import Any
 
 from stockpot import durable
 from stockpot.bundle import Bundle
-from stockpot.errors import DataError
+from stockpot.errors import DataError, GenerationError
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling, Score
 from stockpot.judge.metrics import (
@@ -27,6 +27,7 @@ from stockpot.judge.metrics import (
     proportion,
 )
 from stockpot.judge.tasks import Item, Task, Wording, load_task, village_tasks, word_item
+from stockpot.text.chat import Message
 from stockpot.weights.store import load
 
 __all__ = ["Answer", "Report", "Row", "compare", "evaluate"]
@@ -207,6 +208,8 @@ def _resolve(tasks: Sequence[str | Task], limit: int | None) -> Iterable[Task]:
 
 def _answer(engine: Engine, items: Sequence[Item], wording: Wording, max_tokens: int) -> list[Answer]:
     prompts = [word_item(item, wording) for item in items]
+    for item, prompt in zip(items, prompts, strict=True):
+        _check_fits(engine.bundle, item, prompt)
     replies = engine.generate(prompts, Sampling(temperature=0.0, max_tokens=max_tokens, stop=("\n",)))
     lead = " " if wording == "plain" else ""
     pairs, owners = [], []
@@ -218,6 +221,23 @@ def _answer(engine: Engine, items: Sequence[Item], wording: Wording, max_tokens:
     for owner, score in zip(owners, engine.score(pairs), strict=True):
         scores[owner].append(score)
     return [_judge(*parts) for parts in zip(items, (reply.text for reply in replies), scores, strict=True)]
+
+
+def _check_fits(bundle: Bundle, item: Item, prompt: str | list[Message]) -> None:
+    """Refuse a question that leaves no room for an answer, before any is asked.
+
+    Raises:
+        GenerationError: naming the item.
+    """
+    longest = max(
+        (len(bundle.tokenizer.encode(choice)) for choice in item.choices or (item.answer,)), default=0
+    )
+    needed = len(bundle.encode(prompt)) + longest + 1
+    if needed > bundle.context:
+        raise GenerationError(
+            f"{item.id}: question and answer take {needed} tokens; this model has room for {bundle.context}.",
+            "Leave long questions out, or judge a model with a longer context.",
+        )
 
 
 def _judge(item: Item, reply: str, scores: Sequence[Score]) -> Answer:

@@ -15,6 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from stockpot.data.files import entries
+from stockpot.data.formats import read_entry
+from stockpot.data.reading import ReadConfig, ReadReport
 from stockpot.errors import DataError
 from stockpot.text.chat import Message
 from stockpot.village import Village
@@ -93,33 +96,35 @@ def village_tasks(
 
 
 def load_task(path: str | Path, *, limit: int | None = None) -> Task:
-    """Read a task from JSON lines with ``question``, ``answer`` and, for multiple choice, ``choices``.
+    """Read a task from records with ``question``, ``answer`` and, for multiple choice, ``choices``.
+
+    Choices are a list of texts with the answer among them, or label → text with the answer's label.
+
+    Any file of records will do, packed or not: JSON lines, a JSON list, CSV, parquet.
 
     Raises:
-        DataError: if the file cannot be read or a line is not an item; names file and line.
+        DataError: if the file cannot be read or a record is not an item; names file and line.
     """
     path = Path(path)
-    items = []
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(islice(lines, limit), start=1):
-                if line.strip():
-                    items.append(_item(_parsed(line, f"{path}:{number}"), f"{path}:{number}"))
-    except (OSError, UnicodeDecodeError) as error:
+    if not path.is_file():
         raise DataError(
-            f"{path} cannot be read as a task: {error}.", "Give a UTF-8 JSON-lines file."
-        ) from error
+            f"{path}: there is no such file of questions.", "Check the path; `village` is built in."
+        )
+    report, config = ReadReport(), ReadConfig(max_bad_share=0)
+    records = (
+        pair
+        for entry in entries(path, max_ratio=config.max_unpack_ratio, left_out=report.left_out)
+        for pair in read_entry(entry, config, report)
+    )
+    items = tuple(_item(_mapping(record, where), where) for where, record in islice(records, limit))
+    report.judge(config)
     if not items:
         raise DataError(f"{path} holds no items.", 'Put one {"question", "answer"} object on each line.')
-    return Task(path.stem, "file", tuple(items))
+    return Task(path.name.split(".")[0], "file", items)
 
 
-def _parsed(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}.", "Put one object on each line.") from error
-    if not isinstance(record, dict):
+def _mapping(record: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(record, Mapping):
         raise DataError(f"{where}: a {type(record).__name__}, not an object.", "Put one object on each line.")
     return record
 
@@ -127,13 +132,18 @@ def _parsed(line: str, where: str) -> Mapping[str, Any]:
 def _item(record: Mapping[str, Any], where: str) -> Item:
     question, answer = record.get("question"), record.get("answer")
     choices = record.get("choices") or ()
+    if isinstance(choices, Mapping):  # label → text, and the answer is a label
+        answer, choices = choices.get(str(answer)), tuple(choices.values())
     if not isinstance(question, str) or not isinstance(answer, str):
         raise DataError(
             f'{where}: an item needs "question" and "answer" as text (found: {", ".join(record) or "nothing"}).',
             'Example: {"question": "What is 2 + 2?", "answer": "4"}.',
         )
     if not isinstance(choices, list | tuple) or not all(isinstance(choice, str) for choice in choices):
-        raise DataError(f'{where}: "choices" must be a list of texts.', "")
+        raise DataError(f'{where}: "choices" must be a list of texts.')
+    if len(choices) == 1 or len(set(choices)) < len(choices):
+        wrong = "one choice is no choice" if len(choices) == 1 else "a choice stands there twice"
+        raise DataError(f"{where}: {wrong}.", "Give at least two choices, each once.")
     if choices and answer not in choices:
         raise DataError(f'{where}: the answer "{answer}" is not among the choices.', "Add it to the choices.")
     return Item(

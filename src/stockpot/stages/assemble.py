@@ -1,6 +1,6 @@
 """What the stages have in common: from settings to the parts a training run is made of.
 
-Reads corpora into token stores, sizes micro-batches, measures validation data, and turns a bundle into the function that
+Sizes micro-batches, measures validation data, and turns a bundle into the function that
 writes checkpoints. It trains nothing.
 """
 
@@ -18,14 +18,9 @@ from torch import nn
 
 from stockpot import device as machine
 from stockpot.bundle import Bundle
-from stockpot.data.corrupt import causal
-from stockpot.data.encode import encode
-from stockpot.data.loader import Loader, LoaderConfig
-from stockpot.data.sources import read_records
 from stockpot.errors import ConfigError
 from stockpot.model.adapters import LoRA, attach, has_adapters
 from stockpot.text.chat import ChatTemplate
-from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig
 from stockpot.train.losses import LossFn
 from stockpot.train.schedule import Schedule
@@ -37,7 +32,6 @@ __all__ = [
     "adapt",
     "as_settings",
     "as_sources",
-    "batches",
     "checkpoint_writer",
     "mean_metrics",
     "micro_batch_for",
@@ -182,18 +176,6 @@ def adapt(model: nn.Module, adapter: LoRA | None, loop: LoopConfig, device: torc
     if adapter is None:
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
     return attach(model, adapter, frozen_dtype=machine.pick_dtype(device, loop.dtype))
-
-
-def batches(
-    data: Sources, tokenizer: Tokenizer, *, tokens: int = 4_096, context: int = 256, seed: int = 0
-) -> Loader:
-    """Read a corpus into an endless, seeded iterator of next-token batches of about ``tokens`` positions.
-
-    Raises:
-        DataError: if the corpus cannot be read or is shorter than one row.
-    """
-    store = encode(read_records(data), tokenizer)
-    return Loader(store, LoaderConfig(context=context, batch_tokens=tokens, seed=seed), causal(tokenizer))
 
 
 def mean_metrics(batches: Iterable[Any], loss_fn: LossFn) -> Callable[[nn.Module], dict[str, float]]:

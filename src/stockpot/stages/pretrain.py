@@ -12,11 +12,11 @@ from pydantic import Field, field_validator, model_validator
 from stockpot import device as machine
 from stockpot.bundle import Bundle
 from stockpot.config import Settings
+from stockpot.data.corpus import open_corpus
 from stockpot.data.corrupt import ObjectiveName, objective
-from stockpot.data.encode import encode
 from stockpot.data.loader import FixedBatches, Loader, LoaderConfig, Packing
 from stockpot.data.reading import ReadConfig
-from stockpot.data.sources import fingerprint_sources, read_records
+from stockpot.data.sources import fingerprint_sources
 from stockpot.data.store import TokenStore
 from stockpot.errors import ConfigError
 from stockpot.model.config import ModelConfig
@@ -30,6 +30,7 @@ from stockpot.stages.assemble import (
     micro_batch_for,
     silent,
 )
+from stockpot.stages.record import sample_writer, write_page
 from stockpot.stages.sizes import (
     DEPTHS,
     TOKENS_PER_PARAMETER,
@@ -101,9 +102,9 @@ class PretrainConfig(Settings):
         """Describe the model to build, with the tokenizer's vocabulary."""
         if self.model is not None:
             return self.model.model_copy(update={"vocab_size": vocab_size})
-        return sized(
-            self.size or 4, vocab_size=vocab_size, context=self.context, shape=SHAPES[self.objective]
-        )
+        choices = {"attends": "prefix"} if self.objective == "prefix" else {}
+        shape = SHAPES[self.objective]
+        return sized(self.size or 4, vocab_size=vocab_size, context=self.context, shape=shape, **choices)
 
 
 def pretrain(
@@ -129,7 +130,7 @@ def pretrain(
     machine.seed_everything(config.seed)
     bundle = _bundle(config)
     model = bundle.model.to(device)
-    store = encode(read_records(config.data, config.reading), bundle.tokenizer)
+    store = open_corpus(config.data, bundle.tokenizer, reading=config.reading)
     train, held_out = store.split(config.val_share, seed=config.seed)
     batches, validation = _batches(config, bundle, train, held_out)
     loss_fn = _loss(config, bundle, device)
@@ -152,8 +153,9 @@ def pretrain(
             validate=mean_metrics(validation, loss_fn),
             save=checkpoint_writer(bundle),
             resume=resume,
-            progress=report,
+            progress=sample_writer(run, bundle, validation, report),
         )
+        write_page(run, bundle, config)
     return run
 
 
@@ -165,8 +167,8 @@ def plan_pretraining(config: PretrainConfig) -> tuple[PretrainConfig, Plan]:
     loop, device = config.loop, machine.pick_device(config.device)
     if config.minutes is not None and config.start is None and config.model is None and config.size is None:
         vocab_size = _tokenizer(config).vocab_size
-        shape = SHAPES[config.objective]
-        candidates = (sized(d, vocab_size=vocab_size, context=config.context, shape=shape) for d in DEPTHS)
+        sizes = (config.model_copy(update={"size": depth}) for depth in DEPTHS)
+        candidates = (one.shape_of_model(vocab_size) for one in sizes)
         plan = fit_budget(
             candidates,
             config.minutes * 60,
@@ -199,9 +201,35 @@ def _bundle(config: PretrainConfig) -> Bundle:
                 f"{config.tokenizer} is not the tokenizer of {config.start}.",
                 "Leave out --tokenizer to use the model's own.",
             )
+        _check_shape(config, bundle.model.config)
         return Bundle(bundle.model, bundle.tokenizer)
     tokenizer = _tokenizer(config)
-    return Bundle(Transformer(config.shape_of_model(tokenizer.vocab_size)), tokenizer)
+    model = config.shape_of_model(tokenizer.vocab_size)
+    _check_shape(config, model)
+    return Bundle(Transformer(model), tokenizer)
+
+
+def _check_shape(config: PretrainConfig, model: ModelConfig) -> None:
+    """Refuse a model that its objective would train without a word, and for nothing.
+
+    Raises:
+        ConfigError: naming the shape that the objective is for.
+    """
+    wanted = {"prefix": ("decoder", "encoder_decoder")}.get(config.objective, (SHAPES[config.objective],))
+    if model.shape not in wanted:
+        raise ConfigError(
+            f'The objective "{config.objective}" trains {_a(wanted[0])}; this model is {_a(model.shape)}.',
+            "Choose another objective, or another model (none: one of the right shape).",
+        )
+    if config.objective == "prefix" and model.shape == "decoder" and model.main.attends != "prefix":
+        raise ConfigError(
+            'The objective "prefix" needs a decoder that sees the beginning from both sides.',
+            "Set model.decoder.attends = 'prefix', or use the dial, size.",
+        )
+
+
+def _a(shape: str) -> str:
+    return f"{'a' if shape == 'decoder' else 'an'} {shape.replace('_', '-')}"
 
 
 def _tokenizer(config: PretrainConfig) -> Tokenizer:

@@ -6,6 +6,8 @@ and follows the reader's light or dark setting. Every figure shown is in the JSO
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -100,7 +102,8 @@ def write_report(folder: Path, figures: Mapping[str, Any], charts: Sequence[tupl
         The path of the page.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(PAGE).render(figures=figures, charts=charts)
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()  # no other style may apply
+    page = environment.from_string(PAGE).render(figures=figures, charts=charts, style=STYLE, digest=digest)
     for name, text in (
         ("report.json", json.dumps(figures, ensure_ascii=False, indent=1)),
         ("report.html", page),
@@ -109,13 +112,7 @@ def write_report(folder: Path, figures: Mapping[str, Any], charts: Sequence[tupl
     return folder / "report.html"
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ figures.title }}</title>
-<style>
+STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
@@ -128,7 +125,16 @@ pre { padding: .7rem; overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
 figure { margin: 1rem 0; } figcaption { opacity: .75; }
 @media print { body { max-width: none; } }
-</style>
+"""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{{ digest }}'">
+<title>{{ figures.title }}</title>
+<style>{{ style|safe }}</style>
 </head>
 <body>
 <h1>{{ figures.title }}</h1>

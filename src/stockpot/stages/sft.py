@@ -10,10 +10,11 @@ from pydantic import Field, field_validator
 
 from stockpot import device as machine
 from stockpot.config import Settings
+from stockpot.data.corpus import open_corpus
 from stockpot.data.corrupt import causal
-from stockpot.data.encode import encode
 from stockpot.data.loader import FixedBatches, Loader, LoaderConfig
-from stockpot.data.sources import fingerprint_sources, read_records
+from stockpot.data.reading import ReadConfig
+from stockpot.data.sources import fingerprint_sources
 from stockpot.model.adapters import LoRA
 from stockpot.run import Run
 from stockpot.stages.assemble import (
@@ -27,6 +28,7 @@ from stockpot.stages.assemble import (
     open_to_tune,
     silent,
 )
+from stockpot.stages.record import sample_writer, write_page
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import next_token_loss
 
@@ -49,6 +51,7 @@ class SFTConfig(Settings):
         ("village:chats",),
         description="conversations or prompt/completion records: files, folders, patterns, data-set ids",
     )
+    reading: ReadConfig = Field(default_factory=ReadConfig, description="encoding, separators and limits")
     template: str | None = Field(
         None, description="file with a chat template; none: the model's own, or the default one"
     )
@@ -81,12 +84,15 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
     model = bundle.model.to(device)
     trained = adapt(model, config.adapter, config.loop, device)
     context = config.context or model.config.context
-    store = encode(read_records(config.data), bundle.tokenizer, bundle.template, context=context)
+    store = open_corpus(
+        config.data, bundle.tokenizer, bundle.template, reading=config.reading, context=context
+    )
     train, held_out = store.split(config.val_share, seed=config.seed)
     rows, _ = micro_batch_for(config.loop.batch_tokens, context)
     settings = LoaderConfig(context=context, micro_batch=rows, seed=config.seed)
     aim = causal(bundle.tokenizer)
     limit = max(1, config.val_tokens // (rows * context))
+    validation = FixedBatches(held_out, settings, aim, max_batches=limit)
     loss_fn = partial(
         next_token_loss, byte_lengths=torch.from_numpy(bundle.tokenizer.byte_lengths).to(device)
     )
@@ -106,9 +112,10 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
             loss_fn,
             config.loop,
             run=run,
-            validate=mean_metrics(FixedBatches(held_out, settings, aim, max_batches=limit), loss_fn),
+            validate=mean_metrics(validation, loss_fn),
             save=checkpoint_writer(bundle),
             resume=resume,
-            progress=report,
+            progress=sample_writer(run, bundle, validation, report),
         )
+        write_page(run, bundle, config)
     return run

@@ -60,8 +60,12 @@ class Plan:
         )
 
 
-def sized(depth: int, *, vocab_size: int, context: int, shape: str = "decoder") -> ModelConfig:
+def sized(
+    depth: int, *, vocab_size: int, context: int, shape: str = "decoder", **choices: Any
+) -> ModelConfig:
     """Turn the dial: ``depth`` layers, 64 wide for each layer (128 at least), heads 64 wide.
+
+    ``choices`` are further fields of the model and its stacks.
 
     Raises:
         ConfigError: if the shape is unknown or the depth below 1.
@@ -71,7 +75,9 @@ def sized(depth: int, *, vocab_size: int, context: int, shape: str = "decoder") 
     if depth < 1:
         raise ConfigError(f"size {depth} is below 1.", "Give the number of layers.")
     dim = max(128, WIDTH_PER_LAYER * depth)
-    return SHAPES[shape](layers=depth, dim=dim, heads=dim // 64, context=context, vocab_size=vocab_size)
+    return SHAPES[shape](
+        layers=depth, dim=dim, heads=dim // 64, context=context, vocab_size=vocab_size, **choices
+    )
 
 
 def estimate(model: ModelConfig, *, tokens: int, tokens_per_s: float, batch_tokens: int) -> Plan:

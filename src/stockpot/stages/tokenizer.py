@@ -12,7 +12,7 @@ from stockpot.data.reading import ReadConfig
 from stockpot.data.sources import read_texts
 from stockpot.errors import CheckpointError
 from stockpot.stages.assemble import as_sources
-from stockpot.text.tokenizer import Tokenizer
+from stockpot.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 __all__ = ["TokenizerConfig", "train_tokenizer"]
 
@@ -28,6 +28,9 @@ class TokenizerConfig(Settings):
     )
     vocab_size: int = Field(8192, ge=1, description="entries, special tokens included")
     documents: int | None = Field(None, ge=1, description="read only this many documents; none: all")
+    sentinels: int = Field(
+        0, ge=0, description="control tokens that stand for missing spans; the objective span needs about 100"
+    )
     min_count: int = Field(1, ge=1, description="pairs, blocks and words seen less often are not learned")
     character_coverage: float = Field(
         1.0,
@@ -60,6 +63,7 @@ def train_tokenizer(config: TokenizerConfig, *, out: str | Path) -> Path:
         texts,
         kind=config.kind,
         vocab_size=config.vocab_size,
+        special_tokens=(*SPECIAL_TOKENS, *(f"<|extra_{number}|>" for number in range(config.sentinels))),
         min_count=config.min_count,
         character_coverage=config.character_coverage,
         ngram=config.ngram,

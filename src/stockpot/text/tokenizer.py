@@ -65,6 +65,8 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 """The spellings by which a special token is recognised when nothing else says what it is for."""
 
+_SENTINEL = re.compile(r"<\|?extra_(?:id_)?(\d+)\|?>")
+
 
 class Tokenizer:
     """Turns text into ids and back.
@@ -400,6 +402,12 @@ class Tokenizer:
     def sep_id(self) -> int | None:
         """Id between the two texts of a pair."""
         return self._role_id("sep")
+
+    @property
+    def sentinel_ids(self) -> list[int]:
+        """Ids that stand for missing spans, in order: ``<|extra_0|>`` or ``<extra_id_0>``, and so on."""
+        found = ((_SENTINEL.fullmatch(token), number) for token, number in self.special_ids.items())
+        return [number for _, number in sorted((int(match[1]), number) for match, number in found if match)]
 
     def __len__(self) -> int:
         return self.vocab_size

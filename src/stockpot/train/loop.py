@@ -125,7 +125,7 @@ def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
         save: writes the model folder of a checkpoint into the empty folder it is given.
         resume: go on from the run's newest whole checkpoint; a run without one starts from the beginning.
         progress: receives ``{"kind": "step", "step", "steps", "loss", "tokens_per_s", "time_left_s", …}`` at each log
-            line and ``{"kind": "note", "text"}`` at each validation.
+            line, ``{"kind": "validated", "step", …}`` and ``{"kind": "note", "text"}`` at each validation.
 
     Raises:
         TrainError: if the loss or gradient is not finite, or training diverges.
@@ -299,6 +299,7 @@ class _Loop:
             self.model.eval()
             found = self.doors.validate(self.model)
             self.model.train()
+            self.tell({"kind": "validated", "step": self.state.step, **found})
         if self.run is not None:
             self.run.log(self.state.step, **{f"val/{name}": value for name, value in found.items()})
         text = ", ".join(f"{name} {value:.4g}" for name, value in found.items())

@@ -42,7 +42,9 @@ def find_folder(ref: str | os.PathLike[str]) -> Path:
             f"{path} holds weights only; a model also needs config.json and tokenizer.json.",
             "Give the folder it belongs to.",
         )
-    if HUB_ID.fullmatch(os.fspath(ref)):
+    if (
+        HUB_ID.fullmatch(os.fspath(ref)) and not path.parent.is_dir()
+    ):  # a typing error must not go to a network
         return _download(os.fspath(ref))
     raise CheckpointError(f"{path} does not exist.", "Give a run, a checkpoint, a model folder or a hub id.")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stockpot.bundle import Bundle
 from stockpot.device import pick_device
-from stockpot.durable import half_name, sync
+from stockpot.durable import half_name, is_sealed, sync, verify
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.gguf_directory import is_gguf
 from stockpot.model.adapters import AdaptedLinear, add_updates, has_adapters, updates_of
@@ -126,6 +126,7 @@ def load_model(
         return _adapted(folder, place, kind)
     values = read_json(folder, "config.json")
     family = _family(values, folder)
+    _refuse_damaged(folder)
     shelf = Shelf(*weight_files(folder), spell=family.spell)
     config = _read_config(family, values, shelf, folder)
     _refuse_absurd(config, shelf, folder)
@@ -161,6 +162,15 @@ def _model_type(folder: Path) -> str | None:
         folder = base_of(folder)
     name = read_json(folder, "config.json").get("model_type")
     return name if isinstance(name, str) else None
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Compare a checkpoint's weights with the checksums written beside them, where there are any."""
+    if is_sealed(folder) and (wrong := verify(folder, only="*.safetensors")):
+        raise CheckpointError(
+            f"{folder} is damaged: {wrong}.",
+            "Use another checkpoint, or delete checksums.json if it was you who changed the weights.",
+        )
 
 
 def save(path: str | os.PathLike[str], bundle: Bundle, *, quantize: str | None = None) -> Path:

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stockpot.errors import DataError, GenerationError
+from stockpot.generate.engine import Engine
+from stockpot.judge.harness import Report, compare, evaluate
+from stockpot.judge.tasks import Item, Task
+
+CHOICES = Task(
+    "choices",
+    "1",
+    tuple(Item(f"c{i}", f"What is {i}?", "yes", ("yes", "no", "maybe")) for i in range(6)),
+)
+FREE = Task("free", "1", tuple(Item(f"f{i}", f"Say {i}.", str(i)) for i in range(4)))
+
+
+@pytest.fixture(scope="module")
+def bundle(make_bundle):
+    return make_bundle()
+
+
+def test_each_score_has_its_number_chance_and_interval(bundle):
+    report = evaluate(bundle, [CHOICES, FREE], max_tokens=4)
+    assert {(row.task, row.metric) for row in report.rows} == {
+        *(("choices", metric) for metric in ("exact", "choice", "margin", "log_prob")),
+        *(("free", metric) for metric in ("exact", "log_prob")),
+        *(("all", metric) for metric in ("exact", "choice", "margin", "log_prob")),
+    }
+    choice = report.row("choices", "choice").estimate
+    assert (choice.n, choice.chance) == (6, pytest.approx(1 / 3))
+    assert choice.low <= choice.value <= choice.high
+    assert report.row("all", "exact").estimate.n == 10
+    assert report.row("all", "choice").estimate.n == 6
+    with pytest.raises(KeyError):
+        report.row("free", "choice")
+
+
+def test_a_choice_is_the_likeliest_per_byte(bundle):
+    report = evaluate(bundle, [CHOICES], max_tokens=2)
+    engine = Engine(bundle)
+    for answer in report.answers["choices"]:
+        pairs = [(f"Question: {answer.item.question}\nAnswer:", f" {one}") for one in answer.item.choices]
+        scores = [score.log_prob / score.bytes for score in engine.score(pairs)]
+        assert answer.choice == answer.item.choices[scores.index(max(scores))]
+        assert answer.margin == pytest.approx(scores[0] - max(scores[1:]), abs=1e-4)
+
+
+def test_chat_models_are_asked_as_they_were_trained(make_bundle):
+    assert evaluate(make_bundle(), [FREE], max_tokens=2).wording == "plain"
+    assert evaluate(make_bundle(chat=True), [FREE], max_tokens=2).wording == "chat"
+    assert evaluate(make_bundle(chat=True), [FREE], max_tokens=2, wording="plain").wording == "plain"
+
+
+def test_a_report_is_read_back_as_it_was_written(bundle, tmp_path):
+    report = evaluate(bundle, [CHOICES, FREE], max_tokens=3)
+    path = report.save(tmp_path / "deep" / "folder")
+    assert Report.load(path) == report
+    path.write_text(path.read_text(encoding="utf-8")[:-30], encoding="utf-8")
+    with pytest.raises(DataError, match="not a whole report"):
+        Report.load(path)
+    path.write_text(json.dumps({"model": "x"}), encoding="utf-8")
+    with pytest.raises(DataError, match="not a whole report"):
+        Report.load(path)
+
+
+def test_models_are_compared_on_the_same_questions_only(make_bundle):
+    reports = [evaluate(make_bundle(seed=seed), [CHOICES], max_tokens=2) for seed in (0, 1)]
+    (row,) = compare(*reports)
+    assert (row.task, row.estimate.n) == ("choices", 6)
+    assert compare(reports[0], reports[0])[0].estimate.value == 0
+    other = Task("choices", "2", CHOICES.items)
+    with pytest.raises(ValueError, match="other items"):
+        compare(reports[0], evaluate(make_bundle(), [other], max_tokens=2))
+
+
+def test_a_question_that_does_not_fit_the_model_is_named(bundle):
+    long = Task("long", "1", (Item("L7", "why " * 200, "x"),))
+    with pytest.raises(GenerationError, match="L7"):
+        evaluate(bundle, [long])
+
+
+def test_an_encoder_is_not_asked_to_write(make_bundle):
+    with pytest.raises(GenerationError, match="encoder"):
+        evaluate(make_bundle("encoder"), [FREE])
