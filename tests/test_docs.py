@@ -12,7 +12,7 @@ import stockpot as sp
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```python\n(.*?)```", re.S)
-PAGES = ["README.md", "docs/tutorial.md"]
+PAGES = ["README.md", "docs/tutorial.md", "docs/tokenizers.md"]
 
 
 @pytest.fixture
