@@ -14,6 +14,7 @@ from pathlib import Path
 PACKAGES: dict[str, tuple[str, ...]] = {
     "generate.py": ("transformers",),
     "pretraining.py": (),
+    "quantised.py": ("llama-cpp-python", "transformers"),
     "time_to_loss.py": (),
     "tokenizing.py": ("tokenizers", "tiktoken", "sentencepiece", "riptoken", "rustbpe", "bpeasy", "gigabpe"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import jaxtyping
@@ -10,6 +11,10 @@ from jaxtyping import install_import_hook
 
 # Before anything imports the model: pytest reads this file first.
 _checked = install_import_hook(["stockpot.model", "stockpot.generate.sampling"], "beartype.beartype")
+
+# A job that a shell starts in the background ignores Ctrl-C, and so would every program the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
