@@ -32,7 +32,7 @@ def ask(*words: str):
 
 
 def test_the_verbs_are_those_of_the_grammar():
-    made = {"train-tokenizer", "pretrain", "sft", "reward", "dpo", "cook"}
+    made = {"train-tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "cook"}
     used = {"generate", "fill", "embed", "chat"}
     judged = {"eval", "compare-tokenizers"}
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
@@ -45,7 +45,7 @@ def test_each_verb_explains_itself_and_takes_the_common_flags(verb):
     assert shown.exit_code == 0
     for flag in COMMON:
         assert flag in shown.stdout
-    makes = verb in ("train-tokenizer", "pretrain", "sft", "reward", "dpo", "cook")
+    makes = verb in ("train-tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "cook")
     for flag in MAKING:
         assert (flag in shown.stdout) or not makes
 

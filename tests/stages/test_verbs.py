@@ -48,6 +48,22 @@ def test_a_dry_run_says_how_long_a_pass_takes(verb, tiny_base, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("verb", ["ppo", "grpo"])
+def test_rewards_are_learned_from(verb, tiny_base, tmp_path):
+    out = tmp_path / "run"
+    sizes = ("--set", "prompts=4", "--set", "max_tokens=4")
+    common = ("--data", "village:prompts:0:20", "--reward", "village:0:20", "--steps", "2", *sizes, *QUICK)
+    dry = ask(verb, tiny_base, "--out", out, *common, "--dry-run")
+    assert dry.exit_code == 0, dry.stderr
+    assert "answers of up to 4 tokens" in dry.stdout
+    told = ask(verb, tiny_base, "--out", out, *common, "--json")
+    assert told.exit_code == 0, told.stderr
+    assert json.loads(told.stdout)["status"] == "done"
+    refused = ask(verb, tiny_base, "--out", tmp_path / "other", *QUICK)
+    assert refused.exit_code == 1
+    assert "There is no reward" in refused.stderr
+
+
 def test_what_does_not_fit_is_two_lines(tiny_base, tmp_path):
     told = ask("dpo", tiny_base, "--data", "village:chats:0:5", "--out", tmp_path / "run", *QUICK)
     assert told.exit_code == 1

@@ -31,3 +31,13 @@ def steps(sizes, tokens):
 )
 def test_a_step_comes_as_near_to_its_tokens_as_micro_batches_allow(sizes, tokens, expected):
     assert steps(sizes, tokens) == expected
+
+
+@dataclass
+class Deciding(Counted):
+    ends_step: bool
+
+
+def test_batches_may_say_themselves_where_a_step_ends():
+    feed = Feed([Deciding(5, False), Deciding(500, True), Deciding(1, True)], 20)
+    assert [[batch.tokens for batch in feed.step()] for _ in range(3)] == [[5, 500], [1], []]

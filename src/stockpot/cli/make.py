@@ -1,4 +1,4 @@
-"""The verbs that make something: train-tokenizer, pretrain, sft, reward, dpo, cook.
+"""The verbs that make something: train-tokenizer, pretrain, sft, reward, dpo, ppo, grpo, cook.
 
 Each merges its recipe, ``--set`` and flags into the settings of its stage and calls the stage. Nothing here
 trains.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     S = TypeVar("S", bound=Settings)
 
-__all__ = ["cook", "dpo", "pretrain", "reward", "sft", "train_tokenizer"]
+__all__ = ["cook", "dpo", "grpo", "ppo", "pretrain", "reward", "sft", "train_tokenizer"]
 
 PANEL = "Make"
 Data = Annotated[
@@ -126,6 +126,51 @@ def dpo(flags: Making, model: Model = None, data: Data = None, steps: Steps = No
 
     maker = _Maker("dpo", "dpo", flags)
     config = maker.settings(DPOConfig, {"model": model, "data": data, "loop.steps": steps})
+    if flags.dry_run:
+        maker.print_plan(config)
+        return
+    maker.check_folder()
+    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+
+
+Reward = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="RUN|FUNCTION",
+        help="What rates answers: a reward model, exact, village, or FILE.py:FUNCTION; may be repeated.",
+    ),
+]
+
+
+@verb("ppo", panel=PANEL, flags=Making)
+def ppo(
+    flags: Making, model: Model = None, reward: Reward = None, data: Data = None, steps: Steps = None
+) -> None:
+    """Train MODEL to earn rewards: it writes answers, they are rated, better ones become more probable."""
+    from stockpot.stages.ppo import PPOConfig
+    from stockpot.stages.ppo import ppo as stage
+
+    maker = _Maker("ppo", "ppo", flags)
+    own = {"model": model, "reward": reward, "data": data, "loop.steps": steps}
+    config = maker.settings(PPOConfig, own)
+    if flags.dry_run:
+        maker.print_plan(config)
+        return
+    maker.check_folder()
+    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+
+
+@verb("grpo", panel=PANEL, flags=Making)
+def grpo(
+    flags: Making, model: Model = None, reward: Reward = None, data: Data = None, steps: Steps = None
+) -> None:
+    """Train MODEL to earn rewards by comparing several answers to each prompt, without a value head."""
+    from stockpot.stages.ppo import GRPOConfig
+    from stockpot.stages.ppo import grpo as stage
+
+    maker = _Maker("grpo", "grpo", flags)
+    own = {"model": model, "reward": reward, "data": data, "loop.steps": steps}
+    config = maker.settings(GRPOConfig, own)
     if flags.dry_run:
         maker.print_plan(config)
         return

@@ -16,6 +16,7 @@ from stockpot.stages.assemble import open_to_tune, silent, with_steps
 from stockpot.stages.comparisons import ComparisonConfig, read_comparisons
 from stockpot.stages.cook import PRETRAIN_SHARE, CookConfig
 from stockpot.stages.dpo import DPOConfig
+from stockpot.stages.ppo import PPOConfig
 from stockpot.stages.pretrain import PretrainConfig, plan_pretraining
 from stockpot.stages.reward import RewardConfig
 from stockpot.stages.sft import SFTConfig
@@ -45,6 +46,13 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
             return plan_pretraining(config)[1]
         case SFTConfig():
             return _tuning(config.model, config.loop, config.device)
+        case PPOConfig():
+            answers = config.prompts * config.samples
+            phases = -(-config.loop.steps // (config.epochs * config.minibatches))
+            return (
+                f"{config.loop.steps:,} steps: {phases:,} phases of {answers:,} answers of up to "
+                f"{config.max_tokens} tokens"
+            )
         case DPOConfig() | RewardConfig():
             return _comparing(config)
         case CookConfig():

@@ -1,6 +1,6 @@
 """The micro-batches of each step, and the place in the data where the next step begins.
 
-Decides how many micro-batches make a step; it looks at their number of tokens only.
+Decides how many micro-batches make a step, by their number of tokens, unless the batches say it themselves.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Feed:
     """Deals out batches step by step.
 
     Args:
-        batches: each has ``tokens``. With ``state_dict`` and ``load_state_dict`` a place is taken up at once; without,
-            what was seen before it is read over.
+        batches: each has ``tokens``; one that has ``ends_step`` says so itself whether a step ends with it. With
+            ``state_dict`` and ``load_state_dict`` a place is taken up at once; without, what was seen before it is read over.
         tokens: a step takes as many micro-batches as come nearest to this many real tokens, at least one.
     """
 
@@ -35,7 +35,10 @@ class Feed:
             self._seen += 1
             taken += batch.tokens
             yield batch
-            if taken + batch.tokens / 2 >= self._tokens:
+            ends = getattr(batch, "ends_step", None)
+            if ends:
+                return
+            if ends is None and taken + batch.tokens / 2 >= self._tokens:
                 return
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""Where rewards come from: a reward model, a rule, the villagers' taste, or a function in a file of the user's.
+
+Turns what a user names into a function that rates replies. It trains nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from stockpot.bundle import Bundle
+from stockpot.data.branching import branched, tree_of
+from stockpot.data.encode import encode_record
+from stockpot.data.records import CompletionRecord
+from stockpot.errors import ConfigError
+from stockpot.judge.metrics import exact_match
+from stockpot.train.preference import answer_rewards
+from stockpot.train.rollouts import Reply, Reward
+from stockpot.village import Village
+from stockpot.weights.store import load
+
+__all__ = ["reward_from", "weighted"]
+
+BATCH_TOKENS = 4096
+
+
+def reward_from(spec: str, *, device: torch.device) -> Reward:
+    """Turn what a user names into a function that rates replies.
+
+    Args:
+        spec: ``exact`` (1 if the reply is the known answer), ``village[:SEED[:COUNT]]`` (the villagers' taste, 0 to 3),
+            ``FILE.py:FUNCTION``, or a reward model: a run, a checkpoint or a model folder.
+        device: where a reward model computes.
+
+    Raises:
+        ConfigError: if there is no such thing, or the model has no value head.
+        CheckpointError: if the model cannot be read.
+    """
+    if spec == "exact":
+        return lambda replies: [float(exact_match(one.text, _known(one))) for one in replies]
+    if spec == "village" or spec.startswith("village:"):
+        return _taste(spec)
+    file, _, name = spec.rpartition(":")
+    if file.endswith(".py"):
+        return _function(Path(file), name)
+    return _model(load(spec, device=device, dtype="float32"), spec)
+
+
+def weighted(rewards: Sequence[Reward], weights: Sequence[float]) -> Reward:
+    """Add several rewards up."""
+    if len(rewards) == 1 and weights[0] == 1:
+        return rewards[0]
+
+    def rate(replies: Sequence[Reply]) -> list[float]:
+        columns = [reward(replies) for reward in rewards]
+        return [
+            sum(weight * value for weight, value in zip(weights, row, strict=True))
+            for row in zip(*columns, strict=True)
+        ]
+
+    return rate
+
+
+def _known(reply: Reply) -> str:
+    if reply.answer is None:
+        raise ValueError("the prompt has no known answer")
+    return reply.answer
+
+
+def _taste(spec: str) -> Reward:
+    """Rate by the villagers' taste; what is no prompt of that village is NaN."""
+    words = spec.split(":")[1:]
+    if len(words) > 2 or not all(word.isdecimal() for word in words):
+        raise ConfigError(f"{spec}: expected village[:SEED[:COUNT]].", "Example: village:0:4000")
+    seed, count = int(words[0]) if words else 0, int(words[1]) if len(words) > 1 else 4_000
+    rater = Village(seed).rater("train", count)
+    return lambda replies: [rater(one.prompt, one.text) for one in replies]
+
+
+def _function(path: Path, name: str) -> Reward:
+    """Import a function from the user's own file."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file.", "Name it as FILE.py:FUNCTION.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(
+            f"{path} cannot be imported: {type(error).__name__}: {error}", "Mend the file."
+        ) from error
+    found: Callable[..., object] | None = getattr(module, name, None)
+    if not callable(found):
+        raise ConfigError(
+            f"{path} has no function {name!r}.", "It takes a list of replies and returns numbers."
+        )
+    return found  # type: ignore[return-value]
+
+
+def _model(bundle: Bundle, spec: str) -> Reward:
+    """Rate with a reward model, which reads texts by its own tokenizer and template."""
+    if bundle.model.config.value_head is False:
+        raise ConfigError(
+            f"{spec} has no value head: it is no reward model.", "`stockpot reward` trains one."
+        )
+    model, context = bundle.model, bundle.context
+
+    @torch.inference_mode()
+    def rate(replies: Sequence[Reply]) -> list[float]:
+        trees = []
+        for one in replies:
+            record = CompletionRecord(one.prompt, one.text)
+            ids = encode_record(record, bundle.tokenizer, bundle.template).ids[-context:]
+            trees.append(tree_of(ids[:1], [ids[1:]]))
+        found: list[float] = []
+        step = max(1, BATCH_TOKENS // max(tree.tokens for tree in trees))
+        for at in range(0, len(trees), step):
+            batch = branched(trees[at : at + step])[0].to(model.device)
+            found += answer_rewards(model, batch).tolist()
+        return found
+
+    return rate
