@@ -52,6 +52,11 @@ def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
     )
 
 
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, errors = process.communicate(timeout=1800)
+    assert process.returncode == 0, errors.decode()
+
+
 def logged(out: Path) -> int:
     file = out / "metrics.jsonl"
     return file.read_bytes().count(b"\n") if file.exists() else 0
@@ -72,7 +77,7 @@ def test_twenty_kills_change_nothing(tmp_path):
     recipe.write_text(RECIPE.format(corpus=corpus, tokenizer=tmp_path / "tok"), encoding="utf-8")
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     process = start(recipe, whole)
-    assert process.wait(timeout=1800) == 0, process.stderr.read().decode()
+    finish(process)
     dice = random.Random(0)
     for _ in range(KILLS):
         process = start(recipe, torn)
@@ -84,9 +89,9 @@ def test_twenty_kills_change_nothing(tmp_path):
             f"the training must outlast {KILLS} kills: {process.stderr.read().decode()}"
         )
         process.kill()
-        process.wait()
+        process.communicate()  # closes the pipe too
     process = start(recipe, torn)
-    assert process.wait(timeout=1800) == 0, process.stderr.read().decode()
+    finish(process)
     assert losses(torn) == losses(whole)
     assert len(losses(whole)) == 400
     weights = [(Run.open(out).model_path / "model.safetensors").read_bytes() for out in (whole, torn)]
