@@ -41,7 +41,9 @@ def losses(out: Path) -> dict[int, float]:
 
 def wait_for(out: Path, step: int, process: subprocess.Popen[str]) -> None:
     metrics = out / "metrics.jsonl"
-    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < step):
+    while process.poll() is None and (
+        not metrics.exists() or metrics.read_bytes().count(b"train/loss") < step
+    ):
         time.sleep(0.005)
 
 
@@ -84,10 +86,14 @@ def test_a_signal_saves_the_last_step_and_prints_how_to_go_on(number, pantry, wh
 @pytest.mark.slow
 def test_a_second_process_in_the_same_folder_is_refused_and_the_first_goes_on(pantry, tmp_path):
     out = tmp_path / "run"
-    first = subprocess.Popen(command(pantry, out), stdout=subprocess.DEVNULL, env=ONE_THREAD)
+    first = subprocess.Popen(command(pantry, out, steps=2000), stdout=subprocess.DEVNULL, env=ONE_THREAD)
     wait_for(out, 1, first)
     second = subprocess.run(
-        [*command(pantry, out), "--resume"], capture_output=True, text=True, env=ONE_THREAD, check=False
+        [*command(pantry, out, steps=2000), "--resume"],
+        capture_output=True,
+        text=True,
+        env=ONE_THREAD,
+        check=False,
     )
     assert second.returncode == 1
     assert second.stderr.splitlines()[0].startswith(f"error: {out}: in use by process {first.pid} on ")

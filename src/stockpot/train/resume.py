@@ -5,8 +5,11 @@ Knows the file and the random streams. What belongs into the state is the loop's
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,14 @@ def write_state(folder: Path, content: dict[str, Any]) -> None:
     """Write tensors, numbers, text and containers of them into a checkpoint folder."""
     file = folder / FILE
     file.parent.mkdir()
-    torch.save({"version": VERSION, **content}, file)
+    try:
+        torch.save({"version": VERSION, **content}, file)
+    except (
+        RuntimeError
+    ) as error:  # torch's own writer tells a full disk as a place in the file it did not expect
+        if shutil.disk_usage(file.parent).free > file.stat().st_size:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
 
 
 def read_state(folder: Path) -> dict[str, Any]:
