@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from stockpot.data.batch import Batch
 from stockpot.model.config import decoder, encoder, encoder_decoder
 from stockpot.model.transformer import Transformer
+from stockpot.train import fused
 from stockpot.train.losses import (
     cross_entropy,
     linear_cross_entropy,
@@ -35,6 +36,22 @@ def test_cross_entropy_is_torchs_without_the_labels_that_do_not_count():
     )
 
 
+@pytest.mark.parametrize("block", [1, 7, 20, 10**6], ids=lambda rows: f"{rows} rows gathered")
+def test_gathering_slopes_changes_nothing(monkeypatch, block):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 16), torch.randn(101, 16)
+    bias, labels = torch.randn(101), torch.randint(0, 101, (40,))
+    monkeypatch.setattr(fused, "BLOCK_LOGITS", block * 101)
+    pairs = []
+    for chunk in (6, 64):  # 64 rows, four times the width, are added at once
+        inputs = [one.clone().requires_grad_() for one in (hidden, weight, bias)]
+        total = linear_cross_entropy(*inputs[:2], labels, bias=inputs[2], chunk=chunk).total
+        (3 * total).backward()
+        pairs.append([total.detach(), *(one.grad for one in inputs)])
+    for gathered, at_once in zip(*pairs, strict=True):
+        torch.testing.assert_close(gathered, at_once, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("counted", ["all", "some", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_fused_loss_and_its_gradients_are_torchs(counted, dtype):
@@ -46,9 +63,9 @@ def test_the_fused_loss_and_its_gradients_are_torchs(counted, dtype):
     if counted == "none":
         labels[:] = -100
     pairs = []
-    for fused in (True, False):
+    for is_ours in (True, False):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        if fused:
+        if is_ours:
             total = linear_cross_entropy(h, w, labels).total
         else:
             total = F.cross_entropy((h @ w.t()).flatten(0, 1), labels.flatten(), reduction="sum")

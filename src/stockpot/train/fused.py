@@ -18,6 +18,10 @@ __all__ = ["IGNORED", "FusedLoss", "linear_cross_entropy"]
 
 IGNORED = -100
 CHUNK_LOGITS = 1 << 22  # logits in flight: 16 MiB of float32, about what the caches hold
+LEAST_ROWS = 192  # a product of fewer rows mostly waits for the matrix
+BLOCK_LOGITS = (
+    1 << 25
+)  # slopes kept until they are added to the gradient of a wide matrix: 64 MiB of bfloat16
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def linear_cross_entropy(
         raise ValueError(
             f"shapes do not fit: {tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(labels.shape)}"
         )
-    chunk = chunk or max(64, CHUNK_LOGITS // weight.shape[0])
+    chunk = chunk or max(LEAST_ROWS, CHUNK_LOGITS // weight.shape[0])
     flat, wanted = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     rows = (wanted != IGNORED).nonzero().squeeze(1)
     is_whole = rows.numel() == wanted.numel()
@@ -96,7 +100,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = _product_dtype(hidden)
         matrix = weight.to(dtype)
         sums = torch.zeros(3, dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
-        grads = _Grads(hidden, weight, bias, rows is None, ctx.needs_input_grad) if needs_grad else None
+        block = chunk if chunk >= 4 * weight.shape[1] else max(chunk, BLOCK_LOGITS // weight.shape[0])
+        grads = (
+            _Grads(hidden, weight, bias, rows is None, ctx.needs_input_grad, min(block, labels.numel()))
+            if needs_grad
+            else None
+        )
         count = labels.numel() if rows is None else rows.numel()
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, count, chunk):
@@ -107,6 +116,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 sums += pieces
                 if grads is not None and slope is not None:
                     grads.add(slope, part, matrix, at)
+                del slope  # its memory serves the next chunk
+            if grads is not None:
+                grads.flush()
         ctx.grads = grads
         total, nats, correct = sums.unbind()
         ctx.mark_non_differentiable(nats, correct)
@@ -121,10 +133,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _Grads:
-    """The gradients of the inputs, filled chunk by chunk."""
+    """The gradients of the inputs, filled chunk by chunk.
+
+    Adding to the gradient of a wide matrix costs more than the product itself when the chunk is short, so the slopes of
+    several chunks are gathered first.
+    """
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, is_whole: bool, wanted: tuple[bool, ...]
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        is_whole: bool,
+        wanted: tuple[bool, ...],
+        block: int,
     ) -> None:
         # Every row is written when all are counted, so there is nothing to clear first.
         self.hidden = torch.empty_like(hidden) if is_whole else torch.zeros_like(hidden)
@@ -132,22 +154,58 @@ class _Grads:
         self.weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
         self.bias = torch.zeros_like(bias, dtype=wide) if wanted[2] and bias is not None else None
         self.out = weight.dtype
+        self.block, self.gathered = block, 0
+        self.slopes: Tensor | None = None  # (block, vocab)
+        self.parts: Tensor | None = None  # (block, dim)
 
     def add(self, slope: Tensor, part: Tensor, matrix: Tensor, at: Tensor | slice) -> None:
-        """Add one chunk: ``slope`` is d total / d logits ``(chunk, vocab)`` in the products' type."""
-        self.hidden[at] = (slope @ matrix).to(self.hidden.dtype)
-        if self.weight is not None and self.weight.dtype == slope.dtype:
-            self.weight.addmm_(slope.T, part)
-        elif self.weight is not None:
-            self.weight += slope.T @ part
+        """Add one chunk: ``slope`` is d total / d logits ``(chunk, vocab)``, in float32 or wider."""
         if self.bias is not None:
             self.bias += slope.sum(0, dtype=self.bias.dtype)
+        gathers = self.weight is not None and self.block > len(slope)
+        narrow = self._gather(slope, part) if gathers else slope.to(part.dtype)
+        self.hidden[at] = (narrow @ matrix).to(self.hidden.dtype)
+        if self.weight is not None and not gathers:
+            self._to_weight(narrow, part)
+
+    def _gather(self, slope: Tensor, part: Tensor) -> Tensor:
+        """Keep a chunk for later; returns the slope in the products' type."""
+        if self.slopes is None or self.parts is None:
+            self.slopes = part.new_empty(self.block, slope.shape[1])
+            self.parts = part.new_empty(self.block, part.shape[1])
+        if self.gathered + len(slope) > self.block:
+            self.flush()
+        at = slice(self.gathered, self.gathered + len(slope))
+        self.slopes[at], self.parts[at] = slope, part
+        self.gathered = at.stop
+        return self.slopes[at]
+
+    def flush(self) -> None:
+        """Add what was gathered."""
+        if self.gathered and self.slopes is not None and self.parts is not None:
+            self._to_weight(self.slopes[: self.gathered], self.parts[: self.gathered])
+        self.gathered = 0
+
+    def _to_weight(self, slope: Tensor, part: Tensor) -> None:
+        assert self.weight is not None
+        if self.weight.dtype == slope.dtype:
+            self.weight.addmm_(slope.T, part)
+        else:
+            self.weight += slope.T @ part
 
     def scaled(self, by: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the gradients times what arrives from above; of a frozen matrix there is none."""
-        weight = None if self.weight is None else self.weight.mul_(by).to(self.out)
-        bias = None if self.bias is None else self.bias.mul_(by).to(self.out)
-        return self.hidden.mul_(by), weight, bias
+        is_one = by.device.type == "cpu" and float(by) == 1.0  # elsewhere looking at it would mean waiting
+        found = [
+            one if one is None or is_one else one.mul_(by) for one in (self.hidden, self.weight, self.bias)
+        ]
+        hidden, weight, bias = found
+        assert hidden is not None
+        return (
+            hidden,
+            None if weight is None else weight.to(self.out),
+            None if bias is None else bias.to(self.out),
+        )
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
@@ -160,8 +218,10 @@ def _chunk(
 ) -> tuple[Tensor, Tensor | None]:
     """Judge one chunk of logits ``(chunk, vocab)``.
 
+    A label counts as the best-scored item if none is scored higher.
+
     Returns:
-        the sums (total, nats, correct) and d total / d raw logits in the type of ``raw``.
+        the sums (total, nats, correct) and d total / d raw logits in the type of the softmax.
     """
     wide = torch.promote_types(torch.float32, raw.dtype)
     logits = raw.to(wide) if bias is None else raw.to(wide) + bias
@@ -169,14 +229,14 @@ def _chunk(
     if capped is not None and softcap is not None:
         logits = capped * softcap
     index = labels.unsqueeze(1)
-    top, best = logits.max(1)
+    top = logits.amax(1)
     wanted = logits.gather(1, index).squeeze(1)
     probs = torch.softmax(logits, 1)
     # log Z from the largest probability, which is at least 1 / vocab: no second pass over the logits.
-    log_z = top - probs.gather(1, best.unsqueeze(1)).squeeze(1).log()
+    log_z = top - probs.amax(1).log()
     nats = (log_z - wanted).sum()
     total = nats + z_loss * log_z.square().sum() if z_loss else nats
-    sums = torch.stack((total, nats, (best == labels).sum()))
+    sums = torch.stack((total, nats, (wanted == top).sum()))
     if not needs_grad:
         return sums, None
     if z_loss:
@@ -184,4 +244,4 @@ def _chunk(
     probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide))
     if capped is not None:
         probs *= 1 - capped.square()
-    return sums, probs.to(raw.dtype)
+    return sums, probs

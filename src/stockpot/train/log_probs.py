@@ -135,7 +135,8 @@ class _LinearLogProbs(torch.autograd.Function):
         matrix = weight.to(dtype)
         log_probs, entropy = (torch.empty(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
         to_hidden = torch.empty_like(hidden) if needs_grad and ctx.needs_input_grad[0] else None
-        kept: list[Tensor] = []
+        keeps = needs_grad and ctx.needs_input_grad[1]
+        kept = torch.empty(len(labels), weight.shape[0], dtype=dtype, device=hidden.device) if keeps else None
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(labels), chunk):
                 at = slice(start, start + chunk)
@@ -144,36 +145,27 @@ class _LinearLogProbs(torch.autograd.Function):
                 )
                 if slope is None:
                     continue
+                if kept is not None:
+                    kept[at] = slope
+                    slope = kept[at]
                 if to_hidden is not None:
-                    to_hidden[at] = (slope @ matrix).to(hidden.dtype)
-                if ctx.needs_input_grad[1]:
-                    kept.append(slope)
-        ctx.save_for_backward(hidden, to_hidden, *kept)
-        ctx.chunk, ctx.weight = (
-            chunk,
-            (weight.shape, torch.promote_types(torch.float32, weight.dtype), weight.dtype),
-        )
+                    to_hidden[at] = (slope.to(dtype) @ matrix).to(hidden.dtype)
+                del slope  # its memory serves the next chunk
+        ctx.save_for_backward(hidden, to_hidden, kept)
+        ctx.out = weight.dtype
         ctx.mark_non_differentiable(entropy)
         return log_probs, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, to_hidden, *kept = ctx.saved_tensors
+        hidden, to_hidden, kept = ctx.saved_tensors
         if to_hidden is not None:
             to_hidden = (to_hidden * slope.unsqueeze(1)).to(hidden.dtype)
         to_weight = None
-        if kept:
-            shape, wide, out = ctx.weight
-            to_weight = torch.zeros(shape, dtype=wide, device=hidden.device)
-            for number, probs in enumerate(kept):
-                at = slice(number * ctx.chunk, (number + 1) * ctx.chunk)
-                part = (hidden[at] * slope[at].unsqueeze(1)).to(probs.dtype)
-                if probs.dtype == wide:
-                    to_weight.addmm_(probs.T, part)
-                else:
-                    to_weight += probs.T @ part
-            to_weight = to_weight.to(out)
+        if kept is not None:  # one product: adding to the gradient of a wide matrix piece by piece costs more
+            part = (hidden * slope.unsqueeze(1)).to(kept.dtype)
+            to_weight = (kept.T @ part).to(ctx.out)
         return to_hidden, to_weight, None, None, None, None, None
 
 
@@ -187,14 +179,16 @@ def _judge(
     capped = None if softcap is None else torch.tanh(logits / softcap)
     if capped is not None and softcap is not None:
         logits = capped * softcap
-    log_z = logits.logsumexp(1, keepdim=True)
     index = labels.unsqueeze(1)
-    log_probs = (logits.gather(1, index) - log_z).squeeze(1)
-    probs = (logits - log_z).exp_()
-    entropy = log_z.squeeze(1) - torch.einsum("nv,nv->n", probs, logits)
+    top, wanted = logits.amax(1), logits.gather(1, index).squeeze(1)
+    probs = torch.softmax(logits, 1)
+    # log Z from the largest probability, which is at least 1 / vocab: no second pass over the logits.
+    log_z = top - probs.amax(1).log()
+    log_probs = wanted - log_z
+    entropy = log_z - logits.mul_(probs).sum(1)
     if not needs_grad:
         return log_probs, entropy, None
     probs.neg_().scatter_add_(1, index, torch.ones_like(index, dtype=probs.dtype))
     if capped is not None:
         probs *= 1 - capped.square()
-    return log_probs, entropy, probs.to(raw.dtype)
+    return log_probs, entropy, probs
