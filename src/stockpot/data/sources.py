@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stockpot import durable
+from stockpot.data.exports import unfold
 from stockpot.data.files import entries, find
 from stockpot.data.formats import Raw, read_entry
 from stockpot.data.reading import ReadConfig, ReadReport, shown
@@ -29,7 +30,7 @@ _VILLAGE_RECORDS = {  # unless the source says how many
     "preferences": 4_000,
     "prompts": 4_000,
 }
-_VILLAGE = f"village[:{'|'.join(_VILLAGE_RECORDS)}][:SEED[:COUNT]]"
+_VILLAGE = f"village[:{'|'.join(_VILLAGE_RECORDS)}][/val][:SEED[:COUNT]]"
 
 
 def read_records(
@@ -39,7 +40,7 @@ def read_records(
 
     Args:
         sources: files, directories, patterns (``corpus/**/*.txt``), ``hf://owner/name[/config][@split]``,
-            ``village[:documents|chats|preferences|prompts][:SEED[:COUNT]]``.
+            ``village[:documents|chats|preferences|prompts][/val][:SEED[:COUNT]]``; ``/val``: what is kept from training.
         config: how to read them.
         report: counts what was read and what was not; None: only the log tells.
 
@@ -83,8 +84,9 @@ def fingerprint_sources(sources: Source | Sequence[Source]) -> list[dict[str, An
         if _is_village(source):
             from stockpot.village import VILLAGE_VERSION
 
-            part, seed, count = _parse_village(str(source))
-            found.append({"path": f"village:{part}:{seed}:{count}", "version": VILLAGE_VERSION})
+            part, split, seed, count = _parse_village(str(source))
+            mark = "/val" if split == "val" else ""
+            found.append({"path": f"village:{part}{mark}:{seed}:{count}", "version": VILLAGE_VERSION})
         elif _is_hub(source):
             found.append({"path": str(source)})
         elif is_shards(source):
@@ -123,14 +125,14 @@ def _checked(name: str, raw: Iterator[Raw], config: ReadConfig, report: ReadRepo
     """Check each raw record; refuse bad ones, within the limit."""
     before = report.records + report.bad
     report.files += 1
-    for where, value in raw:
+    for place, entry in raw:
         try:
-            record = parse_record(value, where)
+            records = [parse_record(value, where) for where, value in unfold(place, entry)]
         except DataError as error:
             report.reject(error, config)
             continue
-        report.records += 1
-        yield record
+        report.records += len(records)
+        yield from records
     if report.records + report.bad == before:
         report.empty.append(name)
 
@@ -176,21 +178,26 @@ def _is_village(source: Source) -> bool:
 
 
 def _village(source: str) -> Iterator[Raw]:
-    """Tell the training records of a generated village."""
+    """Tell the records of a generated village."""
     from stockpot.village import Village
 
-    part, seed, count = _parse_village(source)
+    part, split, seed, count = _parse_village(source)
     village = Village(seed=seed)
-    records: Iterator[dict[str, Any]] = getattr(village, part)("train", count)
+    records: Iterator[dict[str, Any]] = getattr(village, part)(split, count)
     for number, record in enumerate(records, 1):
         yield f"{source}:{number}", record
 
 
-def _parse_village(source: str) -> tuple[str, int, int]:
-    """Read the name of a part of the village as part, seed and count."""
+def _parse_village(source: str) -> tuple[str, str, int, int]:
+    """Read the name of a part of the village as part, split, seed and count."""
     words = source.split(":")[1:]
-    part = words.pop(0) if words and words[0] in _VILLAGE_RECORDS else "documents"
-    if len(words) > 2 or not all(word.isdecimal() for word in words):
+    part, slash, split = words[0].partition("/") if words else ("", "", "")
+    if part in _VILLAGE_RECORDS:
+        words.pop(0)
+    else:
+        part, slash, split = "documents", "", ""
+    if len(words) > 2 or not all(word.isdecimal() for word in words) or (slash and split != "val"):
         raise DataError(f"{source}: expected {_VILLAGE}.", "Example: village:chats:7:20000")
     seed = int(words[0]) if words else 0
-    return part, seed, int(words[1]) if len(words) > 1 else _VILLAGE_RECORDS[part]
+    count = int(words[1]) if len(words) > 1 else _VILLAGE_RECORDS[part]
+    return part, split or "train", seed, count
