@@ -55,6 +55,7 @@ class Bundle:
         source: the folder the bundle was read from, if any.
         family: the ``model_type`` it was read as; it is written as that again while it still can be.
         embedding: how a sentence encoder makes vectors; None for other models.
+        soft: ids of a soft prompt, which stand before everything that is encoded.
     """
 
     model: Transformer
@@ -64,6 +65,7 @@ class Bundle:
     source: Path | None = None
     family: str | None = None
     embedding: Embedding | None = None
+    soft: tuple[int, ...] = ()
 
     def encode(self, prompt: str | Sequence[Message], *, most: int | None = None) -> list[int]:
         """Turn a prompt into the ids the model reads.
@@ -83,15 +85,15 @@ class Bundle:
             first, last = self.frame
             ids = self.tokenizer.encode(prompt)
             if most is not None:
-                ids = ids[: max(most - len(first) - len(last), 0)]
-            return [*first, *ids, *last]
+                ids = ids[: max(most - len(first) - len(last) - len(self.soft), 0)]
+            return [*self.soft, *first, *ids, *last]
         if self.template is None:
             raise GenerationError(
                 "Messages were given, but this model has no chat template.",
                 "Give a plain text, or use a model that was trained on conversations.",
             )
         chat = self.template.encode(list(prompt), self.tokenizer, add_generation_prompt=True)
-        return [int(id) for id in chat.ids]
+        return [*self.soft, *(int(id) for id in chat.ids)]
 
     @property
     def frame(self) -> Frame:

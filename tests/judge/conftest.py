@@ -18,9 +18,9 @@ TEXTS = ["Question: What is it?\nAnswer: yes no maybe blue red green 1 2 3 <scri
 def make_bundle():
     tokenizer = Tokenizer.train(TEXTS, vocab_size=330)
 
-    def make(shape="decoder", *, chat=False, seed=0):
+    def make(shape="decoder", *, chat=False, seed=0, context=96):
         torch.manual_seed(seed)
-        sizes = {"layers": 2, "dim": 32, "heads": 2, "context": 96, "zero_init": False}
+        sizes = {"layers": 2, "dim": 32, "heads": 2, "context": context, "zero_init": False}
         model = Transformer(getattr(config, shape)(vocab_size=tokenizer.vocab_size, **sizes)).eval()
         return Bundle(model, tokenizer, ChatTemplate.of(tokenizer) if chat else None)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     S = TypeVar("S", bound=Settings)
 
-__all__ = ["cook", "dpo", "grpo", "ppo", "pretrain", "reward", "sft", "train_tokenizer"]
+__all__ = ["cook", "dpo", "grpo", "ppo", "pretrain", "reward", "sft", "train_tokenizer", "tune_prompt"]
 
 PANEL = "Make"
 Data = Annotated[
@@ -171,6 +171,35 @@ def grpo(
     maker = _Maker("grpo", "grpo", flags)
     own = {"model": model, "reward": reward, "data": data, "loop.steps": steps}
     config = maker.settings(GRPOConfig, own)
+    if flags.dry_run:
+        maker.print_plan(config)
+        return
+    maker.check_folder()
+    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+
+
+@verb("tune-prompt", panel=PANEL, flags=Making)
+def tune_prompt(
+    flags: Making,
+    model: Model = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="nli, sentiment, sums, or a task file in TOML.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Items; by default the task's own, from the village.")
+    ] = None,
+    wording: Annotated[str | None, typer.Option(metavar="NAME", help="How items are put.")] = None,
+    length: Annotated[int | None, typer.Option(help="Vectors of the soft prompt.")] = None,
+    steps: Steps = None,
+) -> None:
+    """Tune a soft prompt: a few vectors in front of MODEL, which stays as it is."""
+    from stockpot.stages.tune_prompt import PromptTuningConfig
+    from stockpot.stages.tune_prompt import tune_prompt as stage
+
+    maker = _Maker("tune-prompt", "tune-prompt", flags)
+    own: dict[str, Any] = {"model": model, "length": length, "loop.steps": steps, "questions.task": task}
+    own |= {"questions.data": data, "questions.wordings": None if wording is None else (wording,)}
+    config = maker.settings(PromptTuningConfig, own)
     if flags.dry_run:
         maker.print_plan(config)
         return

@@ -45,7 +45,7 @@ def prompt_ids(bundle: Bundle, prompt: Prompt) -> list[int]:
         return bundle.encode([part for part in prompt if not isinstance(part, int)])
     if not ids:
         return []
-    vocab_size = bundle.model.config.vocab_size
+    vocab_size = bundle.model.config.vocab_size + len(bundle.soft)  # a soft prompt's ids lie behind the rest
     if min(ids) < 0 or max(ids) >= vocab_size:
         raise GenerationError(
             f"The prompt has an id outside the vocabulary (0 to {vocab_size - 1}).",

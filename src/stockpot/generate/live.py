@@ -136,7 +136,8 @@ class Live:
     def _seen_ids(self, logits: Tensor) -> Tensor:
         if self._seen is None:
             self._seen = torch.zeros_like(logits, dtype=torch.bool)
-            self._seen[0, torch.tensor(self.prompt + self.ids, device=logits.device)] = True
+            read = [id for id in self.prompt if id < logits.shape[1]]  # a soft prompt's ids lie behind
+            self._seen[0, torch.tensor(read + self.ids, device=logits.device)] = True
         return self._seen
 
     def _written_counts(self, logits: Tensor) -> Tensor:

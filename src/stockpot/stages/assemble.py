@@ -160,7 +160,7 @@ def checkpoint_writer(bundle: Bundle, *, merged: bool = False) -> Callable[[Path
     """
 
     def write(folder: Path) -> None:
-        if not merged and bundle.source is not None and has_adapters(bundle.model):
+        if not merged and bundle.source is not None and (bundle.soft or has_adapters(bundle.model)):
             save_adapter(folder, bundle, bundle.source)
         else:
             save(folder, bundle)

@@ -22,6 +22,7 @@ from stockpot.stages.reward import RewardConfig
 from stockpot.stages.sft import SFTConfig
 from stockpot.stages.sizes import Plan, estimate, training_speed
 from stockpot.stages.tokenizer import TokenizerConfig
+from stockpot.stages.tune_prompt import PromptTuningConfig
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig
 from stockpot.weights.store import load
@@ -45,6 +46,8 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
         case PretrainConfig():
             return plan_pretraining(config)[1]
         case SFTConfig():
+            return _tuning(config.model, config.loop, config.device)
+        case PromptTuningConfig():
             return _tuning(config.model, config.loop, config.device)
         case PPOConfig():
             answers = config.prompts * config.samples

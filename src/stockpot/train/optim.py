@@ -20,6 +20,7 @@ from stockpot.model.adapters import AdaptedLinear
 from stockpot.model.attention import CrossAttention, SelfAttention
 from stockpot.model.heads import ClassificationHead, ValueHead
 from stockpot.model.layers import FeedForward
+from stockpot.model.soft import SoftEmbedding
 from stockpot.train.muon import Matrix, Muon
 from stockpot.train.schedule import Schedule, schedule_factor
 
@@ -123,6 +124,8 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
     for module in model.modules():
         if isinstance(module, AdaptedLinear):
             adapters.update(map(id, (module.lora_down, *module.lora_up)))
+        if isinstance(module, SoftEmbedding):
+            adapters.add(id(module.soft))
         if isinstance(module, (ClassificationHead, ValueHead)):
             outputs.add(id(module.out.weight))
         elif isinstance(module, nn.Embedding):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from stockpot.weights.gguf.reading import load_gguf, load_gguf_model
 from stockpot.weights.gguf.writing import save_gguf
 from stockpot.weights.known import find_known
 from stockpot.weights.sentences import MODULES, embedding_files, read_embedding
+from stockpot.weights.soft import is_soft, refuse_soft, soft_base, soft_files, wear
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
 
 __all__ = ["convert", "load", "load_model", "save", "save_adapter", "save_model"]
@@ -60,6 +61,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     quantize: str | None = None,
+    adapters: Sequence[str | os.PathLike[str]] = (),
 ) -> Bundle:
     """Open a model with its tokenizer, chat template and generation defaults.
 
@@ -73,6 +75,7 @@ def load(
             GGUF file become float32).
         quantize: ``"int8"`` or ``"int4"``: round the weights for fast writing on a CPU; such a model cannot be
             trained or saved.
+        adapters: adapters trained on this model: LoRA is merged, a soft prompt stands before all that is encoded.
 
     Raises:
         CheckpointError: if it is missing, damaged, unsafe or of a kind we do not read.
@@ -81,12 +84,17 @@ def load(
     """
     if quantize is not None:
         bits = _bits(quantize, device)
-        bundle = load(ref, device="cpu", dtype=dtype)
+        bundle = load(ref, device="cpu", dtype=dtype, adapters=adapters)
+        refuse_soft(bundle.model, "run with rounded weights")
         return replace(bundle, model=quantized(bundle.model, bits))
+    if adapters:
+        return wear(load(ref, device=device, dtype=dtype), [find_folder(one) for one in adapters])
     ref = find_known(ref) or ref
     if is_gguf(ref):
         return load_gguf(ref, device=pick_device(device), dtype=_dtype(dtype))
     folder = find_folder(ref)
+    if is_soft(folder):
+        return load(soft_base(folder), device=device, dtype=dtype, adapters=[folder])
     model = load_model(folder, device=device, dtype=dtype)
     text = folder
     while is_adapter(text) and not (text / "tokenizer.json").exists():
@@ -201,7 +209,7 @@ def save(path: str | os.PathLike[str], bundle: Bundle, *, quantize: str | None =
 
 
 def save_adapter(path: str | os.PathLike[str], bundle: Bundle, base: Path) -> Path:
-    """Write the adapters of a bundle's model, with its text side, as a folder that names its base.
+    """Write the adapters, or the soft prompt, of a bundle's model, with its text side, as a folder that names its base.
 
     Args:
         path: the folder to write.
@@ -213,6 +221,9 @@ def save_adapter(path: str | os.PathLike[str], bundle: Bundle, base: Path) -> Pa
         ValueError: if the model has no adapters.
     """
     folder = Path(path)
+    if bundle.soft:
+        _write_all(folder, soft_files(bundle, base) | _text_files(bundle))
+        return folder
     if not has_adapters(bundle.model):
         raise ValueError("the model has no adapters")
     parts = _family_of(bundle.model.config, bundle.family).parts(bundle.model.config)
@@ -363,6 +374,7 @@ def _merged_parameters(model: Transformer) -> dict[str, Tensor]:
             "A quantised model is not saved: its rounded weights would pass for the real ones.",
             "Save the model as it was loaded without quantize, or convert it to a .gguf file.",
         )
+    refuse_soft(model, "be saved as part of the weights")
     extra = {
         f"{name}.{own}"
         for name, module in model.named_modules()

@@ -1,0 +1,1 @@
+"""Asking well: wordings, examples, steps, soft prompts and retrieved passages, without training a weight."""

@@ -1,0 +1,179 @@
+"""Soft prompts on disk: an adapter folder in PEFT's form, with the checksum of the model it was trained on.
+
+``adapter_config.json`` says ``PROMPT_TUNING``, ``adapter_model.safetensors`` holds ``prompt_embeddings`` ``(prefix, dim)``.
+A soft prompt is never put on a model with other weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stockpot.bundle import Bundle
+from stockpot.durable import fingerprint
+from stockpot.errors import CheckpointError
+from stockpot.gguf_directory import is_gguf
+from stockpot.model.adapters import add_updates
+from stockpot.model.soft import attach_soft, soft_ids, soft_vectors
+from stockpot.model.transformer import Transformer
+from stockpot.weights.adapter import base_of, is_adapter, read_updates
+from stockpot.weights.families import FAMILIES, NATIVE
+from stockpot.weights.folder import inside, read_json, weight_files
+from stockpot.weights.tensors import Shelf
+
+__all__ = ["is_soft", "refuse_soft", "soft_base", "soft_files", "wear"]
+
+CONFIG, WEIGHTS, NAME = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
+KIND = "PROMPT_TUNING"
+
+
+def is_soft(folder: Path) -> bool:
+    """Tell whether a folder holds a soft prompt."""
+    return (folder / CONFIG).is_file() and read_json(folder, CONFIG).get("peft_type") == KIND
+
+
+def soft_base(folder: Path) -> Path:
+    """Find the model a soft prompt was trained on.
+
+    Raises:
+        CheckpointError: if it is not here.
+    """
+    named = str(read_json(folder, CONFIG).get("base_model_name_or_path") or "")
+    if not named or not Path(named).exists():
+        raise CheckpointError(
+            f"{folder}: the soft prompt's model {named or '(not named)'!r} is not here.",
+            f"Load the model yourself, with adapters=[{str(folder)!r}], or name it in {CONFIG}.",
+        )
+    return Path(named)
+
+
+def refuse_soft(model: Transformer, aim: str) -> None:
+    """Refuse a model that wears a soft prompt, which cannot do what ``aim`` says.
+
+    Raises:
+        CheckpointError: if it wears one.
+    """
+    if soft_ids(model):
+        raise CheckpointError(
+            f"A model with a soft prompt cannot {aim}.",
+            "Use the model without it; load takes both as they are.",
+        )
+
+
+def wear(bundle: Bundle, folders: Sequence[Path]) -> Bundle:
+    """Put adapters on a bundle's model, in place: LoRA is added to the weights, a soft prompt stands in front.
+
+    Raises:
+        CheckpointError: if one was trained on other weights, is damaged or no adapter, or two are soft prompts.
+    """
+    for folder in sorted(
+        folders, key=is_soft
+    ):  # weights first: they are what a soft prompt's checksum is about
+        bundle = _wear_soft(bundle, folder) if is_soft(folder) else _add(bundle, folder)
+    return bundle
+
+
+def _add(bundle: Bundle, folder: Path) -> Bundle:
+    if not is_adapter(folder):
+        raise CheckpointError(f"{folder} holds no adapter.", "Give the folder of a LoRA or a soft prompt.")
+    base = base_of(folder)
+    if bundle.source is not None and base.resolve() != bundle.source.resolve():
+        raise CheckpointError(
+            f"{folder} was trained on {base}, not on {bundle.source}.", "Load its own base."
+        )
+    config = bundle.model.config
+    order = sorted(FAMILIES.values(), key=lambda one: one.model_type != bundle.family)
+    family = next((one for one in order if one.can_hold(config)), NATIVE)
+    shapes = {name: param.shape for name, param in bundle.model.named_parameters()}
+    add_updates(bundle.model, read_updates(folder, family.parts(config), shapes))
+    return bundle
+
+
+def _wear_soft(bundle: Bundle, folder: Path) -> Bundle:
+    if soft_ids(bundle.model):
+        raise CheckpointError("The model has a soft prompt already; two do not fit.", "Name one.")
+    values = read_json(folder, CONFIG)
+    wanted = (
+        (values.get("stockpot") or {}).get("sha256") if isinstance(values.get("stockpot"), dict) else None
+    )
+    if wanted is not None and bundle.source is not None and wanted != checksums(bundle.source):
+        raise CheckpointError(
+            f"{bundle.source} is not the model that {folder} was trained on: its weights differ.",
+            "Use the model it was trained on, or tune the prompt again.",
+        )
+    vectors = _read(folder)
+    if vectors.shape[1] != bundle.model.config.dim:
+        raise CheckpointError(
+            f"{folder}: vectors of {vectors.shape[1]} numbers; the model's width is {bundle.model.config.dim}.",
+            "Soft prompt and model must belong together.",
+        )
+    was_trainable = any(one.requires_grad for one in bundle.model.parameters())
+    ids = attach_soft(bundle.model, vectors)
+    bundle.model.requires_grad_(was_trainable)
+    return replace(bundle, soft=tuple(ids))
+
+
+def _read(folder: Path) -> Tensor:
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} holds no {WEIGHTS}.", "Copy the folder again.")
+    shelf = Shelf([inside(folder, WEIGHTS)])
+    if NAME not in shelf.entries:
+        raise CheckpointError(f"{folder}: {NAME} is missing.", "Copy the folder again.")
+    with shelf.open() as files:
+        vectors = files.tensor(NAME).float()
+    if vectors.ndim != 2 or not len(vectors) or not bool(vectors.isfinite().all()):
+        raise CheckpointError(f"{folder}: {NAME} is damaged.", "Copy the folder again, or tune again.")
+    return vectors
+
+
+def soft_files(bundle: Bundle, base: Path) -> dict[str, bytes | Callable[[Path], None]]:
+    """Make the files of a soft prompt's folder: name → content, or what writes it.
+
+    Raises:
+        CheckpointError: if the vectors are not finite.
+    """
+    vectors = soft_vectors(bundle.model).detach().cpu().contiguous()
+    if not bool(vectors.isfinite().all()):
+        raise CheckpointError(
+            "The soft prompt is not written: it holds NaN or infinity.", "Lower the learning rate."
+        )
+    stack = bundle.model.config.main
+    values: dict[str, Any] = {
+        "peft_type": KIND,
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": vectors.shape[0],
+        "token_dim": vectors.shape[1],
+        "num_transformer_submodules": 1,
+        "num_layers": stack.layers,
+        "num_attention_heads": stack.heads,
+        "prompt_tuning_init": "RANDOM",
+        "inference_mode": True,
+        "base_model_name_or_path": str(base),
+        "stockpot": {"sha256": checksums(base)},
+    }
+    return {
+        CONFIG: (json.dumps(values, indent=2) + "\n").encode(),
+        WEIGHTS: lambda path: save_file({NAME: vectors}, path, metadata={"format": "pt"}),
+    }
+
+
+_KNOWN: dict[tuple[str, int, int], str] = {}
+
+
+def checksums(base: Path) -> list[str]:
+    """Give the checksums of a model's weights: of a GGUF file, or of the weight files of a folder."""
+    files = [base] if is_gguf(base) else weight_files(base)[0]
+    found = []
+    for file in files:
+        facts = file.stat()
+        key = (str(file.resolve()), facts.st_size, facts.st_mtime_ns)
+        if key not in _KNOWN:
+            _KNOWN[key] = str(fingerprint(file)["sha256"])
+        found.append(_KNOWN[key])
+    return found

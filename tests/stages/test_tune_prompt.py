@@ -1,0 +1,142 @@
+"""A soft prompt is tuned, kept, put on again, and the model under it is proven the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import stockpot as sp
+from stockpot.cli.main import app
+from stockpot.errors import CheckpointError, ConfigError
+from stockpot.judge.prompts import prompts
+from stockpot.model.soft import soft_ids, soft_vectors
+from stockpot.prompt.items import Questions
+from stockpot.prompt.soft import frozen_hash, nearest_tokens, start_vectors
+from stockpot.stages.tune_prompt import PromptTuningConfig, tune_prompt
+
+ASKED = Questions(task="sentiment", limit=12, wordings=("slashes",))
+LOOP = {
+    "steps": 40,
+    "batch_tokens": 512,
+    "lr": 0.3,
+    "dtype": "float32",
+    "validate_every": 20,
+    "checkpoint_every": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_base, tmp_path_factory):
+    config = PromptTuningConfig(
+        model=str(tiny_base), questions=ASKED, length=5, most_examples=60, rows=16, loop=LOOP
+    )
+    return tune_prompt(config, out=tmp_path_factory.mktemp("runs") / "soft")
+
+
+def test_it_learns_and_the_model_under_it_stays(tuned, tiny_base):
+    losses = tuned.series("val/loss")
+    assert losses[-1][1] < losses[0][1]
+    base, worn = sp.load(tiny_base), sp.load(tiny_base, adapters=[tuned.path])
+    assert frozen_hash(base.model) == frozen_hash(worn.model) == tuned.manifest["frozen_sha256"]
+    assert tuned.manifest["trained_parameters"] == 5 * 32
+    before, after = prompts(base, ASKED).scores[0], prompts(worn, ASKED).scores[0]
+    assert after.log_prob.value > before.log_prob.value + 0.3  # a random model of two layers gains 0.7 nats
+
+
+def test_after_reload_the_logits_are_exactly_the_same(tuned, tiny_base):
+    one, two = (sp.load(tiny_base, adapters=[tuned.path]) for _ in range(2))
+    by_name = sp.load(tuned.path)
+    ids = torch.tensor([one.encode("The soup was good. //")])
+    assert ids[0, :5].tolist() == list(one.soft) == list(soft_ids(one.model))
+    with torch.inference_mode():
+        logits = [bundle.model(ids).logits for bundle in (one, two, by_name)]
+        door = sp.load(tiny_base).model(ids[:, 5:], prefix=soft_vectors(one.model)[None]).logits
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+    assert torch.allclose(logits[0][:, 5:], door, atol=1e-5)
+
+
+def test_the_engine_writes_streams_and_penalises_behind_it(tuned, tiny_base):
+    engine = sp.Engine(sp.load(tiny_base, adapters=[tuned.path]))
+    sampling = sp.Sampling(max_tokens=4, temperature=0.0, repetition_penalty=1.3)
+    (reply,) = engine.generate(["The soup was"], sampling)
+    assert "".join(chunk.text for chunk in engine.stream("The soup was", sampling)) == reply.text
+    (beam,) = engine.generate(["The soup was"], sp.Sampling(max_tokens=4, beams=2))
+    assert beam.ids
+    chat = [sp.Message("user", "Hello")]
+    assert engine.bundle.encode(chat)[:5] == list(engine.bundle.soft)
+
+
+def test_it_is_never_put_on_another_model(tuned, tiny_base, tmp_path):
+    other = sp.load(tiny_base)
+    with torch.no_grad():
+        other.model.embed.weight[0, 0] += 1
+    moved = sp.save(tmp_path / "other", other)
+    with pytest.raises(CheckpointError, match="its weights differ"):
+        sp.load(moved, adapters=[tuned.path])
+    with pytest.raises(CheckpointError, match="a soft prompt already"):
+        sp.load(tiny_base, adapters=[tuned.path, tuned.path])
+    with pytest.raises(CheckpointError, match="holds no adapter"):
+        sp.load(tiny_base, adapters=[moved])
+    with pytest.raises(CheckpointError, match="saved as part of the weights"):
+        sp.save(tmp_path / "whole", sp.load(tiny_base, adapters=[tuned.path]))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Unexpected keyword arguments .'stockpot'."
+)  # PEFT names our checksum and goes on
+def test_peft_reads_the_folder(tuned):
+    peft = pytest.importorskip("peft")
+    from safetensors.torch import load_file
+
+    found = peft.PeftConfig.from_pretrained(str(tuned.model_path))
+    assert found.peft_type == "PROMPT_TUNING"
+    assert found.num_virtual_tokens == 5
+    weights = load_file(tuned.model_path / "adapter_model.safetensors")
+    assert weights["prompt_embeddings"].shape == (5, 32)
+
+
+def test_each_vector_is_read_as_its_nearest_tokens(tuned, tiny_base):
+    worn = sp.load(tiny_base, adapters=[tuned.path])
+    rows = nearest_tokens(worn, 2)
+    assert len(rows) == 5
+    assert all(-1 <= cosine <= 1 for row in rows for _, cosine in row)
+    assert rows[0][0][1] >= rows[0][1][1]
+
+
+def test_it_starts_from_a_text_the_vocabulary_or_at_random(tiny_base):
+    bundle = sp.load(tiny_base)
+    ids = bundle.tokenizer.encode("good soup")
+    text = start_vectors(bundle, 7, "text", text="good soup")
+    assert torch.equal(text[: len(ids)], bundle.model.embed.weight[ids[:7]].detach())
+    assert text.shape == (7, 32)
+    known = {tuple(row) for row in bundle.model.embed.weight.tolist()}
+    assert all(tuple(row) in known for row in start_vectors(bundle, 4, "vocabulary").tolist())
+    drawn = start_vectors(bundle, 4, "random", seed=1)
+    assert torch.equal(drawn, start_vectors(bundle, 4, "random", seed=1))
+    with pytest.raises(ConfigError, match="there is none"):
+        start_vectors(bundle, 4, "text", text="")
+
+
+def test_the_verb_makes_a_run(tiny_base, tmp_path):
+    words = [
+        "tune-prompt",
+        str(tiny_base),
+        "--task",
+        "sums",
+        "--wording",
+        "q-a",
+        "--length",
+        "3",
+        "--steps",
+        "2",
+    ]
+    words += ["--set", "most_examples=10", "--out", str(tmp_path / "run"), "--json"]
+    told = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert told.exit_code == 0, told.stderr
+    assert json.loads(told.stdout)["status"] == "done"
+    refused = CliRunner().invoke(app, ["tune-prompt", "--out", str(tmp_path / "other")])
+    assert refused.exit_code == 1
