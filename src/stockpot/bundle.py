@@ -92,7 +92,7 @@ class Bundle:
                 "Messages were given, but this model has no chat template.",
                 "Give a plain text, or use a model that was trained on conversations.",
             )
-        chat = self.template.encode(list(prompt), self.tokenizer, add_generation_prompt=True)
+        chat = self.template.encode(list(prompt), self.tokenizer, add_generation_prompt=True, masked=False)
         return [*self.soft, *(int(id) for id in chat.ids)]
 
     @property

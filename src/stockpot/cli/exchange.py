@@ -62,11 +62,15 @@ def convert(
         str | None,
         typer.Option(metavar="KIND", help="q8_0 or q4_0: 8 or 4 bits a weight, for .gguf files."),
     ] = None,
+    max_shard_gib: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="For folders: the largest file of weights; more go into several."),
+    ] = None,
 ) -> None:
     """Write a model in another form: a Hugging Face folder or a GGUF file. --dtype sets the numbers' type."""
     from stockpot.weights.store import convert as write
 
-    place = write(model, out, quantize=quantize, dtype=flags.dtype)
+    place = write(model, out, quantize=quantize, dtype=flags.dtype, max_shard_gib=max_shard_gib)
     files = [place] if place.is_file() else sorted(file for file in place.iterdir() if file.is_file())
     sizes = {file.name: file.stat().st_size for file in files}
     value = {"path": str(place), "bytes": sum(sizes.values()), "files": sizes}

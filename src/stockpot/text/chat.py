@@ -106,22 +106,29 @@ class ChatTemplate:
         return self._run([(messages, add_generation_prompt)], ("", ""))[0]
 
     def encode(
-        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        *,
+        add_generation_prompt: bool = False,
+        masked: bool = True,
     ) -> ChatIds:
         """Return ids and loss mask.
 
         Assistant text is what stands in the template's ``{% generation %}`` blocks. A template without them
         is rendered up to each assistant message with and without it, and the difference is the assistant's.
 
-        Text is cut where assistant text begins, so that training sees the ids that generation continues.
+        Text is cut where assistant text begins, so that training sees the ids that generation continues. With
+        ``masked=False`` nothing is told apart and nothing is cut: a prompt, of which nothing is learned. Some
+        templates (Qwen 3, Mistral) rewrite earlier turns, so that only this works for long conversations.
 
         Raises:
             TokenizerError: if the template is wrong, or would let typed text become a special token.
         """
         hidden = _Hidden(messages, self.source, list(tokenizer.special_ids))
         cases = [(hidden.messages, add_generation_prompt), (hidden.apart, add_generation_prompt)]
-        has_blocks = _HAS_GENERATION.search(self.source) is not None
-        if not has_blocks:
+        is_marked = not masked or _HAS_GENERATION.search(self.source) is not None
+        if not is_marked:
             for number in _assistant_turns(messages):
                 cases += [(hidden.messages[:number], True), (hidden.messages[: number + 1], False)]
         whole, apart, *prefixes = self._run(cases, hidden.marks)
@@ -130,13 +137,19 @@ class ChatTemplate:
                 "The chat template lets typed text become a special token.",
                 "Repair the template, or use the default one.",
             )
-        return _to_ids(hidden, whole if has_blocks else _mark(whole, prefixes, hidden.marks), tokenizer)
+        if not is_marked:
+            whole = _mark(whole, prefixes, hidden.marks)
+        elif not masked:
+            whole = whole.replace(hidden.marks[0], "").replace(hidden.marks[1], "")
+        return _to_ids(hidden, whole, tokenizer)
 
     def _run(self, cases: Sequence[tuple[Sequence[Message], bool]], marks: tuple[str, str]) -> list[str]:
         """Render messages, each with or without the prompt for an answer."""
         variables: list[dict[str, Any]] = [
             {
                 **self.tokens,
+                "tools": None,
+                "documents": None,
                 "messages": [{"role": message.role, "content": message.content} for message in messages],
                 "add_generation_prompt": prompt,
                 GENERATION: marks,

@@ -17,20 +17,25 @@ from tokenizers import Tokenizer as Engine
 from stockpot.errors import TokenizerError
 from stockpot.gguf_directory import is_gguf, read_directory
 from stockpot.text.kinds import BYTE_LETTERS, SPACE_MARK
+from stockpot.text.ranks import is_ranks, read_ranks
+from stockpot.text.sentencepiece import is_sentencepiece, read_sentencepiece
 from stockpot.text.vocabulary import read_vocabulary
 
 __all__ = [
+    "IN_FOLDERS",
     "MAX_IDS",
     "begins_with",
     "kind_of",
     "open_engine",
     "read_roles",
     "read_source",
+    "read_template",
     "token_bytes",
 ]
 
 _MAX_FILE_BYTES = 1 << 29
 MAX_IDS = 1 << 24
+IN_FOLDERS = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
 
 def open_engine(source: str) -> Engine:
@@ -56,24 +61,65 @@ def open_engine(source: str) -> Engine:
 def read_source(path: Path) -> tuple[str, dict[str, Any]]:
     """Return the text of a tokenizer.json for ``path``, and the tokenizer_config.json beside it ({} if none).
 
+    A folder is looked through for tokenizer.json, then for a SentencePiece or tiktoken file.
+
     Raises:
         TokenizerError: if nothing readable is there.
         CheckpointError: if it is a damaged GGUF file.
     """
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if file.is_file() and is_gguf(file):
-        return read_vocabulary(read_directory(file).values)
-    if not file.is_file():
+    named = (path / name for name in IN_FOLDERS) if path.is_dir() else iter((path,))
+    file = next((one for one in named if one.is_file()), None)
+    if file is None:
         raise TokenizerError(
             f"There is no tokenizer at {path}.", "Give a folder with tokenizer.json, or the file."
         )
+    if is_gguf(file):
+        return read_vocabulary(read_directory(file).values)
     if file.stat().st_size > _MAX_FILE_BYTES:
         raise TokenizerError(f"{file} is larger than {_MAX_FILE_BYTES >> 20} MiB.", "That is no tokenizer.")
+    data = file.read_bytes()
+    beside = _read_config(file.parent)
+    for is_one, read in ((is_sentencepiece, read_sentencepiece), (is_ranks, read_ranks)):
+        if is_one(data):
+            source, own = read(data)
+            return with_added(source, beside), own | beside
     try:
-        source = file.read_bytes().decode()
+        return data.decode(), beside
     except UnicodeDecodeError:
         raise TokenizerError(f"{file} is not a tokenizer.json: it is no UTF-8 text.") from None
-    return source, _read_config(file.parent)
+
+
+def with_added(source: str, config: Mapping[str, Any]) -> str:
+    """Add the tokens that settings name behind those of a SentencePiece or tiktoken file.
+
+    T5's hundred sentinels stand in no file at all; its class implies them.
+    """
+    spec = json.loads(source)
+    size = len(spec["model"]["vocab"])
+    taken = {one["id"] for one in spec["added_tokens"]}
+    found: dict[int, str] = {}
+    if str(config.get("tokenizer_class", "")).startswith("T5"):
+        count = config.get("extra_ids", 100)
+        count = count if type(count) is int and 0 <= count <= 10_000 else 100
+        found |= {size + n: f"<extra_id_{count - 1 - n}>" for n in range(count)}
+    listed = config.get("added_tokens_decoder")
+    for number, token in listed.items() if isinstance(listed, dict) else ():
+        content = token.get("content") if isinstance(token, dict) else None
+        if str(number).isascii() and str(number).isdigit() and len(str(number)) < 9 and content:
+            found[int(number)] = str(content)
+    behind = {number: token for number, token in found.items() if number >= size and number not in taken}
+    if not behind:
+        return source
+    if sorted(behind) != list(range(size, size + len(behind))) or max(behind) >= MAX_IDS:
+        raise TokenizerError(
+            f"tokenizer_config.json: added_tokens_decoder leaves ids out behind the model's {size:,}.",
+            "Copy the folder again.",
+        )
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    spec["added_tokens"] += [
+        {"id": number, "content": token, **flags, "special": True} for number, token in sorted(behind.items())
+    ]
+    return json.dumps(spec, ensure_ascii=False)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -107,6 +153,15 @@ def read_roles(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(token, str):
             roles[role] = token
     return roles
+
+
+def read_template(config: Mapping[str, Any]) -> str | None:
+    """Return the chat template that settings of a tokenizer hold; of several with names, the default one."""
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
 
 
 def begins_with(spec: Mapping[str, Any], bos: str | None, said: bool | None) -> bool:

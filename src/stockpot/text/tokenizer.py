@@ -32,6 +32,7 @@ from stockpot.text.formats import (
     open_engine,
     read_roles,
     read_source,
+    read_template,
     token_bytes,
 )
 from stockpot.text.framing import Frame, frame_of, framing_roles
@@ -186,21 +187,27 @@ class Tokenizer:
 
     @classmethod
     def load(cls, ref: str | os.PathLike[str]) -> Tokenizer:
-        """Open a tokenizer: a folder with ``tokenizer.json``, or a file in a format that ``formats`` reads.
+        """Open a tokenizer: a model's folder, or a file: tokenizer.json, SentencePiece, tiktoken ranks or GGUF.
 
         Raises:
             TokenizerError: if it is missing, damaged, or of a kind we do not read.
         """
-        return cls.of(*read_source(Path(ref)))
+        path = Path(ref)
+        try:
+            return cls.of(*read_source(path))
+        except TokenizerError as error:
+            if str(path) in error.what:
+                raise
+            raise TokenizerError(f"{path}: {error.what}", error.todo) from error
 
     @classmethod
     def of(cls, source: str, config: Mapping[str, Any]) -> Tokenizer:
         """Make one from the text of a tokenizer.json and what its tokenizer_config.json says."""
-        template, adds_bos = config.get("chat_template"), config.get("add_bos_token")
+        template, adds_bos = read_template(config), config.get("add_bos_token")
         return cls(
             source,
             roles=read_roles(config),
-            chat_template=template if isinstance(template, str) else None,
+            chat_template=template,
             adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
         )
 

@@ -17,7 +17,7 @@ from stockpot.errors import CheckpointError
 from stockpot.run import Run, is_run
 from stockpot.weights.header import kind_of, refuse_unless_safetensors
 
-__all__ = ["find_folder", "inside", "read_json", "read_list", "weight_files"]
+__all__ = ["INDEX", "SINGLE", "find_folder", "inside", "read_json", "read_list", "weight_files"]
 
 ABSENT: dict[str, Any] = {}
 LARGEST_JSON = 32 * 2**20

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,26 @@ from stockpot.model.quantized import QuantizedTransformer
 from stockpot.model.quantized import quantize as quantized
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
+from stockpot.text.formats import IN_FOLDERS
 from stockpot.text.framing import with_frame
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.weights.adapter import adapter_files, base_of, is_adapter, read_updates
+from stockpot.weights.card import model_card
 from stockpot.weights.families import FAMILIES, NATIVE
 from stockpot.weights.family import Family, Part
-from stockpot.weights.folder import find_folder, inside, read_json, weight_files
+from stockpot.weights.folder import INDEX, SINGLE, find_folder, inside, read_json, weight_files
 from stockpot.weights.gguf.reading import load_gguf, load_gguf_model
 from stockpot.weights.gguf.writing import save_gguf
 from stockpot.weights.known import find_known
 from stockpot.weights.sentences import MODULES, embedding_files, read_embedding
+from stockpot.weights.shards import index_of, most_bytes, old_weights, plan
 from stockpot.weights.soft import is_soft, refuse_soft, soft_base, soft_files, wear
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
 
 __all__ = ["convert", "load", "load_model", "save", "save_adapter", "save_model"]
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    *IN_FOLDERS,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -97,7 +100,7 @@ def load(
         return load(soft_base(folder), device=device, dtype=dtype, adapters=[folder])
     model = load_model(folder, device=device, dtype=dtype)
     text = folder
-    while is_adapter(text) and not (text / "tokenizer.json").exists():
+    while is_adapter(text) and not any((text / name).exists() for name in IN_FOLDERS):
         text = base_of(text)
     for name in TOKENIZER_FILES:
         inside(text, name)
@@ -181,29 +184,44 @@ def _refuse_damaged(folder: Path) -> None:
         )
 
 
-def save(path: str | os.PathLike[str], bundle: Bundle, *, quantize: str | None = None) -> Path:
+def save(
+    path: str | os.PathLike[str],
+    bundle: Bundle,
+    *,
+    quantize: str | None = None,
+    max_shard_gib: float | None = None,
+) -> Path:
     """Write a model folder that :func:`load` opens, and ``transformers`` too if it knows the shape.
 
     A path that ends in ``.gguf`` becomes one GGUF file, which llama.cpp runs. Adapters that are attached to the
     model are merged into what is written; the model itself stays as it is.
 
     Each file appears whole or not at all, and none appears before all are written; other files of an existing
-    folder stay.
+    folder stay. A folder without a README gets a model card: what it is, where it comes from, its figures.
 
-    ``quantize``, for GGUF files, is ``"q8_0"`` or ``"q4_0"``: 8 or 4 bits a weight.
+    Args:
+        path: a folder, or a file that ends in ``.gguf``.
+        bundle: what to write.
+        quantize: for GGUF files: ``"q8_0"`` or ``"q4_0"``, 8 or 4 bits a weight.
+        max_shard_gib: for folders: the largest file of weights, in GiB; a larger model is written in several, with an
+            index. None: one file.
 
     Raises:
         CheckpointError: if the model holds NaN or infinity, ``path`` is a file, or llama.cpp has no such model.
         TokenizerError: if llama.cpp has no such tokenizer.
     """
     if Path(path).suffix == ".gguf":
+        if max_shard_gib is not None:
+            raise ConfigError("A GGUF file is always one file.", "Leave max_shard_gib out.")
         return save_gguf(Path(path), bundle, _merged_parameters(bundle.model), quantize=quantize)
     if quantize is not None:
         raise ConfigError("Only GGUF files are written quantised.", "Give a path that ends in .gguf.")
     folder = Path(path)
-    files = _model_files(bundle.model, bundle.family, _generation(bundle)) | _text_files(bundle)
+    files = _model_files(bundle.model, bundle.family, _generation(bundle), most_bytes(max_shard_gib))
+    files |= _text_files(bundle)
     if not (folder / "README.md").exists():
-        files["README.md"] = _card(bundle).encode()
+        family = _family_of(bundle.model.config, bundle.family).model_type
+        files["README.md"] = model_card(bundle, folder, family=family).encode()
     _write_all(folder, files)
     return folder
 
@@ -237,9 +255,11 @@ def convert(
     *,
     quantize: str | None = None,
     dtype: str | torch.dtype | None = None,
+    max_shard_gib: float | None = None,
 ) -> Path:
     """Write a model in another form: what :func:`load` opens, as :func:`save` writes it; arguments as there."""
-    return save(path, load(ref, device="cpu", dtype=dtype), quantize=quantize)
+    bundle = load(ref, device="cpu", dtype=dtype)
+    return save(path, bundle, quantize=quantize, max_shard_gib=max_shard_gib)
 
 
 def save_model(path: str | os.PathLike[str], model: Transformer, *, family: str | None = None) -> Path:
@@ -393,7 +413,7 @@ def _merged_parameters(model: Transformer) -> dict[str, Tensor]:
 
 
 def _model_files(
-    model: Transformer, preferred: str | None, generation: Mapping[str, Any]
+    model: Transformer, preferred: str | None, generation: Mapping[str, Any], most: int | None = None
 ) -> dict[str, Content]:
     config = model.config
     family = _family_of(config, preferred)
@@ -406,7 +426,22 @@ def _model_files(
         values["stockpot"] = extras
     parts: list[Part] = family.parts(config)
     assert {part.ours for part in parts} == set(params), "a family must list every parameter"
-    return {"config.json": _json(values), "model.safetensors": lambda path: write_parts(path, parts, params)}
+    shapes = {name: value.shape for name, value in params.items()}
+    widths = {name: value.element_size() for name, value in params.items()}
+    shards = plan(parts, shapes, widths, most)
+    files: dict[str, Content] = {"config.json": _json(values)}
+    for shard in shards:
+        files[shard.file] = _writer(parts, params, shard.names)
+    if len(shards) > 1:
+        files[INDEX] = index_of(shards)  # last: until it is there, the shards are no model
+    return files
+
+
+def _writer(
+    parts: Sequence[Part], params: Mapping[str, Tensor], names: Collection[str]
+) -> Callable[[Path], None]:
+    """Return what writes one file of weights."""
+    return lambda path: write_parts(path, parts, params, names)
 
 
 def _training_extras(config: ModelConfig) -> dict[str, Any]:
@@ -430,21 +465,6 @@ def _generation(bundle: Bundle) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _card(bundle: Bundle) -> str:
-    """Return a short README for the folder."""
-    config = bundle.model.config
-    stack = config.main
-    shape = config.shape.replace("_", "-")
-    article = "An" if shape.startswith("e") else "A"
-    talks = "It holds conversations." if bundle.template is not None else "It continues or fills in text."
-    return (
-        f"# {bundle.source.name if bundle.source else 'Model'}\n\n"
-        f"{article} {shape} with {config.parameters():,} parameters: {stack.layers} layers, width {stack.dim},"
-        f" context {stack.context}, vocabulary {config.vocab_size}. {talks}\n\n"
-        '```python\nimport stockpot\n\nengine = stockpot.Engine(stockpot.load("PATH"))\n```\n'
-    )
-
-
 def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -464,10 +484,13 @@ def _write_all(folder: Path, files: Mapping[str, Content]) -> None:
             else:
                 content(halves[name])
             sync(halves[name])
+        stale = old_weights(folder) - set(files) if {SINGLE, INDEX} & set(files) else set()
+        if INDEX in files:  # new shards must never be read by an old index
+            (folder / INDEX).unlink(missing_ok=True)
         for name in files:
             halves[name].replace(folder / name)
-        if "model.safetensors" in files:
-            (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+        for name in sorted(stale, reverse=True):  # the index before what it names
+            (folder / name).unlink(missing_ok=True)
         if "tokenizer.json" in files and MODULES not in files:
             (folder / MODULES).unlink(missing_ok=True)
     finally:

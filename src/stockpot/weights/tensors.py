@@ -7,7 +7,7 @@ are safetensors only.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from stockpot.errors import CheckpointError
 from stockpot.weights.family import Part
 from stockpot.weights.header import SAFE, Entry, check_safetensors
 
-__all__ = ["Shelf", "check_parts", "mixed_rows", "read_parts", "sorted_rows", "write_parts"]
+__all__ = ["Shelf", "check_parts", "mixed_rows", "read_parts", "sorted_rows", "stored_shapes", "write_parts"]
 
 SHOWN = 4  # names shown of each kind of fault
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -122,9 +122,7 @@ def check_parts(
         CheckpointError: naming what is missing, unexpected, of another shape, or of a dtype we do not compute
         with.
     """
-    wanted = {
-        name: shape for part in parts for name, shape in _stored_shapes(part, shapes[part.ours]).items()
-    }
+    wanted = {name: shape for part in parts for name, shape in stored_shapes(part, shapes[part.ours]).items()}
     needed = {name: entry for name, entry in shelf.entries.items() if name in wanted}
     stored = shelf.stored_name
     missing = [name for name in wanted if name not in needed]
@@ -155,7 +153,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
 
 
-def _stored_shapes(part: Part, shape: torch.Size) -> dict[str, tuple[int, ...]]:
+def stored_shapes(part: Part, shape: torch.Size) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of a file that make up one of our parameters, with their shapes."""
     if len(part.theirs) > 1:
         return {name: (rows, *shape[1:]) for name, rows in zip(part.theirs, part.rows, strict=True)}
     if part.transposed:
@@ -246,8 +245,10 @@ def mixed_rows(ours: Tensor, heads: int) -> Tensor:
     return ours.reshape(3, heads, -1, *ours.shape[1:]).transpose(0, 1).reshape(ours.shape)
 
 
-def write_parts(path: Path, parts: Sequence[Part], params: Mapping[str, Tensor]) -> None:
-    """Write parameters as one safetensors file.
+def write_parts(
+    path: Path, parts: Sequence[Part], params: Mapping[str, Tensor], names: Collection[str] | None = None
+) -> None:
+    """Write parameters as one safetensors file; ``names``: only those of its tensors.
 
     Raises:
         CheckpointError: if numbers are not finite; names the parameters.
@@ -255,13 +256,16 @@ def write_parts(path: Path, parts: Sequence[Part], params: Mapping[str, Tensor])
     stored: dict[str, Tensor] = {}
     broken: list[str] = []
     for part in parts:
+        if names is not None and not any(name in names for name in part.theirs):
+            continue
         whole = params[part.ours].detach().cpu()
         if not bool(whole.isfinite().all()):
             broken.append(part.ours)
         whole = _to_theirs(whole, part)
         start = 0
         for name, rows in zip(part.theirs, part.rows or (whole.shape[0],), strict=True):
-            stored[name] = whole[start : start + rows].contiguous()
+            if names is None or name in names:
+                stored[name] = whole[start : start + rows].contiguous()
             start += rows
     if broken:
         raise CheckpointError(
