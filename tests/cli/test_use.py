@@ -120,6 +120,43 @@ def test_control_characters_of_a_model_do_nothing_on_a_terminal(capsys, monkeypa
     assert capsys.readouterr().out == "a\x1b[2Jb\na\ufffd[2J\ufffdb\tc\n"
 
 
+# --- generate with a schema ---
+
+
+def test_generate_follows_a_schema(models, tmp_path):
+    pytest.importorskip("llguidance")
+    file = tmp_path / "pet.json"
+    file.write_text('{"enum": ["cat", "dog"]}', encoding="utf-8")
+    found = ask("generate", models / "chat", "the cat", "--schema", file)
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert json.loads(found.stdout) in ("cat", "dog")
+
+
+def test_generate_writes_any_object(models):
+    pytest.importorskip("llguidance")
+    found = ask("generate", models / "chat", "the cat", "--format", "json", "--max-tokens", 4)
+    assert found.exit_code in (0, 1)
+    assert found.stdout.startswith("{")
+    if found.exit_code:
+        assert "cut before its end" in found.stderr
+    else:
+        assert isinstance(json.loads(found.stdout), dict)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[]", "is an object"), ("{", "not JSON"), (None, "cannot be read"), ('{"type": 3}', "schema")],
+)
+def test_a_bad_schema_is_told(models, tmp_path, text, said):
+    pytest.importorskip("llguidance")
+    file = tmp_path / "schema.json"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    found = ask("generate", models / "chat", "the cat", "--schema", file)
+    assert found.exit_code == 1
+    assert said in found.stderr
+
+
 # --- fill ---
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -64,3 +66,19 @@ def seq2seq(make_bundle):
 @pytest.fixture
 def engine(bundle):
     return Engine(bundle, slots=4)
+
+
+@pytest.fixture
+def count_calls():
+    """Give what collects how many ids each call of a model is given, padding included."""
+
+    @contextmanager
+    def counting(model):
+        calls: list[int] = []
+        hook = model.register_forward_pre_hook(lambda _, given: calls.append(given[0].numel()))
+        try:
+            yield calls
+        finally:
+            hook.remove()
+
+    return counting

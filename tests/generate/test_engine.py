@@ -95,7 +95,7 @@ def test_requests_that_arrive_while_others_are_written_change_nothing(bundle):
 def test_a_long_prompt_is_read_in_pieces(bundle, monkeypatch):
     prompt = "the cat sat on the mat and the dog ran far away one two three"
     whole = Engine(bundle).generate([prompt, "far"], GREEDY)
-    monkeypatch.setattr("stockpot.generate.scheduler.READ_TOKENS", 5)
+    monkeypatch.setattr("stockpot.generate.scheduler.BESIDE_TOKENS", 5)
     engine = Engine(bundle)
     short = engine.submit(Request("far", GREEDY))
     engine.step()

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -130,12 +130,22 @@ def generate(
     n: Annotated[
         int | None, typer.Option("--n", help="How many continuations.", rich_help_panel=SAMPLING)
     ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write JSON that follows this JSON schema.", rich_help_panel=SAMPLING
+        ),
+    ] = None,
+    form: Annotated[
+        Literal["text", "json"],
+        typer.Option("--format", help="json: write one JSON object.", rich_help_panel=SAMPLING),
+    ] = "text",
 ) -> None:
     """Continue a text; the continuation goes to stdout as it is written.
 
     A model that was trained on conversations answers better in `stockpot chat`.
     """
-    given = flags.settings(n=n)
+    given = flags.settings(n=n, json_schema=_schema(schema, form))
     text = _prompt(prompt)
     from stockpot.generate.engine import Engine
     from stockpot.weights.store import load
@@ -144,9 +154,12 @@ def generate(
     sampling = _over_defaults(given, bundle)
     engine = Engine(bundle)
     if sampling.n == 1 and sampling.beams is None and not flags.json:
+        reason = None
         for chunk in engine.stream(text, sampling):
             show.stream(chunk.text)
+            reason = chunk.finish_reason
         show.stream("\n")
+        _refuse_half_json(sampling, [reason])
         return
     completions = engine.generate([text], sampling)
     shown = [
@@ -155,6 +168,31 @@ def generate(
     show.result(
         flags, "\n".join(shown), {"prompt": text, "completions": [_completion(one) for one in completions]}
     )
+    _refuse_half_json(sampling, [one.finish_reason for one in completions])
+
+
+def _refuse_half_json(sampling: Sampling, reasons: Sequence[str | None]) -> None:
+    """Fail if an answer that follows a schema was cut, since half a JSON text is of no use."""
+    if sampling.json_schema is not None and any(reason != "stop" for reason in reasons):
+        raise GenerationError(
+            f"The JSON was cut before its end, after {sampling.max_tokens} tokens or at the end of the context.",
+            "Allow more with --max-tokens, or bound the schema (maxLength, maxItems).",
+        )
+
+
+def _schema(file: Path | None, form: str) -> dict[str, Any] | None:
+    """Read the schema that an answer has to follow."""
+    if file is None:
+        return {"type": "object"} if form == "json" else None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}).") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file}: not JSON ({error}).", "Give a file that holds a JSON schema.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: a JSON schema is an object, not {type(found).__name__}.")
+    return found
 
 
 def _completion(one: Any) -> dict[str, Any]:

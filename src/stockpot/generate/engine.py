@@ -9,15 +9,18 @@ changes the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
 from stockpot.bundle import Bundle
 from stockpot.errors import GenerationError
 from stockpot.generate.beam import beam_search
+from stockpot.generate.constrain import Constraint, Constraints
 from stockpot.generate.inputs import prompt_ids, reading_only
-from stockpot.generate.live import Live
+from stockpot.generate.live import Live, merged
+from stockpot.generate.prefixes import Prefixes
 from stockpot.generate.refill import refill
 from stockpot.generate.release import TextStream
 from stockpot.generate.request import (
@@ -41,9 +44,18 @@ class Engine:
     Args:
         bundle: the model and its text side.
         slots: most completions under way at once; further ones wait.
+        prefix_mib: memory for beginnings that were read before, so that a shared one is computed once; 0: none.
+        clock: seconds, for ``timeout_s``.
     """
 
-    def __init__(self, bundle: Bundle, *, slots: int = 8) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        slots: int = 8,
+        prefix_mib: int = 128,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if slots < 1:
             raise ValueError(f"an engine needs at least one slot, not {slots}")
         self.bundle = bundle
@@ -51,7 +63,10 @@ class Engine:
         self._model = bundle.model
         self._vocab = self._model.config.vocab_size
         self._stop_ids = bundle.stop_ids
-        self._scheduler = Scheduler(bundle, slots)
+        self._clock = clock
+        self._prefixes = Prefixes(self._model, prefix_mib << 20)
+        self._scheduler = Scheduler(bundle, slots, self._prefixes, clock)
+        self._constraints: Constraints | None = None
         self._early: list[Chunk] = []
         self._numbers = 0
 
@@ -120,7 +135,7 @@ class Engine:
             GenerationError: if a completion is empty, a pair exceeds the context, or the model is an encoder.
         """
         with reading_only(self._model):
-            return score_pairs(self.bundle, pairs)
+            return score_pairs(self.bundle, pairs, self._prefixes)
 
     def embed(self, texts: Sequence[str], pool: Pooling | None = None) -> Tensor:
         """Turn texts into vectors ``(batch, dim)``, float32 on the CPU.
@@ -172,6 +187,8 @@ class Engine:
             limit=min(request.sampling.max_tokens, self._room(ids)),
             stop_ids=self._stop_ids,
             decode=self._decode_ids,
+            constraint=self._constrained(request.sampling),
+            now=self._clock(),
         )
         self._scheduler.add(live)
         return live.number
@@ -228,7 +245,7 @@ class Engine:
                         continue
                     held.append(chunk)
                     if chunk.text or chunk.finish_reason is not None:
-                        joined, held = _merged(held), []
+                        joined, held = merged(held), []
                         self._early, others = others + self._early, []
                         yield joined
                     if chunk.finish_reason is not None:
@@ -250,6 +267,13 @@ class Engine:
                 Completion(pieces, found.ids, "stop" if ended else "length", len(ids), beam_score=found.score)
             )
         return completions
+
+    def _constrained(self, sampling: Sampling) -> Constraint | None:
+        if sampling.json_schema is None:
+            return None
+        if self._constraints is None:
+            self._constraints = Constraints(self.bundle)
+        return self._constraints.follow(sampling.json_schema)
 
     @property
     def _is_seq2seq(self) -> bool:
@@ -282,23 +306,9 @@ class Engine:
         return self.bundle.tokenizer.decode(ids, skip_special=True)
 
 
-def _merged(chunks: Sequence[Chunk]) -> Chunk:
-    """Join the chunks of one request into one."""
-    if len(chunks) == 1:
-        return chunks[0]
-    return Chunk(
-        chunks[0].request,
-        "".join(chunk.text for chunk in chunks),
-        tuple(id for chunk in chunks for id in chunk.ids),
-        chunks[-1].finish_reason,
-        tuple(value for chunk in chunks for value in chunk.log_probs),
-        tuple(pairs for chunk in chunks for pairs in chunk.alternatives),
-    )
-
-
 def _joined(chunks: Sequence[Chunk], prompt_tokens: int) -> Completion:
     """Make a completion of all chunks of a request."""
-    whole = _merged(chunks)
+    whole = merged(chunks)
     assert whole.finish_reason is not None  # only finished requests are joined
     return Completion(
         whole.text, whole.ids, whole.finish_reason, prompt_tokens, whole.log_probs, whole.alternatives

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from stockpot.generate.constrain import Constraint
+from stockpot.generate.lookup import Lookup
 from stockpot.generate.release import TextStream
 from stockpot.generate.request import Chunk, FinishReason, Request, Sampling, TokenAlternatives
 from stockpot.generate.sampling import penalise_counts, penalise_repetition
 
-__all__ = ["Live", "seed_of"]
+__all__ = ["Live", "merged", "seed_of"]
 
 MIXER = 0x9E37_79B9_7F4A_7C15  # odd and irregular: neighbouring indices get seeds that share no pattern
 
@@ -35,6 +37,9 @@ class Live:
         prompt: the prompt's ids.
         limit: most ids it may write: max_tokens, or what the context leaves.
         stop_ids: ids that end it.
+        constraint: what its JSON schema allows, if it has one.
+        deadline: when it is cut, on the engine's clock.
+        lookup: guesses its next tokens, if it asked for that.
     """
 
     number: int
@@ -44,6 +49,9 @@ class Live:
     stop_ids: frozenset[int]
     text: TextStream
     generator: torch.Generator
+    constraint: Constraint | None = None
+    deadline: float | None = None
+    lookup: Lookup | None = None
     ids: list[int] = field(default_factory=list)
     _seen: Tensor | None = None
     _counts: Tensor | None = None
@@ -58,13 +66,18 @@ class Live:
         limit: int,
         stop_ids: frozenset[int],
         decode: Callable[[Sequence[int]], str],
+        constraint: Constraint | None = None,
+        now: float = 0.0,
     ) -> Live:
         """Set up a request that has written nothing yet, with its own random numbers."""
         generator = torch.Generator()
         seed = seed_of(request.sampling, request.index)
         generator.seed() if seed is None else generator.manual_seed(seed)
-        text = TextStream(decode, request.sampling.stop)
-        return cls(number, request, prompt, limit, stop_ids, text, generator)
+        s = request.sampling
+        text = TextStream(decode, s.stop)
+        deadline = None if s.timeout_s is None else now + s.timeout_s
+        lookup = None if s.lookup is None else Lookup(prompt, s.lookup)
+        return cls(number, request, prompt, limit, stop_ids, text, generator, constraint, deadline, lookup)
 
     @property
     def sampling(self) -> Sampling:
@@ -78,6 +91,7 @@ class Live:
         return bool(
             s.logit_bias
             or self.request.allowed
+            or self.constraint
             or len(self.ids) < s.min_tokens
             or s.repetition_penalty is not None
             or s.presence_penalty
@@ -91,8 +105,9 @@ class Live:
             ids = torch.tensor(list(s.logit_bias), device=device)
             logits[0, ids] += torch.tensor(list(s.logit_bias.values()), device=device, dtype=logits.dtype)
         enders = torch.tensor(sorted(self.stop_ids), device=device, dtype=torch.int64)
-        if self.request.allowed is not None:
-            allowed = self.request.allowed(self.ids).to(device)
+        allowed = self._allowed()
+        if allowed is not None:
+            allowed = allowed.to(device)
             if not bool(allowed.any()):  # nothing may follow: the answer is complete
                 allowed = allowed.index_fill(0, enders, True)
             logits.masked_fill_(~allowed, float("-inf"))
@@ -105,6 +120,21 @@ class Live:
             presence = torch.full((1, 1), s.presence_penalty or 0.0, device=device)
             frequency = torch.full((1, 1), s.frequency_penalty or 0.0, device=device)
             logits.copy_(penalise_counts(logits, self._written_counts(logits), presence, frequency))
+
+    def _allowed(self) -> Tensor | None:
+        """Say which ids may follow ``(vocab,)``; None: all."""
+        given = None if self.request.allowed is None else self.request.allowed(self.ids)
+        if self.constraint is None:
+            return given
+        return self.constraint.allowed() if given is None else given & self.constraint.allowed()
+
+    def guess(self) -> list[int]:
+        """Guess the ids behind the next one to be run; no more than may still be written."""
+        return [] if self.lookup is None else self.lookup.guess(self.limit - len(self.ids) - 1)
+
+    def end(self, reason: FinishReason) -> Chunk:
+        """Cut it short; return what was held back."""
+        return Chunk(self.number, self.text.finish(), (), reason)
 
     def accept(
         self, id: int, log_prob: float | None = None, alternatives: TokenAlternatives | None = None
@@ -128,6 +158,10 @@ class Live:
         piece = self.text.push(id)
         if self.text.is_stopped:
             return piece, "stop"
+        if self.constraint is not None:
+            self.constraint.push(id)
+            if self.constraint.is_complete:
+                return piece + self.text.finish(), "stop"
         if len(self.ids) < self.limit:
             return piece, None
         piece += self.text.finish()
@@ -148,7 +182,23 @@ class Live:
         return self._counts
 
     def _remember(self, id: int) -> None:
+        if self.lookup is not None:
+            self.lookup.push(id)
         if self._seen is not None:
             self._seen[0, id] = True
         if self._counts is not None:
             self._counts[0, id] += 1
+
+
+def merged(chunks: Sequence[Chunk]) -> Chunk:
+    """Join the chunks of one request into one."""
+    if len(chunks) == 1:
+        return chunks[0]
+    return Chunk(
+        chunks[0].request,
+        "".join(chunk.text for chunk in chunks),
+        tuple(id for chunk in chunks for id in chunk.ids),
+        chunks[-1].finish_reason,
+        tuple(value for chunk in chunks for value in chunk.log_probs),
+        tuple(pairs for chunk in chunks for pairs in chunk.alternatives),
+    )

@@ -33,7 +33,7 @@ __all__ = [
     "TokenAlternatives",
 ]
 
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout"]
 Prompt: TypeAlias = "str | Sequence[Message] | Sequence[int]"
 TokenAlternatives: TypeAlias = tuple[tuple[int, float], ...]
 
@@ -90,6 +90,18 @@ class Sampling(Settings):
     logprobs: int | None = Field(
         None, ge=0, le=20, description="report log-probabilities, with this many alternatives"
     )
+    json_schema: dict[str, Any] | None = Field(
+        None, description="the answer is JSON that follows this schema; needs the extra stockpot[constrain]"
+    )
+    lookup: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="guess up to this many tokens a step from earlier text and check them together; same answer",
+    )
+    timeout_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="seconds from submission after which an answer is cut"
+    )
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -112,6 +124,11 @@ class Sampling(Settings):
                 raise ValueError(f"beam search draws nothing; take out {', '.join(drawing)} or beams")
             if self.logprobs is not None:
                 raise ValueError("beam search reports no alternatives; take out logprobs or beams")
+            single = [
+                name for name in ("json_schema", "lookup", "timeout_s") if getattr(self, name) is not None
+            ]
+            if single:
+                raise ValueError(f"beam search does not know {', '.join(single)}; take it out, or beams")
             if self.n > self.beams:
                 raise ValueError(f"{self.beams} beams cannot give n = {self.n} completions")
         return self
@@ -180,8 +197,8 @@ class Completion:
     Attributes:
         text: what was written, without what ended it.
         ids: every id the model wrote, the one that ended the answer included.
-        finish_reason: ``"stop"``: the model or a stop text ended it; ``"length"``: max_tokens or the context
-            was reached.
+        finish_reason: ``"stop"``: the model, a stop text or the end of the JSON ended it; ``"length"``: max_tokens
+            or the context was reached; ``"timeout"``: ``timeout_s`` had passed.
         prompt_tokens: ids of the prompt.
         log_probs: the model's log-probability of each id; empty unless ``logprobs`` was set.
         alternatives: for each id the likeliest (id, log-probability) pairs; empty unless ``logprobs`` was

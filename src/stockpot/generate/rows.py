@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stockpot.generate.prefixes import Held
 from stockpot.model.cache import KVCache
 from stockpot.model.transformer import Transformer
 
@@ -77,10 +78,29 @@ class Rows:
         for row, tokens in enumerate(gained, start):
             self.lengths[row] += tokens
 
-    def copy(self, source: int, target: int) -> None:
-        """Let row ``target`` hold what row ``source`` holds."""
+    def set_length(self, row: int, tokens: int) -> None:
+        """Let a row hold so many tokens: fewer than it did, or as many as were put there."""
         assert self._cache is not None
-        length = self.lengths[source]
+        self._cache.lengths[row] = tokens
+        self.lengths[row] = tokens
+
+    def fill(self, row: int, held: Held, tokens: int) -> None:
+        """Begin an empty row with the first ``tokens`` tokens of what was held."""
+        assert self._cache is not None
+        held.put(self._cache, slice(row, row + 1), tokens)
+        self.set_length(row, tokens)
+        self._view = None
+
+    @property
+    def cache(self) -> KVCache:
+        """The cache whose first rows the live rows are."""
+        assert self._cache is not None
+        return self._cache
+
+    def copy(self, source: int, target: int, tokens: int | None = None) -> None:
+        """Let row ``target`` hold what row ``source`` holds, or its first ``tokens`` tokens."""
+        assert self._cache is not None
+        length = self.lengths[source] if tokens is None else tokens
         for store in (*self._cache.keys, *self._cache.values):
             store[target, :, :length] = store[source, :, :length]
         self._cache.lengths[target] = length

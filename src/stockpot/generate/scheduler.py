@@ -7,8 +7,9 @@ completion ends in ``live``.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,14 +17,20 @@ from torch import Tensor
 
 from stockpot.bundle import Bundle
 from stockpot.generate.inputs import pad, seen_both_ways
-from stockpot.generate.live import Live
+from stockpot.generate.live import Live, merged
+from stockpot.generate.prefixes import LEAST, Held, Prefixes, shared_length
 from stockpot.generate.request import Chunk, TokenAlternatives
 from stockpot.generate.rows import Rows
 from stockpot.generate.sampling import Filters, sample
 
 __all__ = ["Scheduler"]
 
-READ_TOKENS = 2048  # prompt tokens read in one step, so that a long prompt does not hold up the others
+READ_TOKENS = 2048  # prompt tokens read in one step
+BESIDE_TOKENS = 256  # the same while others are being written to, so that a long prompt does not hold them up
+AHEAD_TOKENS = 32  # guessed tokens checked in one step, of all requests together
+WORTH_WAITING = (
+    32  # shared tokens for which a request is read one step later, behind the one it shares them with
+)
 
 
 @dataclass
@@ -33,12 +40,12 @@ class _Reading:
     Attributes:
         members: one request for each different prompt; they own the rows behind the writing ones.
         twins: requests with the same prompt as a member, and which member; they get a copy of its row.
-        done: tokens of the prompt read so far; above 0 only for a long prompt, which is read alone.
+        done: tokens of each member's prompt that its row holds already.
     """
 
     members: list[Live]
     twins: list[tuple[Live, int]] = field(default_factory=list)
-    done: int = 0
+    done: list[int] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -51,10 +58,13 @@ class Scheduler:
     Args:
         bundle: the model and its text side.
         slots: most requests under way at once.
+        prefixes: beginnings that were read before.
+        clock: seconds, for deadlines.
     """
 
-    def __init__(self, bundle: Bundle, slots: int) -> None:
+    def __init__(self, bundle: Bundle, slots: int, prefixes: Prefixes, clock: Callable[[], float]) -> None:
         self.slots = slots
+        self._prefixes, self._clock = prefixes, clock
         self._model, self._bundle = bundle.model, bundle
         self._is_seq2seq = bundle.model.config.shape == "encoder_decoder"
         self._rows = Rows(bundle.model, bundle.context)
@@ -76,7 +86,9 @@ class Scheduler:
 
     def step(self) -> list[Chunk]:
         """Write one token for every request under way, and read prompts that wait."""
-        chunks = self._write() if self._writing else []
+        chunks = self._expire()
+        if self._writing:
+            chunks += self._write()
         if self._reading is None and self._waiting and len(self._writing) < self.slots:
             self._admit()
         if self._reading is not None:
@@ -97,12 +109,30 @@ class Scheduler:
                 self._free(row)
                 break
 
+    def _expire(self) -> list[Chunk]:
+        """End every request whose time is up."""
+        reading = self._reading
+        under_way = [*self._waiting, *self._writing]
+        if reading is not None:
+            under_way += [*reading.members, *(live for live, _ in reading.twins)]
+        if all(live.deadline is None for live in under_way):
+            return []
+        now = self._clock()
+        late = [live for live in under_way if live.deadline is not None and live.deadline <= now]
+        for live in late:
+            self.cancel(live.number)
+        return [live.end("timeout") for live in late]
+
     # --- reading prompts ---
 
     def _admit(self) -> None:
-        """Take requests from the queue, in order, as long as there are slots and the batch stays small."""
+        """Take requests from the queue, in order, as long as there are slots and the batch stays small.
+
+        A request that begins as one of the batch does waits a step, and then takes over what that one read.
+        """
         reading = _Reading([])
-        longest = 0
+        found: list[tuple[Held | int | None, int]] = []
+        longest, budget = 0, self._budget
         places: dict[tuple[int, ...], int] = {}
         while self._waiting and len(self._writing) + reading.count < self.slots:
             live = self._waiting[0]
@@ -110,16 +140,44 @@ class Scheduler:
             if key in places:
                 reading.twins.append((self._waiting.popleft(), places[key]))
                 continue
-            longest = max(longest, len(key))
-            if reading.members and longest * (len(reading.members) + 1) > READ_TOKENS:
+            known = self._known(live.prompt)
+            shared = max((shared_length(live.prompt, one.prompt) for one in reading.members), default=0)
+            if self._prefixes.is_on and shared >= known[1] + WORTH_WAITING:
+                break
+            longest = max(longest, len(key) - known[1])
+            if reading.members and longest * (len(reading.members) + 1) > budget:
                 break
             places[key] = len(reading.members)
+            found.append(known)
             reading.members.append(self._waiting.popleft())
         most = max(
             len(live.prompt) + live.limit for live in reading.members + [live for live, _ in reading.twins]
         )
+        start = self._rows.count
         self._rows.add(len(reading.members), most)
+        for row, (source, tokens) in enumerate(found, start):
+            if isinstance(source, Held):
+                self._rows.fill(row, source, tokens)
+            elif source is not None:
+                self._rows.copy(source, row, tokens)
+        reading.done = [tokens for _, tokens in found]
         self._reading = reading
+
+    @property
+    def _budget(self) -> int:
+        """Prompt tokens to read in this step."""
+        return BESIDE_TOKENS if self._writing else READ_TOKENS
+
+    def _known(self, prompt: list[int]) -> tuple[Held | int | None, int]:
+        """Find who holds the longest beginning of a prompt: a row being written to, or the store; and how long it is."""
+        if not self._prefixes.is_on:
+            return None, 0
+        best: tuple[Held | int | None, int] = self._prefixes.find(prompt)
+        for row, live in enumerate(self._writing):
+            length = shared_length(live.prompt, prompt[:-1])
+            if length > max(best[1], LEAST - 1):
+                best = row, length
+        return best
 
     def _read(self) -> list[Chunk]:
         """Read the next piece of the prompts; once they are read, write each request's first token."""
@@ -144,17 +202,23 @@ class Scheduler:
         )
 
     def _read_piece(self, reading: _Reading) -> Tensor | None:
-        """Read up to ``READ_TOKENS`` of each prompt; return the logits ``(members, vocab)`` at their ends."""
+        """Read on in each prompt; return the logits ``(members, vocab)`` at their ends, or None before them.
+
+        Several prompts are read to their ends at once; one alone may take several steps.
+        """
         start, device = len(self._writing), self._model.device
-        pieces = [live.prompt[reading.done : reading.done + READ_TOKENS] for live in reading.members]
+        in_parts = len(reading.members) == 1 and self._model.config.main.attends == "causal"
+        most = self._budget if in_parts else sys.maxsize
+        parts = zip(reading.members, reading.done, strict=True)
+        pieces = [live.prompt[done : done + most] for live, done in parts]
         ids, real = pad(pieces, device)
         lengths = [len(piece) for piece in pieces]
         view = self._rows.view(start, start + len(pieces))
         both = seen_both_ways(self._bundle, ids)
         out = self._model(ids, attention_mask=real, segments=both, cache=view, last=0)
         self._rows.grew(start, lengths)
-        reading.done += READ_TOKENS
-        if len(pieces) == 1 and reading.done < len(reading.members[0].prompt):
+        reading.done = [done + length for done, length in zip(reading.done, lengths, strict=True)]
+        if reading.done[0] < len(reading.members[0].prompt):
             return None
         ends = torch.tensor(lengths, device=device) - 1
         return self._model.logits(out.hidden[torch.arange(len(pieces), device=device), ends])
@@ -179,6 +243,9 @@ class Scheduler:
     def _write(self) -> list[Chunk]:
         """Write one token for every request under way, in one call of the model."""
         writing = self._writing
+        guesses = [live.guess() for live in writing]
+        if any(guesses):
+            return self._write_ahead(_share(guesses, AHEAD_TOKENS))
         if self._next is None:
             self._next = torch.tensor([[live.ids[-1]] for live in writing], device=self._model.device)
         if self._filters is None:
@@ -187,6 +254,39 @@ class Scheduler:
         logits = self._model(self._next, cache=view, last=1).logits[:, -1]
         self._rows.grew(0, [1] * len(writing))
         return self._choose(logits, writing, 0, self._filters)
+
+    def _write_ahead(self, guesses: list[list[int]]) -> list[Chunk]:
+        """Run every request's next token and its guesses; keep the tokens that the model would have written too."""
+        writing = self._writing
+        rows = [[live.ids[-1], *guess] for live, guess in zip(writing, guesses, strict=True)]
+        ids, real = pad(rows, self._model.device)
+        before = list(self._rows.lengths[: len(writing)])
+        view = self._rows.view(0, len(writing))
+        logits = self._model(ids, attention_mask=real, cache=view).logits
+        self._rows.grew(0, [len(row) for row in rows])
+        chunks: list[Chunk] = []
+        for row, (live, guess) in enumerate(zip(writing, guesses, strict=True)):
+            pieces: list[Chunk] = []
+            for at, guessed in enumerate([*guess, None]):
+                pieces.append(self._choose_one(logits[row, at : at + 1], live))
+                if pieces[-1].finish_reason is not None or pieces[-1].ids[0] != guessed:
+                    break
+            if live.lookup is not None and guess:
+                live.lookup.learn(len(guess), len(pieces) - 1)
+            self._rows.set_length(row, before[row] + len(pieces))
+            chunks.append(merged(pieces))
+        self._next = None
+        self._drop_ended(chunks, 0)
+        return chunks
+
+    def _choose_one(self, logits: Tensor, live: Live) -> Chunk:
+        """Choose the next id of one request by logits ``(1, vocab)``."""
+        logits = logits.float()
+        reported = self._report(logits, [live])
+        if live.is_adjusted:
+            live.adjust(logits)
+        id = int(sample(logits, Filters.of([live.sampling], logits.device), [live.generator]))
+        return live.accept(id) if reported is None else live.accept(id, *reported.of(0, id))
 
     def _choose(self, logits: Tensor, live: Sequence[Live], start: int, filters: Filters) -> list[Chunk]:
         """Choose the next id of some requests, from row ``start`` on; take finished ones out."""
@@ -206,10 +306,14 @@ class Scheduler:
             ]
         if start == 0:
             self._next = drawn.unsqueeze(1)
+        self._drop_ended(chunks, start)
+        return chunks
+
+    def _drop_ended(self, chunks: Sequence[Chunk], start: int) -> None:
+        """Take out the requests that ended, of those from row ``start`` on."""
         for row in range(len(chunks) - 1, -1, -1):
             if chunks[row].finish_reason is not None:
                 self._free(start + row)
-        return chunks
 
     def _report(self, logits: Tensor, live: Sequence[Live]) -> _Report | None:
         wanted = [one.sampling.logprobs for one in live]
@@ -218,16 +322,21 @@ class Scheduler:
         return _Report(logits.log_softmax(-1), wanted)
 
     def _free(self, row: int) -> None:
-        """Take a writing request out; the last one takes its row, and a reading one the row behind it."""
-        last = len(self._writing) - 1
+        """Take a writing request out; the last one takes its row, and a reading one the row behind it.
+
+        What its row holds is kept for requests that begin the same.
+        """
+        live, last = self._writing[row], len(self._writing) - 1
+        self._prefixes.keep((live.prompt + live.ids)[: self._rows.lengths[row]], self._rows.cache, row)
         if row != last:
             self._rows.copy(last, row)
             self._writing[row] = self._writing[last]
         self._writing.pop()
         if self._reading is not None and self._reading.members:
             self._rows.copy(self._rows.count - 1, last)
-            members = self._reading.members
+            members, done = self._reading.members, self._reading.done
             members.insert(0, members.pop())
+            done.insert(0, done.pop())
             turned = {place: (place + 1) % len(members) for place in range(len(members))}
             self._reading.twins = [(live, turned[place]) for live, place in self._reading.twins]
         self._rows.drop_last()
@@ -246,14 +355,22 @@ class Scheduler:
         if place != last:
             self._rows.copy(len(self._writing) + last, len(self._writing) + place)
             members[place] = members[last]
+            self._reading.done[place] = self._reading.done[last]
             self._reading.twins = [(live, place if of == last else of) for live, of in twins]
         members.pop()
+        self._reading.done.pop()
         self._rows.drop_last()
         if not members:
             self._reading = None
 
     def _changed(self) -> None:
         self._filters, self._next = None, None
+
+
+def _share(guesses: list[list[int]], most: int) -> list[list[int]]:
+    """Shorten guesses so that all of them together are not more than ``most`` tokens."""
+    count = sum(1 for guess in guesses if guess)
+    return [guess[: max(1, most // count)] for guess in guesses]
 
 
 class _Report:

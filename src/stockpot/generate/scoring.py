@@ -17,6 +17,7 @@ from torch import Tensor
 from stockpot.bundle import Bundle, Embedding
 from stockpot.errors import GenerationError
 from stockpot.generate.inputs import batches_by_length, completion_ids, pad, prompt_ids, seen_both_ways
+from stockpot.generate.prefixes import LEAST, Held, Prefixes, shared_beginning
 from stockpot.generate.request import Fill, Prompt, Score
 from stockpot.model.cache import KVCache
 from stockpot.model.heads import last_real, mean_real
@@ -32,13 +33,17 @@ Encoded = tuple[tuple[int, ...], tuple[int, ...]]  # prompt and completion
 Judged = tuple[float, bool]  # log-probability, and whether it is what greedy decoding writes
 
 
-def score_pairs(bundle: Bundle, pairs: Sequence[tuple[Prompt, str | Sequence[int]]]) -> list[Score]:
+def score_pairs(
+    bundle: Bundle, pairs: Sequence[tuple[Prompt, str | Sequence[int]]], prefixes: Prefixes
+) -> list[Score]:
     """Score completions of prompts; see :meth:`stockpot.Engine.score`."""
     encoded = [_encode_pair(bundle, prompt, completion) for prompt, completion in pairs]
     _refuse_long(bundle, encoded)
-    run = _run_seq2seq if bundle.model.config.encoder is not None else _run_decoder
+    different = list(dict.fromkeys(encoded))
     judged: dict[Encoded, Judged] = {}
-    for found in run(bundle, list(dict.fromkeys(encoded))):
+    is_seq2seq = bundle.model.config.encoder is not None
+    runs = _run_seq2seq(bundle, different) if is_seq2seq else _run_decoder(bundle, different, prefixes)
+    for found in runs:
         judged.update(found)
     return [
         Score(
@@ -85,7 +90,9 @@ def _byte_count(bundle: Bundle, completion: str | Sequence[int]) -> int:
     return sum(int(bundle.tokenizer.byte_lengths[id]) for id in completion)
 
 
-def _run_decoder(bundle: Bundle, pairs: Sequence[Encoded]) -> Iterator[dict[Encoded, Judged]]:
+def _run_decoder(
+    bundle: Bundle, pairs: Sequence[Encoded], prefixes: Prefixes
+) -> Iterator[dict[Encoded, Judged]]:
     """Read each prompt once, then all its completions behind copies of what was read."""
     sharing: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for prompt, completion in pairs:
@@ -98,43 +105,64 @@ def _run_decoder(bundle: Bundle, pairs: Sequence[Encoded]) -> Iterator[dict[Enco
     cost = 0
     for index in order:
         if batch and cost + costs[index] > BATCH_TOKENS:
-            yield _run_prompts(bundle, batch, sharing)
+            yield _run_prompts(bundle, batch, sharing, prefixes)
             batch, cost = [], 0
         batch.append(prompts[index])
         cost += costs[index]
     if batch:
-        yield _run_prompts(bundle, batch, sharing)
+        yield _run_prompts(bundle, batch, sharing, prefixes)
 
 
 def _run_prompts(
     bundle: Bundle,
     prompts: Sequence[tuple[int, ...]],
     sharing: dict[tuple[int, ...], list[tuple[int, ...]]],
+    prefixes: Prefixes,
 ) -> dict[Encoded, Judged]:
     """Score all completions of some prompts.
 
     The first token of a completion is judged by the prompt's last hidden state, so only the others have to be
-    run.
+    run. What all prompts begin with is read once, also for the calls after this one.
     """
     model = bundle.model
     rows = [(row, completion) for row, prompt in enumerate(prompts) for completion in sharing[prompt]]
     longest = max(len(completion) for _, completion in rows)
-    ids, real = pad(prompts, model.device)
+    held, known = _beginning(bundle, prompts, prefixes)
+    ids, real = pad([prompt[known:] for prompt in prompts], model.device)
     cache = None
-    if longest > 1:
-        cache = model.new_cache(len(prompts), ids.shape[1] + longest - 1)
+    if longest > 1 or held is not None:
+        cache = model.new_cache(len(prompts), known + ids.shape[1] + longest - 1)
+    if cache is not None and held is not None:
+        held.put(cache, slice(None), known)
+        cache.lengths += known
+        cache.extent = known
     both = seen_both_ways(bundle, ids)
     hidden = model(ids, attention_mask=real, segments=both, cache=cache, last=0).hidden
     ends = last_real(hidden, real)  # (prompts, dim)
     owners = torch.tensor([row for row, _ in rows], device=model.device)
     states = ends[owners].unsqueeze(1)  # (rows, 1, dim)
-    if cache is not None:
+    if cache is not None and longest > 1:
         begun, begun_real = pad([completion[:-1] or (0,) for _, completion in rows], model.device)
         branches = _branch(cache, owners)
         rest = model(begun, attention_mask=begun_real, cache=branches, last=0).hidden
         states = torch.cat((states, rest), dim=1)  # (rows, longest, dim)
     judged = _judge(bundle, states, [completion for _, completion in rows])
     return {(prompts[row], completion): one for (row, completion), one in zip(rows, judged, strict=True)}
+
+
+def _beginning(
+    bundle: Bundle, prompts: Sequence[tuple[int, ...]], prefixes: Prefixes
+) -> tuple[Held | None, int]:
+    """Return what all prompts begin with, read now if it is not held yet, and its length."""
+    common = min(shared_beginning(prompts), min(map(len, prompts)) - 1)
+    begin = prompts[0][: common + 1]
+    held, known = prefixes.find(begin)
+    if not prefixes.is_on or len(prompts) == 1 or common < LEAST or known == common:
+        return held, known
+    cache = bundle.model.new_cache(1, common)
+    bundle.model(torch.tensor([begin[:-1]], device=bundle.model.device), cache=cache, last=0)
+    prefixes.keep(begin[:-1], cache, 0)
+    return Held.of(begin[:-1], cache, 0), common
 
 
 def _branch(cache: KVCache, owners: Tensor) -> KVCache:
