@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stockpot.model import compiled
 from stockpot.model.cache import LayerCache
 from stockpot.model.config import StackConfig
 from stockpot.model.elementwise import turned_heads
@@ -214,6 +215,29 @@ class SelfAttention(_Attention):
             both = normalise(both, None, self.q_norm.eps) * gains
         return both if rotary is None else rotate(both, rotary)
 
+    def _compiled(self, flat: Tensor, view: View) -> Tensor | None:
+        """Do what lies between the two products in one call or two: in training, with the usual choices; else None."""
+        has_norm = self.qk_norm == "head"
+        if (
+            not trains_here(flat)
+            or self.softcap is not None
+            or self.qk_norm == "full"
+            or (has_norm and self.q_norm.weight.dtype != torch.float32)
+            or not compiled.can_place(flat, self.head_dim, view.rotary)
+        ):
+            return None
+        heads = (self.heads, self.kv_heads)
+        gains = (self.q_norm.weight, self.k_norm.weight) if has_norm else None
+        eps = self.q_norm.eps if has_norm else 0.0
+        dropout = self.dropout if self.training else 0.0
+        if not dropout and compiled.can_attend(flat, self.head_dim, view.rotary, view.mask):
+            return compiled.attend(
+                flat, heads, gains=gains, angles=view.rotary, mask=view.mask, causal=view.causal,
+                scale=self.scale, eps=eps,
+            )  # fmt: skip
+        placed = compiled.place(flat, heads, gains=gains, angles=view.rotary, scale=self.scale, eps=eps)
+        return attend(*placed, view, scale=1.0, dropout=dropout).transpose(1, 2).flatten(2)
+
     def forward(
         self,
         x: States,
@@ -230,7 +254,11 @@ class SelfAttention(_Attention):
             store: keeps keys and values, and gives back earlier ones.
             seen: a list that receives the attention weights.
         """
-        both, values = self.qkv(x).split((self.inner + self.kv_dim, self.kv_dim), dim=-1)
+        flat = self.qkv(x)
+        if store is None and seen is None and (mixed := self._compiled(flat, view)) is not None:
+            out: Tensor = self.out(mixed)
+            return out
+        both, values = flat.split((self.inner + self.kv_dim, self.kv_dim), dim=-1)
         both = self._placed(both, view.rotary)  # (batch, seq, heads + kv_heads, head_dim)
         queries, keys = torch.split(both.transpose(1, 2), [self.heads, self.kv_heads], dim=1)
         values = values.view(*values.shape[:2], self.kv_heads, self.head_dim).transpose(1, 2)

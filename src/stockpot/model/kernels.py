@@ -97,7 +97,8 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, *kept = ctx.saved_tensors
         grid: _Grid = ctx.grid
-        to_queries, split = grid.empty(queries)
+        to_queries = torch.empty_like(queries)
+        split = grid.split_heads(to_queries)
         to_keys = torch.zeros_like(keys)
         to_values = torch.zeros_like(values)
         for block, weights in zip(grid.blocks, kept, strict=True):

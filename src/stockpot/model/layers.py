@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stockpot.model import compiled
 from stockpot.model.attention import CrossAttention, SelfAttention, Trace, View
 from stockpot.model.cache import LayerCache
 from stockpot.model.config import StackConfig
@@ -62,8 +63,11 @@ class FeedForward(nn.Module):
     def forward(self, x: States) -> States:
         """Transform every position on its own."""
         wide = self.up(x)
-        if self.activation is F.silu and self.is_gated and trains_here(wide):
-            wide = swiglu(wide)
+        trains = trains_here(wide)
+        if trains and self.activation is F.silu and self.is_gated:
+            wide = compiled.swiglu(wide) if compiled.suits(wide) else swiglu(wide)
+        elif trains and self.activation is F.gelu and not self.is_gated and compiled.suits(wide):
+            wide = compiled.gelu(wide)
         elif self.is_gated:
             gate, value = wide.chunk(2, dim=-1)
             wide = self.activation(gate) * value

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stockpot.model import compiled
 from stockpot.model.config import StackConfig
 from stockpot.model.elementwise import rms_norm
 from stockpot.model.kernels import trains_here
@@ -29,6 +30,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: States) -> States:
         """Return ``x`` normalised over its last dimension."""
+        if trains_here(x) and compiled.suits(x, self.weight) and self.weight.dtype == torch.float32:
+            return compiled.norm(x, self.weight, None, self.eps, centred=False)
         return normalise(x, self.weight.to(x.dtype), self.eps)
 
 
@@ -53,6 +56,8 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: States) -> States:
         """Return ``x`` normalised over its last dimension."""
+        if trains_here(x) and compiled.suits(x, self.weight) and self.weight.dtype == torch.float32:
+            return compiled.norm(x, self.weight, self.bias, self.eps, centred=True)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 

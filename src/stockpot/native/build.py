@@ -21,13 +21,17 @@ from pathlib import Path
 from stockpot.durable import write_atomically
 from stockpot.home import home
 
-__all__ = ["compile_kernels", "library", "reason"]
+__all__ = ["compile_kernels", "library", "reason", "training_library"]
 
 FOLDER = Path(__file__).parent
-MAIN = "transformer.cpp"
+MAIN, TRAINING = "transformer.cpp", "training.cpp"
 COMPILERS = ("c++", "g++", "clang++")
-# Contraction is off, since it would round differently from one processor to the next.
-FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
+# Contraction is off in inference, since it would round differently from one processor to the next.
+OWN = {
+    MAIN: ("-ffp-contract=off", "-pthread"),
+    TRAINING: ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"),
+}
 NATIVE = {
     "x86_64": "-march=native",
     "AMD64": "-march=native",
@@ -39,43 +43,48 @@ TIME_LIMIT_S = 300
 
 def library() -> ctypes.CDLL | None:
     """Return the kernels, compiled if need be (some seconds, once); None where that is impossible."""
-    return _library()[0]
+    return _library(MAIN)[0]
+
+
+def training_library() -> ctypes.CDLL | None:
+    """Return training's kernels, as :func:`library` does; torch must have been imported, whose threads they share."""
+    return _library(TRAINING)[0]
 
 
 def reason() -> str:
     """Say why there are no kernels; empty where there are."""
-    return _library()[1]
+    return _library(MAIN)[1]
 
 
 @functools.cache
-def _library() -> tuple[ctypes.CDLL | None, str]:
+def _library(main: str) -> tuple[ctypes.CDLL | None, str]:
     if os.name != "posix":
         return None, "our kernels need a POSIX system"
     compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
         return None, "no C++ compiler was found (install g++ or clang++)"
     try:
-        return ctypes.CDLL(str(_compiled(compiler))), ""
+        return ctypes.CDLL(str(_compiled(compiler, main))), ""
     except (OSError, subprocess.SubprocessError) as error:
         return None, f"{compiler} could not make them ({_last_line(error)})"
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: str, main: str) -> Path:
     """Return the file of the kernels, made now if it is not there yet."""
     folder = _private_folder()
-    flags = (*FLAGS, NATIVE.get(platform.machine(), "-O3"))
-    path = folder / f"kernels-{_key(compiler, flags)}.so"
+    flags = (*FLAGS, *OWN[main], NATIVE.get(platform.machine(), "-O3"))
+    path = folder / f"{Path(main).stem}-{_key(compiler, flags)}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory() as room:
             made = Path(room) / "kernels.so"
-            compile_kernels(compiler, flags, made)
+            compile_kernels(compiler, flags, made, main)
             write_atomically(path, made.read_bytes())
     return path
 
 
-def compile_kernels(compiler: str, flags: tuple[str, ...], out: Path) -> None:
+def compile_kernels(compiler: str, flags: tuple[str, ...], out: Path, main: str = MAIN) -> None:
     """Compile the kernels into a shared library."""
-    command = [compiler, *flags, str(FOLDER / MAIN), "-o", str(out)]
+    command = [compiler, *flags, str(FOLDER / main), "-o", str(out)]
     subprocess.run(command, check=True, capture_output=True, timeout=TIME_LIMIT_S)
 
 

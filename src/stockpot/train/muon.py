@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stockpot.model import compiled
+
 __all__ = ["Matrix", "Muon", "coefficients", "orthogonalise"]
 
 MARGIN = 1.02  # bf16 may round a singular value above 1, where the polynomials grow fast
@@ -69,12 +71,19 @@ class Muon:
                 (Chen et al. 2025, arXiv:2510.12402).
         """
         for stack in self._stacks:
-            gradient = stack.gather()
-            stack.momentum.lerp_(gradient, 1 - self.momentum)
-            gradient.lerp_(stack.momentum, self.momentum)
-            update = orthogonalise(gradient, iterations=self.iterations, dtype=self.dtype)
-            update = update.mul_(lr * UPDATE_RMS * math.sqrt(max(stack.shape))).to(gradient.dtype)
-            stack.apply(update, lr * weight_decay, is_cautious)
+            size = lr * UPDATE_RMS * math.sqrt(max(stack.shape))
+            is_compiled = not is_cautious and stack.is_compiled()
+            if is_compiled:
+                unit = stack.compiled_unit(self.momentum, self.dtype)
+            else:
+                gradient = stack.gather()
+                stack.momentum.lerp_(gradient, 1 - self.momentum)
+                unit = _unit(gradient.lerp_(stack.momentum, self.momentum), self.dtype)
+            update = _orthogonal(unit, self.iterations)
+            if is_compiled:
+                compiled.apply(stack.weights(), update, keep=1 - lr * weight_decay, step=size)
+            else:
+                stack.apply(update.mul_(size).to(torch.float32), lr * weight_decay, is_cautious)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the momenta, one stack for each shape."""
@@ -103,10 +112,12 @@ class _Stack:
         self._places = [(matrices[index].parameter, start, stop) for index, start, stop in places]
         like = self._places[0][0]
         self.momentum = torch.zeros((len(places), *shape), dtype=torch.float32, device=like.device)
-        self._gradient = torch.empty_like(self.momentum)
+        self._gradient: Tensor | None = None
 
     def gather(self) -> Tensor:
         """Copy the gradients together; a parameter without one has a gradient of zero."""
+        if self._gradient is None:
+            self._gradient = torch.empty_like(self.momentum)
         for row, (parameter, start, stop) in zip(self._gradient, self._places, strict=True):
             if parameter.grad is None:
                 row.zero_()
@@ -114,9 +125,26 @@ class _Stack:
                 row.copy_(parameter.grad[start:stop])
         return self._gradient
 
+    def is_compiled(self) -> bool:
+        """Tell whether our kernels know these weights and gradients."""
+        parameters = [parameter for parameter, _, _ in self._places]
+        tensors = [*parameters, *(parameter.grad for parameter in parameters)]
+        return compiled.suits(*tensors) and all(x is None or x.dtype == torch.float32 for x in tensors)
+
+    def compiled_unit(self, momentum: float, dtype: torch.dtype) -> Tensor:
+        """Do what ``gather``, the momentum and :func:`_unit` do, in two passes over memory."""
+        gradients = [None if p.grad is None else p.grad[start:stop] for p, start, stop in self._places]
+        out = torch.empty(self.momentum.shape, dtype=dtype)
+        compiled.gather(gradients, self.momentum, out, keep=momentum, margin=MARGIN)
+        return out
+
+    def weights(self) -> list[Tensor]:
+        """Return the parts of the parameters, to be changed in place."""
+        return [parameter.data[start:stop] for parameter, start, stop in self._places]
+
     def apply(self, update: Tensor, decay: float, is_cautious: bool) -> None:
         """Subtract the update and let the weights decay."""
-        weights = [parameter.data[start:stop] for parameter, start, stop in self._places]
+        weights = self.weights()
         if decay and is_cautious:
             for weight, change in zip(weights, update, strict=True):
                 change.addcmul_(weight, (weight * change > 0).to(weight.dtype), value=decay)
@@ -133,8 +161,17 @@ def orthogonalise(matrices: Tensor, *, iterations: int, dtype: torch.dtype = tor
     A matrix of zeros stays zero. The smallest singular values, relative to the Frobenius norm, are raised but do not
     reach 1; see :func:`coefficients`.
     """
-    size = matrices.norm(dim=(1, 2), keepdim=True).mul_(MARGIN).clamp_(min=1e-20)
-    x: Tensor = (matrices / size).to(dtype)
+    return _orthogonal(_unit(matrices, dtype), iterations)
+
+
+def _unit(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Divide by the Frobenius norm, and a little more."""
+    size: Tensor = matrices.norm(dim=(1, 2), keepdim=True).mul_(MARGIN).clamp_(min=1e-20)
+    unit: Tensor = (matrices / size).to(dtype)
+    return unit
+
+
+def _orthogonal(x: Tensor, iterations: int) -> Tensor:
     is_tall = x.shape[1] > x.shape[2]
     for a, b, c in coefficients(iterations):
         gram = torch.bmm(x.mT, x) if is_tall else torch.bmm(x, x.mT)
