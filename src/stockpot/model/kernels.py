@@ -77,16 +77,16 @@ class _BlockAttention(torch.autograd.Function):
         causal: bool,
         scale: float,
     ) -> Tensor:
-        grid = _Grid(queries, keys, causal)
+        grid = _Grid(queries, keys, causal, mask)
         keys, values = grid.keys(keys), grid.keys(values)
         hidden = None if mask is None else (mask.to(queries.dtype) - 1).mul_(torch.finfo(queries.dtype).max)
         mixed, split = grid.empty(queries)
         kept = []
         for block in grid.blocks:
-            scores = torch.bmm(grid.rows(queries, block, scale), keys[:, : block.seen].mT)
+            scores = torch.bmm(grid.rows(queries, block, scale), keys[:, block.seen].mT)
             grid.hide(scores, hidden, block)
             weights = torch.softmax(scores, -1)
-            split[:, :, :, block.at].copy_(grid.split(torch.bmm(weights, values[:, : block.seen])))
+            split[:, :, :, block.at].copy_(grid.split(torch.bmm(weights, values[:, block.seen])))
             kept.append(weights)
         ctx.save_for_backward(queries, keys, values, *kept)
         ctx.grid, ctx.scale = grid, scale
@@ -103,36 +103,35 @@ class _BlockAttention(torch.autograd.Function):
         to_values = torch.zeros_like(values)
         for block, weights in zip(grid.blocks, kept, strict=True):
             part = grid.rows(slope, block)
-            to_values[:, : block.seen] += torch.bmm(weights.mT, part)
-            to_weights = torch.bmm(part, values[:, : block.seen].mT)
+            to_values[:, block.seen] += torch.bmm(weights.mT, part)
+            to_weights = torch.bmm(part, values[:, block.seen].mT)
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-            change = grid.split(torch.bmm(to_scores, keys[:, : block.seen]))
+            change = grid.split(torch.bmm(to_scores, keys[:, block.seen]))
             torch.mul(change, ctx.scale, out=split[:, :, :, block.at])
-            to_keys[:, : block.seen] += torch.bmm(to_scores.mT, grid.rows(queries, block, ctx.scale))
+            to_keys[:, block.seen] += torch.bmm(to_scores.mT, grid.rows(queries, block, ctx.scale))
         return to_queries, grid.unfold(to_keys), grid.unfold(to_values), None, None, None
 
 
 class _Block:
-    """Some queries, and how many keys they can see."""
+    """Some queries, and which keys they can see."""
 
-    def __init__(self, start: int, stop: int, seen: int) -> None:
-        self.at = slice(start, stop)
-        self.start, self.stop, self.seen = start, stop, seen
+    def __init__(self, start: int, stop: int, seen: slice) -> None:
+        self.at, self.seen = slice(start, stop), seen
 
 
 class _Grid:
     """The sizes of one call and the ways its tensors are folded."""
 
-    def __init__(self, queries: Tensor, keys: Tensor, causal: bool) -> None:
+    def __init__(self, queries: Tensor, keys: Tensor, causal: bool, mask: Tensor | None) -> None:
         self.batch, self.heads, self.seq, self.head_dim = queries.shape
         self.kv_heads, length = keys.shape[1:3]
         self.group, self.causal = self.heads // self.kv_heads, causal
         stops = (
             [min(start + BLOCK, self.seq) for start in range(0, self.seq, BLOCK)] if causal else [self.seq]
         )
-        starts = [0, *stops[:-1]]
         self.blocks = [
-            _Block(start, stop, stop if causal else length) for start, stop in zip(starts, stops, strict=True)
+            _Block(start, stop, slice(_first_seen(mask, start, stop), stop) if causal else slice(0, length))
+            for start, stop in zip([0, *stops[:-1]], stops, strict=True)
         ]
 
     def rows(self, heads: Tensor, block: _Block, scale: float = 1.0) -> Tensor:
@@ -169,12 +168,21 @@ class _Grid:
 
     def hide(self, scores: Tensor, hidden: Tensor | None, block: _Block) -> None:
         """Make scores of what is not seen so low that their weight is 0; in place."""
+        width = scores.shape[-1]
         if hidden is not None:
-            by_head = scores.view(self.batch, self.heads, -1, block.seen)
-            by_head += hidden[:, :, block.at, : block.seen]
+            by_head = scores.view(self.batch, self.heads, -1, width)
+            by_head += hidden[:, :, block.at, block.seen]
         elif self.causal:
-            corner = scores.view(scores.shape[0] * self.group, -1, block.seen)[:, :, block.start :]
-            corner += _later(corner.shape[-1], scores.dtype)
+            own = block.at.stop - block.at.start
+            corner = scores.view(scores.shape[0] * self.group, -1, width)[:, :, width - own :]
+            corner += _later(own, scores.dtype)
+
+
+def _first_seen(mask: Tensor | None, start: int, stop: int) -> int:
+    """Give the first key that any of some queries sees: packed documents do not look at earlier ones."""
+    if mask is None or mask.shape[2] == 1:
+        return 0
+    return int(mask[:, 0, start:stop, :stop].any(1).any(0).to(torch.uint8).argmax())
 
 
 @functools.lru_cache(maxsize=8)
