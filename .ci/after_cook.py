@@ -1,4 +1,4 @@
-"""Check what a cook left behind: the report exists, stands alone, and the stages are done."""
+"""Check what a cook left behind: the report exists, stands alone, the stages are done, and the roads were judged."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from pathlib import Path
 folder = Path(sys.argv[1])
 report = (folder / "report.html").read_text(encoding="utf-8")
 assert "<html" in report and "default-src 'none'" in report, "report.html is not a page that stands alone"
-for stage in ("pretrain", "sft"):
+for stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
     manifest = json.loads((folder / stage / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["status"] == "done", (stage, manifest["status"])
 figures = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-assert figures["stages"], "report.json lists no stages"
+names = [stage["name"] for stage in figures["stages"]]
+assert names == ["tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "contest", "evaluate"], names
+rows = figures["alignment"]["rows"]
+assert {row["judge"] for row in rows} == {"gold", "reward model"}, "the roads were not judged by both"
+for row in rows:
+    for figure in (row["rating"], row["wins"]):
+        assert figure is None or figure["low"] <= figure["value"] <= figure["high"], row
+    assert row["rating"]["n"] > 0, row
+assert {row["model"] for row in figures["alignment"]["tax"]} == {"after DPO", "after PPO"}
+assert report.count("<svg") == 5, "curves of both trainings, scores, the two roads, and PPO's course"
 print(f"cook left {len(figures['stages'])} stages and a report of {len(report) // 1024} kB")
+for row in rows:
+    won = "" if row["wins"] is None else f", wins {row['wins']['value']:.0%}"
+    print(f"  {row['model']}, judge {row['judge']}: {row['rating']['value']:.2f}{won}")

@@ -32,9 +32,20 @@ def ask(*words: str):
 
 
 def test_the_verbs_are_those_of_the_grammar():
-    made = {"train-tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "tune-prompt", "cook"}
+    made = {
+        "train-tokenizer",
+        "pretrain",
+        "sft",
+        "reward",
+        "dpo",
+        "ppo",
+        "grpo",
+        "tune-prompt",
+        "ai-feedback",
+    }
+    made |= {"cook"}
     used = {"generate", "fill", "embed", "chat"}
-    judged = {"eval", "compare-tokenizers", "prompts"}
+    judged = {"eval", "contest", "compare-tokenizers", "prompts"}
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
     assert set(VERBS) == made | used | judged | managed
 

@@ -159,3 +159,18 @@ def test_the_policy_moves_away_from_the_reference(config, tmp_path):
     run = dpo(config, out=tmp_path / "run")
     assert run.last("val/kl") > 0
     assert torch.isfinite(torch.tensor(run.last("val/kl")))
+
+
+def test_drawn_answers_are_rated_by_a_judge_that_teaches_nothing(config, tmp_path):
+    watched = {"gold": "village:0:40", "drift_data": ("village:prompts/val:0:40",), "drift_prompts": 4}
+    run = dpo(config.model_copy(update=watched), out=tmp_path / "run")
+    assert all(0 <= value <= 3 for _, value in run.series("val/gold")) and run.series("val/gold")
+    plain = dpo(config, out=tmp_path / "plain")
+    assert plain.series("train/loss") == run.series("train/loss")
+    with pytest.raises(ConfigError, match="Name them with drift_data"):
+        dpo(config.model_copy(update={"gold": "village"}), out=tmp_path / "none")
+
+
+def test_only_so_many_comparisons_are_read(config, tmp_path):
+    run = dpo(config.model_copy(update={"max_pairs": 30, "drift_prompts": 0}), out=tmp_path / "run")
+    assert sum(run.manifest["comparisons"][side] for side in ("train", "validation")) == 30

@@ -119,6 +119,19 @@ def test_the_true_worth_stands_beside_the_reward(config, tmp_path):
     assert 0 <= run.last("train/gold") <= 3
 
 
+def test_validation_answers_prompts_that_are_not_trained_on(config, tmp_path):
+    watched = {
+        "gold": "village:0:40",
+        "drift_data": ("village:prompts/val:0:40",),
+        "drift_prompts": 4,
+        "loop": LOOP.model_copy(update={"steps": 4, "validate_every": 2}),
+    }
+    run = ppo(config.model_copy(update=watched), out=tmp_path / "run", reward=shorter)
+    for name in ("kl", "length", "reward", "gold"):
+        assert [step for step, _ in run.series(f"val/{name}")] == [2, 4], name
+    assert len(list((run.path / "samples" / "validation").iterdir())) == 2
+
+
 # --- bad rewards, bad input ---
 
 
@@ -167,10 +180,35 @@ def test_rewards_by_name_and_from_a_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def length(replies):\n    return [len(one.text) for one in replies]\n")
     assert reward_from(f"{file}:length", device="cpu")(replies) == [4, 3]
-    with pytest.raises(ConfigError, match="has no function 'width'"):
+    with pytest.raises(ConfigError, match="no function 'width'"):
         reward_from(f"{file}:width", device="cpu")
     with pytest.raises(ConfigError, match="no such file"):
         reward_from(f"{tmp_path}/none.py:f", device="cpu")
+
+
+def test_a_function_that_hangs_or_ends_its_process_ends_nothing_else(tmp_path):
+    from stockpot.stages.reward_child import RewardChild
+
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import os, time\n"
+        "def rate(replies):\n"
+        "    print('heard', len(replies))\n"
+        "    if replies[0].text == 'hang': time.sleep(60)\n"
+        "    if replies[0].text == 'die': os._exit(3)\n"
+        "    return [one.tokens for one in replies]\n"
+    )
+    child = RewardChild(file, "rate", timeout_s=0.5)
+    assert child([{"text": "fine", "tokens": 2}]) == [2.0]  # what it prints stands in nobody's way
+    with pytest.raises(TimeoutError, match=r"longer than 0\.5 s"):
+        child([{"text": "hang", "tokens": 1}])
+    with pytest.raises(RuntimeError, match="its process ended with 3"):
+        child([{"text": "die", "tokens": 1}])
+    assert child([{"text": "fine", "tokens": 4}]) == [4.0]
+    child.close()
+    file.write_text("raise OSError('no licence')\n")
+    with pytest.raises(ConfigError, match="cannot be used: OSError: no licence"):
+        reward_from(f"{file}:rate", device="cpu")
 
 
 def test_a_reward_model_rates_replies(tiny_base, tmp_path):

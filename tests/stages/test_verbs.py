@@ -73,3 +73,33 @@ def test_what_does_not_fit_is_two_lines(tiny_base, tmp_path):
         "dpo", tiny_base, "--set", "objective=ipo", "--set", "label_smoothing=0.2", "--out", tmp_path / "run"
     )
     assert "label_smoothing belongs to dpo and simpo" in told.stderr
+
+
+def test_models_meet_before_a_judge(tiny_base, tmp_path):
+    words = (
+        "contest",
+        tiny_base,
+        "--judge",
+        "village:0:20",
+        "--data",
+        "village:prompts/val:0:6",
+        "--max-tokens",
+        "4",
+    )
+    told = ask(*words, "--out", tmp_path / "all.json")
+    assert told.exit_code == 0, told.stderr
+    assert "wins against the first" in told.stdout and "n" in told.stdout
+    assert len(json.loads((tmp_path / "all.json").read_text())["prompts"]) == 6
+    (row,) = json.loads(ask(*words, "--json").stdout)
+    assert row["wins"]["village:0:20"]["value"] == 0.5
+
+
+def test_a_model_compares_answers(tiny_base, tmp_path):
+    out = tmp_path / "said"
+    words = ("ai-feedback", tiny_base, "--data", "village:preferences/val:0:4", "--out", out)
+    words += ("--set", "question={prompt} {first} {second}")
+    assert "up to 200 pairs" in ask(*words, "--dry-run").stdout
+    told = ask(*words)
+    assert told.exit_code == 0, told.stderr
+    assert "the same answer won in both orders" in told.stderr
+    assert len((out / "comparisons.jsonl").read_text().splitlines()) == 4

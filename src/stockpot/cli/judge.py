@@ -1,4 +1,4 @@
-"""The verbs that judge: eval, compare-tokenizers."""
+"""The verbs that judge: eval, contest, compare-tokenizers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stockpot.errors import ConfigError
 if TYPE_CHECKING:
     from stockpot.judge.tasks import Wording
 
-__all__ = ["compare_tokenizers", "evaluate"]
+__all__ = ["compare_tokenizers", "contest", "evaluate"]
 
 PANEL = "Judge"
 
@@ -96,6 +96,52 @@ def _document(reports: list[Any], differences: list[Any]) -> list[dict[str, Any]
     for one, rows in zip(value[1:], differences, strict=True):
         one["minus_first"] = rows
     return value
+
+
+@verb("contest", panel=PANEL)
+def contest(
+    flags: Common,
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="Runs, checkpoints, model folders; compared with the first."),
+    ],
+    judges: Annotated[
+        list[str],
+        typer.Option(
+            "--judge",
+            metavar="RUN|FUNCTION",
+            help="What rates answers: a reward model, exact, village, or FILE.py:FUNCTION; may be repeated.",
+        ),
+    ],
+    data: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Prompts; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts.")] = 200,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write every answer and rating into this JSON file."),
+    ] = None,
+) -> None:
+    """Let models answer the same prompts and have the answers rated: who wins, and how far each has moved.
+
+    Answers are drawn at temperature 1. A tie is half a win; 50 % is no difference from the first model.
+    """
+    from stockpot.durable import write_atomically
+    from stockpot.stages.contest import contest as judged
+
+    with show.progress(flags) as progress:
+        found = judged(
+            {model: model for model in models},
+            {judge: judge for judge in judges},
+            data or ["village:prompts/val"],
+            limit=limit,
+            max_tokens=max_tokens,
+            seed=flags.seed or 0,
+            progress=progress,
+        )
+    if out is not None:
+        write_atomically(out, found.to_json())
+    headers, *rows = found.table()
+    show.result(flags, show.table(headers, rows), found.rows())
 
 
 @verb("compare-tokenizers", panel=PANEL)

@@ -1,4 +1,4 @@
-"""The verbs that make something: train-tokenizer, pretrain, sft, reward, dpo, ppo, grpo, cook.
+"""The verbs that make something: train-tokenizer, pretrain, sft, reward, dpo, ppo, grpo, ai-feedback, cook.
 
 Each merges its recipe, ``--set`` and flags into the settings of its stage and calls the stage. Nothing here
 trains.
@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
     S = TypeVar("S", bound=Settings)
 
-__all__ = ["cook", "dpo", "grpo", "ppo", "pretrain", "reward", "sft", "train_tokenizer", "tune_prompt"]
+__all__ = [
+    "ai_feedback",
+    "cook",
+    "dpo",
+    "grpo",
+    "ppo",
+    "pretrain",
+    "reward",
+    "sft",
+    "train_tokenizer",
+    "tune_prompt",
+]
 
 PANEL = "Make"
 Data = Annotated[
@@ -205,6 +216,36 @@ def tune_prompt(
         return
     maker.check_folder()
     maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+
+
+@verb("ai-feedback", panel=PANEL, flags=Making)
+def ai_feedback(
+    flags: Making,
+    judge: Annotated[
+        str | None,
+        typer.Argument(metavar="JUDGE", help="The model that rates: a run, a model folder or a GGUF file."),
+    ] = None,
+    data: Data = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Draws two answers to each prompt; without it the data has both."),
+    ] = None,
+) -> None:
+    """Have a model compare answers, blind and in both orders; what it says can be learned from like people's comparisons."""
+    from stockpot.stages.ai_feedback import FeedbackConfig
+    from stockpot.stages.ai_feedback import ai_feedback as stage
+
+    maker = _Maker("ai-feedback", "ai_feedback", flags)
+    config = maker.settings(FeedbackConfig, {"judge": judge, "data": data, "model": model})
+    if flags.dry_run:
+        maker.print_plan(config)
+        return
+
+    def work(progress: show.Progress) -> Path:
+        stage(config, out=maker.out, progress=progress)
+        return maker.out / "comparisons.jsonl"
+
+    maker.make(work)
 
 
 @verb("cook", panel=PANEL, flags=Making)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -18,8 +18,11 @@ from torch import nn
 
 from stockpot import device as machine
 from stockpot.bundle import Bundle
+from stockpot.data.sources import fingerprint_sources
 from stockpot.errors import ConfigError
 from stockpot.model.adapters import LoRA, attach, has_adapters
+from stockpot.model.config import ModelConfig
+from stockpot.run import Run
 from stockpot.text.chat import ChatTemplate
 from stockpot.train.loop import LoopConfig
 from stockpot.train.losses import LossFn
@@ -32,9 +35,11 @@ __all__ = [
     "adapt",
     "as_settings",
     "as_sources",
+    "begin_tuning",
     "checkpoint_writer",
     "mean_metrics",
     "micro_batch_for",
+    "note_tuning",
     "open_to_tune",
     "silent",
     "tokens_at_once",
@@ -44,6 +49,9 @@ __all__ = [
 Progress = Callable[[dict[str, Any]], None]
 Sources = str | Path | Sequence[str | Path]
 MICRO_BATCH_TOKENS = 8192  # enough work a call; measured in benchmarks/notes.md
+ACTIVATION_BYTES = 1 << 28  # of a micro-batch on a CPU, where larger ones are no faster
+LEAST_AT_ONCE = 256  # tokens; adding up gradients costs more than it saves below
+ROW_TOKENS = 512  # of a row in tuning, unless a record is longer
 LOGITS_KEPT = 1 << 26  # a loss that weighs each token keeps its probabilities for the backward pass
 
 
@@ -77,8 +85,13 @@ def as_settings(value: Any) -> Any:
     return value.model_dump(exclude_unset=True) if type(value) is LoopConfig else value
 
 
-def micro_batch_for(batch_tokens: int, context: int) -> tuple[int, int]:
+def micro_batch_for(batch_tokens: int, context: int, at_once: int = MICRO_BATCH_TOKENS) -> tuple[int, int]:
     """Split a step's tokens into rows of one forward pass and the number of passes.
+
+    Args:
+        batch_tokens: of a step.
+        context: tokens of a row.
+        at_once: tokens of one pass, at most, but for a single row.
 
     Returns:
         (rows of a micro-batch, micro-batches of a step).
@@ -92,15 +105,28 @@ def micro_batch_for(batch_tokens: int, context: int) -> tuple[int, int]:
             f"loop.batch_tokens = {batch_tokens} is less than one row of {context} tokens.",
             f"Give at least {context}, or choose a shorter context.",
         )
-    passes = max(1, math.ceil(rows * context / MICRO_BATCH_TOKENS))
+    passes = min(rows, max(1, math.ceil(rows * context / at_once)))
     while rows % passes:
         passes += 1
     return rows // passes, passes
 
 
-def tokens_at_once(loop: LoopConfig, vocab_size: int) -> int:
-    """Choose the real tokens of a micro-batch whose labels are weighed one by one."""
-    return max(1, min(loop.batch_tokens, MICRO_BATCH_TOKENS, LOGITS_KEPT // vocab_size))
+def tokens_at_once(loop: LoopConfig, model: ModelConfig, device: torch.device, *, weighs: bool = True) -> int:
+    """Choose the real tokens of a micro-batch in tuning: on a CPU, as many as take little memory.
+
+    Args:
+        loop: the tokens of a step.
+        model: an activation of a token takes about 34 bytes for each layer and unit of width (see `sizes.estimate`).
+        device: where.
+        weighs: whether the loss weighs the labels one by one, and so keeps their probabilities.
+    """
+    most = min(loop.batch_tokens, MICRO_BATCH_TOKENS)
+    if weighs:
+        most = min(most, LOGITS_KEPT // model.vocab_size)
+    if device.type == "cpu":
+        fits = ACTIVATION_BYTES // (34 * model.main.dim * model.main.layers)
+        most = min(most, max(LEAST_AT_ONCE, fits))
+    return max(1, most)
 
 
 def with_steps(loop: LoopConfig, passes: float | None, tokens: int) -> LoopConfig:
@@ -150,6 +176,48 @@ def open_to_tune(model: str | None, template: str | None, *, verb: str) -> Bundl
             f"Give a template file with {verb}.template.",
         )
     return replace(bundle, template=found)
+
+
+class Tuned(Protocol):
+    """What the settings of all stages that tune a model have."""
+
+    @property
+    def model(self) -> str | None:
+        """What is tuned."""
+
+    @property
+    def template(self) -> str | None:
+        """File with a chat template."""
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """Where the data comes from."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+
+    @property
+    def device(self) -> str | None:
+        """Where it is tuned."""
+
+
+def begin_tuning(config: Tuned, *, verb: str) -> tuple[Bundle, torch.device]:
+    """Seed everything and open what is tuned; errors as for `open_to_tune`. The model is still on the CPU."""
+    device = machine.pick_device(config.device)
+    machine.seed_everything(config.seed)
+    return open_to_tune(config.model, config.template, verb=verb), device
+
+
+def note_tuning(run: Run, config: Tuned, model: ModelConfig, trained: int, **facts: Any) -> None:
+    """Write into a run's manifest what every stage that tunes says: data, seed, and how many parameters are trained."""
+    run.note(
+        data=fingerprint_sources(config.data),
+        seed=config.seed,
+        **facts,
+        parameters=model.parameters(),
+        trained_parameters=trained,
+    )
 
 
 def checkpoint_writer(bundle: Bundle, *, merged: bool = False) -> Callable[[Path], None]:

@@ -12,6 +12,7 @@ from stockpot import device as machine
 from stockpot.config import Settings
 from stockpot.data.sources import read_texts
 from stockpot.errors import ConfigError
+from stockpot.stages.ai_feedback import FeedbackConfig
 from stockpot.stages.assemble import open_to_tune, silent, with_steps
 from stockpot.stages.comparisons import ComparisonConfig, read_comparisons
 from stockpot.stages.cook import PRETRAIN_SHARE, CookConfig
@@ -56,6 +57,8 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
                 f"{config.loop.steps:,} steps: {phases:,} phases of {answers:,} answers of up to "
                 f"{config.max_tokens} tokens"
             )
+        case FeedbackConfig():
+            return f"up to {config.limit:,} pairs, each rated in both orders"
         case DPOConfig() | RewardConfig():
             return _comparing(config)
         case CookConfig():

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class ComparisonConfig(Settings):
     data: tuple[str, ...] = Field(
         ("village:preferences",), description="comparisons: files, folders, patterns, data-set ids"
     )
+    max_pairs: int | None = Field(None, ge=2, description="read at most this many comparisons; none: all")
     val_data: tuple[str, ...] | None = Field(
         None, description="comparisons to validate on; none: some of the prompts are held out"
     )
@@ -77,6 +79,11 @@ class Comparisons:
     held_out: Pairs
     survey: Survey
 
+    @property
+    def counts(self) -> dict[str, int | str]:
+        """How many there are, and what was found in them, for a manifest."""
+        return {"train": len(self.train), "validation": len(self.held_out), "found": str(self.survey)}
+
 
 def read_comparisons(config: ComparisonConfig, bundle: Bundle, report: Progress) -> Comparisons:
     """Read and encode comparisons, and hold some out; no prompt is on both sides.
@@ -86,8 +93,8 @@ def read_comparisons(config: ComparisonConfig, bundle: Bundle, report: Progress)
     """
     context = config.context or bundle.context
 
-    def encoded(sources: tuple[str, ...]) -> tuple[Pairs, Survey]:
-        records, found = survey(read_records(sources))
+    def encoded(sources: tuple[str, ...], limit: int | None = None) -> tuple[Pairs, Survey]:
+        records, found = survey(islice(read_records(sources), limit))
         pairs = encode_pairs(records, bundle.tokenizer, bundle.template, context=context)
         report({"kind": "note", "text": str(found)})
         if pairs.overlong:
@@ -95,7 +102,7 @@ def read_comparisons(config: ComparisonConfig, bundle: Bundle, report: Progress)
             report({"kind": "note", "text": text})
         return pairs, found
 
-    pairs, found = encoded(config.data)
+    pairs, found = encoded(config.data, config.max_pairs)
     if config.val_data is None:
         train, held_out = pairs.split(config.val_share, seed=config.seed)
     else:

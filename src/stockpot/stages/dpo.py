@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,8 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from stockpot import device as machine
 from stockpot.bundle import Bundle
 from stockpot.data.pairs import FixedPairs, PairLoader, Pairs
-from stockpot.data.sources import fingerprint_sources
 from stockpot.errors import ConfigError
 from stockpot.judge.metrics import Estimate, proportion
 from stockpot.model.adapters import has_adapters, without_adapters
@@ -27,17 +26,21 @@ from stockpot.run import Run
 from stockpot.stages.assemble import (
     Progress,
     adapt,
+    begin_tuning,
     checkpoint_writer,
     mean_metrics,
-    open_to_tune,
+    note_tuning,
     silent,
     tokens_at_once,
     with_steps,
 )
 from stockpot.stages.comparisons import ComparisonConfig, read_comparisons, with_reference
-from stockpot.stages.drift import Drift
+from stockpot.stages.drift import Drift, DriftConfig
+from stockpot.stages.prompts import read_prompts
+from stockpot.stages.rewards import reward_from
 from stockpot.train.loop import fit
 from stockpot.train.preference import PreferenceConfig, preference_loss
+from stockpot.train.rollouts import Asked
 from stockpot.weights.store import load, load_model
 
 __all__ = ["DPOConfig", "dpo"]
@@ -49,16 +52,13 @@ BOTH_FALL = (
 )
 
 
-class DPOConfig(ComparisonConfig, PreferenceConfig):
+class DPOConfig(ComparisonConfig, PreferenceConfig, DriftConfig):
     """How a model learns from comparisons directly."""
 
     reference: str | None = Field(
         None, description="the model to stay near; none: what the training starts from"
     )
-    drift_prompts: int = Field(
-        16, ge=0, description="at each validation, draw answers to this many held-out prompts; 0: none"
-    )
-    max_tokens: int = Field(64, ge=1, description="longest of these answers")
+    max_tokens: int = Field(64, ge=1, description="longest of the answers drawn at validation")
 
 
 def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: Progress | None = None) -> Run:
@@ -69,37 +69,37 @@ def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: P
         TrainError: if training cannot go on.
     """
     report = progress or silent
-    device = machine.pick_device(config.device)
-    machine.seed_everything(config.seed)
-    bundle = open_to_tune(config.model, config.template, verb="dpo")
+    bundle, device = begin_tuning(config, verb="dpo")
     _check_reference(config, bundle)
     found = read_comparisons(config, bundle, report)
     config = config.model_copy(
         update={"loop": with_steps(config.loop, config.passes, found.train.tokens), "passes": None}
     )
     model = bundle.model.to(device)
-    tokens = tokens_at_once(config.loop, model.config.vocab_size)
+    tokens = tokens_at_once(config.loop, model.config, device)
     loss_fn = partial(preference_loss, config=config)
+    asked = _asked(config, bundle, found.held_out, report)
     with Run.create(out, stage="dpo", recipe={"dpo": config}, parent=config.model, resume=resume) as run:
         sides = (found.train, found.held_out)
         opened = _reference_opener(config, model)
         if config.needs_reference:
             sides = with_reference(sides, opened, run, loop=config.loop, tokens=tokens)
         trained = adapt(model, config.adapter, config.loop, device)
-        run.note(
-            data=fingerprint_sources(config.data),
-            seed=config.seed,
+        note_tuning(
+            run,
+            config,
+            model.config,
+            trained,
             tokens={"train": sides[0].tokens, "validation": sides[1].tokens},
-            comparisons={"train": len(sides[0]), "validation": len(sides[1]), "found": str(found.survey)},
-            parameters=model.config.parameters(),
-            trained_parameters=trained,
+            comparisons=found.counts,
         )
         drift = Drift(
             bundle,
-            _prompts(sides[1], config.drift_prompts),
+            asked,
             partial(_reference_for_a_while, config, bundle),
             max_tokens=config.max_tokens,
             seed=config.seed,
+            ratings={} if config.gold is None else {"gold": reward_from(config.gold, device=device)},
             folder=run.path / "samples",
             measured=len(run.series("val/kl")) if resume else 0,
         )
@@ -117,14 +117,7 @@ def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: P
         )
         accuracy = _accuracy(run, sides[1])
         if accuracy is not None:
-            run.note(
-                accuracy={
-                    "value": accuracy.value,
-                    "low": accuracy.low,
-                    "high": accuracy.high,
-                    "n": accuracy.n,
-                }
-            )
+            run.note(accuracy=asdict(accuracy))
             report({"kind": "note", "text": f"held-out comparisons told apart: {accuracy}"})
     return run
 
@@ -162,12 +155,20 @@ def _reference_for_a_while(config: DPOConfig, bundle: Bundle) -> Iterator[Transf
     yield load_model(source, device=bundle.model.device, dtype="float32")
 
 
-def _prompts(pairs: Pairs, count: int) -> list[list[int]]:
-    """Give some different prompts as the ids that an answer follows."""
-    found: dict[str, list[int]] = {}
-    for tree, prompt in zip(pairs.trees, pairs.prompts, strict=True):
-        if len(found) < count and prompt not in found:
-            found[prompt] = np.concatenate((tree.trunk, tree.answers[0].ids[:1])).tolist()
+def _asked(config: DPOConfig, bundle: Bundle, held_out: Pairs, report: Progress) -> list[Asked]:
+    """Give the prompts to draw answers to: those that are named, or some different ones that were held out."""
+    if config.drift_prompts and config.drift_data is not None:
+        return read_prompts(config.drift_data, bundle, config.max_tokens, report, limit=config.drift_prompts)
+    if config.gold is not None:
+        raise ConfigError(
+            f"{config.gold} rates answers to prompts, and none are named.",
+            "Name them with drift_data, such as village:prompts/val.",
+        )
+    found: dict[str, Asked] = {}
+    for tree, prompt in zip(held_out.trees, held_out.prompts, strict=True):
+        if len(found) < config.drift_prompts and prompt not in found:
+            ids = np.concatenate((tree.trunk, tree.answers[0].ids[:1])).tolist()
+            found[prompt] = Asked(tuple(ids), bundle.tokenizer.decode(ids))
     return list(found.values())
 
 

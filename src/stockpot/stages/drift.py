@@ -7,29 +7,62 @@ people to read. It trains nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
 
 from stockpot.bundle import Bundle
+from stockpot.config import Settings
 from stockpot.data.branching import branched, tree_of
 from stockpot.durable import write_atomically
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Completion, Request, Sampling
 from stockpot.generate.together import complete
 from stockpot.model.transformer import Transformer
+from stockpot.stages.assemble import as_sources
 from stockpot.train.log_probs import label_log_probs
+from stockpot.train.rollouts import Asked, Reply, Reward, rated_where_known
 
-__all__ = ["Drift", "Reference"]
+__all__ = ["Drift", "DriftConfig", "Reference", "draw"]
 
 Reference = Callable[[], AbstractContextManager[Transformer]]
 """Opens the reference for the length of a block."""
 
 BATCH_TOKENS = 4096
+
+
+class DriftConfig(Settings):
+    """What is looked at, beside what is learned, to see where a model goes."""
+
+    drift_prompts: int = Field(
+        16, ge=0, description="at each validation, draw answers to this many prompts; 0: none"
+    )
+    drift_data: tuple[str, ...] | None = Field(
+        None, description="prompts to draw those answers to; none: some of the stage's own"
+    )
+    gold: str | None = Field(
+        None,
+        description="rates drawn answers for people to look at, in the form of a reward; nothing learns from it",
+    )
+
+    _drift_data = field_validator("drift_data", mode="before")(as_sources)
+
+
+def draw(
+    bundle: Bundle, asked: Sequence[Asked], *, max_tokens: int, seed: int, stop: tuple[str, ...] = ()
+) -> list[Completion]:
+    """Draw one answer a prompt at temperature 1; the seeds count up from ``seed``."""
+    plain = Sampling(max_tokens=max_tokens, temperature=1.0, stop=stop)
+    requests = [
+        Request(list(one.ids), plain.model_copy(update={"seed": seed + number}))
+        for number, one in enumerate(asked)
+    ]
+    return complete(Engine(bundle, slots=32), requests)
 
 
 @dataclass
@@ -38,56 +71,78 @@ class Drift:
 
     Args:
         bundle: the model in training, with its text side.
-        prompts: what it is asked, as ids.
+        prompts: what it is asked.
         reference: opens the model it started as.
         max_tokens: longest answer.
         seed: of the answers.
+        ratings: name → what rates the answers; ratings that are NaN do not count.
         folder: where answers are written, a file a measurement; None: nowhere.
+        measured: how often it has been measured already.
+        stop: texts that end an answer, beside the model's own end.
     """
 
     bundle: Bundle
-    prompts: Sequence[Sequence[int]]
+    prompts: Sequence[Asked]
     reference: Reference
     max_tokens: int = 64
     seed: int = 0
+    ratings: Mapping[str, Reward] = field(default_factory=dict)
     folder: Path | None = None
     measured: int = 0
+    stop: tuple[str, ...] = ()
 
     def measure(self) -> dict[str, float]:
         """Answer the prompts and compare.
 
         Returns:
-            ``kl`` (nats an answer: the mean of log(policy / reference) over drawn answers) and ``length`` (tokens).
+            ``kl`` (nats an answer: the mean of log(policy / reference) over drawn answers), ``length`` (tokens), and the mean of
+            each rating.
 
         Source: Schulman 2020, "Approximating KL divergence", estimator k1.
         """
         if not self.prompts:
             return {}
-        replies = self.answers(self.bundle)
-        lengths = float(np.mean([reply.tokens for reply in replies]))
-        own = self.log_probs(self.bundle.model, replies)
+        drawn = self.answers(self.bundle)
+        own = self.log_probs(self.bundle.model, drawn)
         with self.reference() as model:
-            before = self.log_probs(model, replies)
-        self._write(replies)
+            before = self.log_probs(model, drawn)
+        found = {
+            "kl": float((own - before).mean()),
+            "length": float(np.mean([one.tokens for one in drawn])),
+        }
+        replies = self.replies(drawn)
+        for name, reward in self.ratings.items():
+            known = rated_where_known(reward, replies)
+            if known:
+                found[name] = float(np.mean(known))
+        self._write(drawn)
         self.measured += 1
-        return {"kl": float((own - before).mean()), "length": lengths}
+        return found
+
+    def replies(self, drawn: Sequence[Completion]) -> list[Reply]:
+        """Put answers into the form in which they are rated."""
+        return [
+            Reply(
+                one.text,
+                reply.text.strip() if self.stop else reply.text,
+                one.answer,
+                reply.tokens,
+                reply.finish_reason == "stop",
+            )
+            for one, reply in zip(self.prompts, drawn, strict=True)
+        ]
 
     def answers(self, bundle: Bundle) -> list[Completion]:
         """Draw one answer a prompt."""
-        plain = Sampling(max_tokens=self.max_tokens, temperature=1.0)
-        requests = [
-            Request(list(ids), plain.model_copy(update={"seed": self.seed + number}))
-            for number, ids in enumerate(self.prompts)
-        ]
-        return complete(Engine(bundle, slots=32), requests)
+        return draw(bundle, self.prompts, max_tokens=self.max_tokens, seed=self.seed, stop=self.stop)
 
     @torch.inference_mode()
     def log_probs(self, model: Transformer, replies: Sequence[Completion]) -> torch.Tensor:
         """Give each answer's log-probability ``(prompts,)`` in float64."""
         found: list[torch.Tensor] = []
         trees = [
-            tree_of(np.asarray(ids, np.int32), [np.asarray(reply.ids, np.int32)])
-            for ids, reply in zip(self.prompts, replies, strict=True)
+            tree_of(np.asarray(one.ids, np.int32), [np.asarray(reply.ids, np.int32)])
+            for one, reply in zip(self.prompts, replies, strict=True)
         ]
         step = max(1, BATCH_TOKENS // max(tree.tokens for tree in trees))
         was_training = model.training
@@ -104,8 +159,8 @@ class Drift:
         self.folder.mkdir(parents=True, exist_ok=True)
         decode = self.bundle.tokenizer.decode
         rows = [
-            {"prompt": decode(list(ids), skip_special=False), "reply": reply.text, "tokens": reply.tokens}
-            for ids, reply in zip(self.prompts, replies, strict=True)
+            {"prompt": decode(list(one.ids), skip_special=False), "reply": reply.text, "tokens": reply.tokens}
+            for one, reply in zip(self.prompts, replies, strict=True)
         ]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(self.folder / f"{self.measured:04d}.jsonl", text)

@@ -8,7 +8,7 @@ every phase leaves its answers in ``samples/``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,20 +16,11 @@ from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
+from torch import nn
 
-from stockpot import device as machine
 from stockpot.bundle import Bundle
-from stockpot.data.records import (
-    ChatRecord,
-    CompletionRecord,
-    PreferenceRecord,
-    Record,
-    TextRecord,
-    as_messages,
-)
-from stockpot.data.sources import fingerprint_sources, read_records
 from stockpot.durable import write_atomically
-from stockpot.errors import ConfigError, DataError
+from stockpot.errors import ConfigError
 from stockpot.model.adapters import LoRA, has_adapters, without_adapters
 from stockpot.model.transformer import Transformer
 from stockpot.run import Run
@@ -38,14 +29,16 @@ from stockpot.stages.assemble import (
     Progress,
     adapt,
     as_sources,
+    begin_tuning,
     checkpoint_writer,
-    open_to_tune,
+    note_tuning,
     silent,
     tokens_at_once,
 )
 from stockpot.stages.comparisons import autocast
+from stockpot.stages.drift import Drift, DriftConfig
+from stockpot.stages.prompts import read_prompts
 from stockpot.stages.rewards import reward_from, weighted
-from stockpot.text.chat import Message
 from stockpot.train.loop import fit
 from stockpot.train.policy import ActorCritic
 from stockpot.train.rollouts import Asked, Reply, Reward, RolloutConfig, Rollouts
@@ -69,7 +62,7 @@ class RewardLoop(GentleLoop):
     )
 
 
-class PPOConfig(RolloutConfig):
+class PPOConfig(RolloutConfig, DriftConfig):
     """How a model learns from rewards."""
 
     model: str | None = Field(
@@ -80,7 +73,9 @@ class PPOConfig(RolloutConfig):
         description="what rates answers: a reward model, exact, village, or FILE.py:FUNCTION; several are added",
     )
     reward_weights: tuple[float, ...] | None = Field(None, description="one for each reward; none: 1")
-    gold: str | None = Field(None, description="a second rating, in the same form, which is only looked at")
+    drift_prompts: int = Field(
+        0, ge=0, description="at each validation, draw answers to this many prompts; 0: none"
+    )
     data: tuple[str, ...] = Field(
         ("village:prompts",), description="prompts: completion, chat or preference records, or plain texts"
     )
@@ -150,22 +145,21 @@ def grpo(
 def _learn(
     stage: str, config: PPOConfig, out: str | Path, reward: Reward | None, resume: bool, report: Progress
 ) -> Run:
-    device = machine.pick_device(config.device)
-    machine.seed_everything(config.seed)
-    bundle = open_to_tune(config.model, config.template, verb=stage)
+    bundle, device = begin_tuning(config, verb=stage)
     policy = bundle.model.to(device)
     rewards = _rewards(config, reward, stage, device)
     gold = None if config.gold is None else reward_from(config.gold, device=device)
-    asked = read_prompts(config, bundle, report)
+    asked = read_prompts(config.data, bundle, config.max_tokens, report)
+    watched = _watched(config, bundle, asked, report)
     trained = adapt(policy, config.adapter, config.loop, device)
     model = ActorCritic(policy) if config.baseline == "value" else policy
     with Run.create(out, stage=stage, recipe={stage: config}, parent=config.model, resume=resume) as run:
-        run.note(
-            data=fingerprint_sources(config.data),
-            seed=config.seed,
+        note_tuning(
+            run,
+            config,
+            policy.config,
+            trained,
             prompts=len(asked),
-            parameters=policy.config.parameters(),
-            trained_parameters=trained,
         )
         rollouts = Rollouts(
             bundle,
@@ -174,7 +168,7 @@ def _learn(
             rewards,
             config,
             reference=partial(_reference, bundle),
-            tokens=tokens_at_once(config.loop, policy.config.vocab_size),
+            tokens=tokens_at_once(config.loop, policy.config, device),
             seed=config.seed,
             gold=gold,
             autocast=partial(autocast, device, config.loop),
@@ -186,11 +180,44 @@ def _learn(
             rollouts.loss,
             config.loop,
             run=run,
+            validate=_validation(config, bundle, watched, rewards, gold, run, resume),
             save=checkpoint_writer(bundle),
             resume=resume,
             progress=report,
         )
     return run
+
+
+def _validation(
+    config: PPOConfig,
+    bundle: Bundle,
+    watched: list[Asked],
+    reward: Reward,
+    gold: Reward | None,
+    run: Run,
+    resume: bool,
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """Return what answers the watched prompts and has the answers rated; None: nothing is watched."""
+    if not watched:
+        return None
+    drift = Drift(
+        bundle,
+        watched,
+        partial(_reference, bundle),
+        max_tokens=config.max_tokens,
+        seed=config.seed,
+        ratings={"reward": reward} | ({} if gold is None else {"gold": gold}),
+        folder=run.path / "samples" / "validation",
+        measured=len(run.series("val/kl")) if resume else 0,
+    )
+    return lambda _: drift.measure()
+
+
+def _watched(config: PPOConfig, bundle: Bundle, asked: list[Asked], report: Progress) -> list[Asked]:
+    """Give the prompts that are answered at each validation."""
+    if not config.drift_prompts or config.drift_data is None:
+        return asked[: config.drift_prompts]
+    return read_prompts(config.drift_data, bundle, config.max_tokens, report, limit=config.drift_prompts)
 
 
 def _rewards(config: PPOConfig, reward: Reward | None, stage: str, device: torch.device) -> Reward:
@@ -219,54 +246,6 @@ def _reference(bundle: Bundle) -> Iterator[Transformer]:
         return
     assert bundle.source is not None
     yield load_model(bundle.source, device=bundle.model.device, dtype="float32")
-
-
-def read_prompts(config: PPOConfig, bundle: Bundle, report: Progress) -> list[Asked]:
-    """Read prompts; those that leave no room for ``max_tokens`` within the context are left out and counted.
-
-    Raises:
-        DataError: if none is left.
-    """
-    found: list[Asked] = []
-    overlong = 0
-    for record in read_records(config.data):
-        prompt, text, answer = _asked(record)
-        ids = bundle.encode(prompt)
-        if len(ids) + config.max_tokens > bundle.context:
-            overlong += 1
-            continue
-        found.append(Asked(tuple(ids), text, answer))
-    if overlong:
-        text = f"{overlong:,} prompts leave no room for {config.max_tokens} tokens and are left out"
-        report({"kind": "note", "text": text})
-    if not found:
-        raise DataError(
-            f"No prompt leaves room for {config.max_tokens} tokens in a context of {bundle.context}.",
-            "Give shorter prompts or a smaller max_tokens.",
-        )
-    report({"kind": "note", "text": f"{len(found):,} prompts"})
-    return found
-
-
-def _asked(record: Record) -> tuple[list[Message], str, str | None]:
-    """Give the messages to answer, what was asked as text, and the known answer."""
-    messages: tuple[Message, ...]
-    answer: str | None
-    match record:
-        case TextRecord():
-            messages, answer = as_messages(record.text), None
-        case CompletionRecord():
-            messages, answer = as_messages(record.prompt), record.completion
-        case PreferenceRecord():
-            messages, answer = as_messages(record.prompt), None
-        case ChatRecord():
-            last = record.messages[-1]
-            is_answered = last.role == "assistant" and len(record.messages) > 1
-            messages = record.messages[:-1] if is_answered else record.messages
-            answer = last.content if is_answered else None
-        case _:
-            raise DataError(f"{record.where}: a {record.kind} record is no prompt.", "Give prompts.")
-    return list(messages), messages[-1].content, answer
 
 
 def _write_samples(folder: Path, phase: int, replies: Sequence[Reply], ratings: Sequence[float]) -> None:

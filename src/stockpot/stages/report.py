@@ -21,7 +21,7 @@ import vl_convert as vlc
 
 from stockpot.durable import write_atomically
 
-__all__ = ["curve_chart", "score_chart", "write_report"]
+__all__ = ["curve_chart", "panel_chart", "path_chart", "score_chart", "write_report"]
 
 INK = "#7a7f87"  # readable on white and on near-black
 COLOURS = ["#2f7ed8", "#d9822b", "#3a9d5d", "#b0509b"]
@@ -47,6 +47,56 @@ def curve_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, 
         )
     )
     return _svg(chart.properties(width=560, height=230), title)
+
+
+def path_chart(
+    paths: Mapping[str, Sequence[tuple[float, float]]],
+    ends: Sequence[Mapping[str, Any]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+) -> str:
+    """Draw paths through a plane, each point joined to the next, and where they end with 95 % intervals; returns SVG.
+
+    Args:
+        paths: name to its (x, y) points in order.
+        ends: mappings with ``series``, ``x``, ``y``, ``low`` and ``high``.
+        x: what the horizontal axis shows, with its unit.
+        y: the same for the vertical axis.
+        title: what a screen reader should say.
+    """
+    rows = [
+        {"x": a, "y": b, "series": name, "at": place}
+        for name, points in paths.items()
+        for place, (a, b) in enumerate(points)
+    ]
+    colour = alt.Color("series:N", title=None, scale=alt.Scale(domain=list(paths), range=COLOURS))
+    across, up = alt.X("x:Q", title=x), alt.Y("y:Q", title=y, scale=alt.Scale(zero=False))
+    base = alt.Chart(alt.InlineData(values=rows))
+    lines = base.mark_line(strokeWidth=2, point=True).encode(x=across, y=up, color=colour, order="at:Q")
+    last = alt.Chart(alt.InlineData(values=[dict(row) for row in ends]))
+    intervals = last.mark_rule(strokeWidth=3).encode(x=across, y=alt.Y("low:Q"), y2="high:Q", color=colour)
+    dots = last.mark_point(filled=True, size=120).encode(x=across, y=up, color=colour)
+    return _svg(alt.layer(lines, intervals, dots).properties(width=560, height=260), title)
+
+
+def panel_chart(panels: Mapping[str, Sequence[tuple[float, float]]], *, x: str, title: str) -> str:
+    """Draw one small curve a panel, side by side, each with its own scale; returns SVG.
+
+    Args:
+        panels: what a panel shows, with its unit, to its (x, y) points.
+        x: what the horizontal axes show.
+        title: what a screen reader should say.
+    """
+    charts = [
+        alt.Chart(alt.InlineData(values=[{"x": a, "y": b} for a, b in points]))
+        .mark_line(strokeWidth=2, color=COLOURS[place % len(COLOURS)])
+        .encode(x=alt.X("x:Q", title=x), y=alt.Y("y:Q", title=name, scale=alt.Scale(zero=False)))
+        .properties(width=240, height=130)
+        for place, (name, points) in enumerate(panels.items())
+    ]
+    return _svg(alt.concat(*charts, columns=2), title)
 
 
 def score_chart(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
@@ -177,6 +227,51 @@ PAGE = """<!doctype html>
 <td>{{ "%+.3f to %+.3f"|format(row.low, row.high) }}</td><td>{{ row.reading }}</td></tr>
 {% endfor %}
 </tbody></table></div>
+
+{% if figures.alignment %}
+<h2>What learning from comparisons added</h2>
+<p>{{ figures.alignment.sentence }}</p>
+<div class="scroll"><table>
+<thead><tr><th>model</th><th>judge</th><th class="number">mean rating</th><th>95 % interval</th><th class="number">wins</th>
+<th>95 % interval</th><th class="number">chance</th><th class="number">prompts</th><th>reading</th>
+<th class="number">KL, nats an answer</th><th class="number">tokens an answer</th></tr></thead>
+<tbody>
+{% for row in figures.alignment.rows %}
+<tr><td>{{ row.model }}</td><td>{{ row.judge }}</td><td class="number">{{ "%.2f"|format(row.rating.value) }}</td>
+<td>{{ "%.2f to %.2f"|format(row.rating.low, row.rating.high) }}</td>
+<td class="number">{{ "%.0f %%"|format(100 * row.wins.value) if row.wins else "–" }}</td>
+<td>{{ "%.0f to %.0f %%"|format(100 * row.wins.low, 100 * row.wins.high) if row.wins else "–" }}</td>
+<td class="number">{{ "50 %" if row.wins else "–" }}</td><td class="number">{{ row.rating.n }}</td><td>{{ row.reading }}</td>
+<td class="number">{{ "–" if row.kl is none else "%.2f"|format(row.kl.value) }}</td>
+<td class="number">{{ "%.1f"|format(row.length.value) }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% if figures.alignment.reward_model.accuracy %}
+{% set told = figures.alignment.reward_model %}
+<p>The reward model tells {{ "%.0f %%"|format(100 * told.accuracy.value) }} of {{ told.accuracy.n }} held-out comparisons apart
+(95 % interval {{ "%.0f to %.0f %%"|format(100 * told.accuracy.low, 100 * told.accuracy.high) }}, chance 50 %);
+its certainty is off by {{ "%.2f"|format(told.calibration_error) }} on average.</p>
+{% endif %}
+{% for sample in figures.alignment.samples %}
+<div class="scroll"><table><tbody><tr><th>prompt</th><td>{{ sample.prompt }}</td></tr>
+{% for one in sample.replies %}
+<tr><th>{{ one.model }}</th><td>{{ one.reply }}</td></tr>
+{% endfor %}
+</tbody></table></div><br>
+{% endfor %}
+
+<h2>What it cost: the questions again</h2>
+<p>The same questions as above, asked of the model before and after each road; a loss here is the price of alignment.</p>
+<div class="scroll"><table>
+<thead><tr><th>model</th><th>task</th><th class="number">change in exact match</th><th>95 % interval (paired)</th>
+<th>reading</th></tr></thead>
+<tbody>
+{% for row in figures.alignment.tax %}
+<tr><td>{{ row.model }}</td><td>{{ row.task }}</td><td class="number">{{ "%+.3f"|format(row.value) }}</td>
+<td>{{ "%+.3f to %+.3f"|format(row.low, row.high) }}</td><td>{{ row.reading }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
 
 <h2>The same questions before and after</h2>
 {% for sample in figures.samples %}

@@ -18,10 +18,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from stockpot import device as machine
 from stockpot.bundle import Bundle
 from stockpot.data.pairs import FixedPairs, PairLoader, Pairs
-from stockpot.data.sources import fingerprint_sources
 from stockpot.durable import write_atomically
 from stockpot.judge.metrics import proportion
 from stockpot.model.transformer import Transformer
@@ -29,9 +27,10 @@ from stockpot.run import Run
 from stockpot.stages.assemble import (
     Progress,
     adapt,
+    begin_tuning,
     checkpoint_writer,
     mean_metrics,
-    open_to_tune,
+    note_tuning,
     silent,
     tokens_at_once,
     with_steps,
@@ -71,9 +70,7 @@ def reward(
         TrainError: if training cannot go on.
     """
     report = progress or silent
-    device = machine.pick_device(config.device)
-    machine.seed_everything(config.seed)
-    bundle = open_to_tune(config.model, config.template, verb="reward")
+    bundle, device = begin_tuning(config, verb="reward")
     found = read_comparisons(config, bundle, report)
     config = config.model_copy(
         update={"loop": with_steps(config.loop, config.passes, found.train.tokens), "passes": None}
@@ -83,22 +80,18 @@ def reward(
     trained = adapt(model, config.adapter, config.loop, device)
     if model.value_head is not None and config.adapter is not None:
         trained += sum(p.numel() for p in model.value_head.requires_grad_(True).parameters())
-    tokens = tokens_at_once(config.loop, 1)
+    tokens = tokens_at_once(config.loop, model.config, device, weighs=False)
     loss_fn = partial(reward_loss, margin_weight=config.margin_weight, centre_weight=config.centre_weight)
     with Run.create(
         out, stage="reward", recipe={"reward": config}, parent=config.model, resume=resume
     ) as run:
-        run.note(
-            data=fingerprint_sources(config.data),
-            seed=config.seed,
+        note_tuning(
+            run,
+            config,
+            model.config,
+            trained,
             tokens={"train": found.train.tokens, "validation": found.held_out.tokens},
-            comparisons={
-                "train": len(found.train),
-                "validation": len(found.held_out),
-                "found": str(found.survey),
-            },
-            parameters=model.config.parameters(),
-            trained_parameters=trained,
+            comparisons=found.counts,
         )
         fit(
             model,

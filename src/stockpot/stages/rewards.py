@@ -5,8 +5,9 @@ Turns what a user names into a function that rates replies. It trains nothing.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from stockpot.data.encode import encode_record
 from stockpot.data.records import CompletionRecord
 from stockpot.errors import ConfigError
 from stockpot.judge.metrics import exact_match
+from stockpot.stages.reward_child import RewardChild
 from stockpot.train.preference import answer_rewards
 from stockpot.train.rollouts import Reply, Reward
 from stockpot.village import Village
@@ -71,34 +73,31 @@ def _known(reply: Reply) -> str:
 
 
 def _taste(spec: str) -> Reward:
-    """Rate by the villagers' taste; what is no prompt of that village is NaN."""
+    """Rate by the villagers' taste; what is no prompt of that village, of either split, is NaN."""
     words = spec.split(":")[1:]
     if len(words) > 2 or not all(word.isdecimal() for word in words):
         raise ConfigError(f"{spec}: expected village[:SEED[:COUNT]].", "Example: village:0:4000")
     seed, count = int(words[0]) if words else 0, int(words[1]) if len(words) > 1 else 4_000
-    rater = Village(seed).rater("train", count)
-    return lambda replies: [rater(one.prompt, one.text) for one in replies]
+    village = Village(seed)
+    raters = [village.rater(split, count) for split in ("train", "val")]
+
+    def rate(replies: Sequence[Reply]) -> list[float]:
+        return [next((v for r in raters if (v := r(one.prompt, one.text)) == v), math.nan) for one in replies]
+
+    return rate
 
 
 def _function(path: Path, name: str) -> Reward:
-    """Import a function from the user's own file."""
+    """Open a function in the user's own file, in a process of its own."""
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file.", "Name it as FILE.py:FUNCTION.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        child = RewardChild(path.resolve(), name)
+    except (RuntimeError, TimeoutError) as error:
         raise ConfigError(
-            f"{path} cannot be imported: {type(error).__name__}: {error}", "Mend the file."
-        ) from error
-    found: Callable[..., object] | None = getattr(module, name, None)
-    if not callable(found):
-        raise ConfigError(
-            f"{path} has no function {name!r}.", "It takes a list of replies and returns numbers."
-        )
-    return found  # type: ignore[return-value]
+            f"{path} cannot be used: {error}.", "A reward takes a list of replies and returns numbers."
+        ) from None
+    return lambda replies: child([asdict(one) for one in replies])
 
 
 def _model(bundle: Bundle, spec: str) -> Reward:

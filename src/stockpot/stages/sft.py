@@ -8,25 +8,26 @@ from pathlib import Path
 import torch
 from pydantic import Field, field_validator
 
-from stockpot import device as machine
 from stockpot.config import Settings
 from stockpot.data.corpus import open_corpus
 from stockpot.data.corrupt import causal
 from stockpot.data.loader import FixedBatches, Loader, LoaderConfig
 from stockpot.data.reading import ReadConfig
-from stockpot.data.sources import fingerprint_sources
 from stockpot.model.adapters import LoRA
 from stockpot.run import Run
 from stockpot.stages.assemble import (
+    ROW_TOKENS,
     Progress,
     adapt,
     as_settings,
     as_sources,
+    begin_tuning,
     checkpoint_writer,
     mean_metrics,
     micro_batch_for,
-    open_to_tune,
+    note_tuning,
     silent,
+    tokens_at_once,
 )
 from stockpot.stages.record import sample_writer, write_page
 from stockpot.train.loop import LoopConfig, fit
@@ -59,7 +60,9 @@ class SFTConfig(Settings):
         None,
         description="train a low-rank adapter and freeze the model, such as adapter.rank=8; none: train all",
     )
-    context: int | None = Field(None, ge=8, description="tokens of a row; none: the model's")
+    context: int | None = Field(
+        None, ge=8, description="tokens of a row; none: 512, or the longest record if it is longer"
+    )
     loop: TuningLoop = Field(default_factory=TuningLoop, description="steps, batch, optimizer")
     val_share: float = Field(0.05, gt=0, lt=0.5, description="share of the records held out for validation")
     val_tokens: int = Field(32_768, ge=1, description="validate on at most this many tokens")
@@ -78,17 +81,17 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
         TrainError: if training cannot go on.
     """
     report = progress or silent
-    device = machine.pick_device(config.device)
-    machine.seed_everything(config.seed)
-    bundle = open_to_tune(config.model, config.template, verb="sft")
+    bundle, device = begin_tuning(config, verb="sft")
     model = bundle.model.to(device)
     trained = adapt(model, config.adapter, config.loop, device)
-    context = config.context or model.config.context
+    longest = config.context or model.config.context
     store = open_corpus(
-        config.data, bundle.tokenizer, bundle.template, reading=config.reading, context=context
+        config.data, bundle.tokenizer, bundle.template, reading=config.reading, context=longest
     )
+    context = config.context or min(longest, max(ROW_TOKENS, int(store.lengths.max())))
     train, held_out = store.split(config.val_share, seed=config.seed)
-    rows, _ = micro_batch_for(config.loop.batch_tokens, context)
+    at_once = tokens_at_once(config.loop, model.config, device, weighs=False)
+    rows, _ = micro_batch_for(config.loop.batch_tokens, context, at_once)
     settings = LoaderConfig(context=context, micro_batch=rows, seed=config.seed)
     aim = causal(bundle.tokenizer)
     limit = max(1, config.val_tokens // (rows * context))
@@ -97,12 +100,12 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
         next_token_loss, byte_lengths=torch.from_numpy(bundle.tokenizer.byte_lengths).to(device)
     )
     with Run.create(out, stage="sft", recipe={"sft": config}, parent=config.model, resume=resume) as run:
-        run.note(
-            data=fingerprint_sources(config.data),
-            seed=config.seed,
+        note_tuning(
+            run,
+            config,
+            model.config,
+            trained,
             tokens={"train": train.tokens, "validation": held_out.tokens},
-            parameters=model.config.parameters(),
-            trained_parameters=trained,
         )
         text = f"{train.documents:,} records, {train.tokens:,} tokens, {trained:,} parameters to train"
         report({"kind": "note", "text": text})

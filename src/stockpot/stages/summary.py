@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from stockpot import origin
-from stockpot.judge.harness import Answer, Report, Row
+from stockpot.judge.harness import Answer, Report, Row, compare
 from stockpot.run import Run
+from stockpot.stages.contest import Contest
 from stockpot.stages.report import curve_chart, score_chart, write_report
+from stockpot.stages.verdict import alignment_charts, alignment_figures, reading
 from stockpot.text.tokenizer import Tokenizer
 
 __all__ = ["summarise"]
@@ -24,8 +26,8 @@ SAMPLES_PER_TASK = 1
 def summarise(
     folder: Path,
     state: Mapping[str, Mapping[str, Any]],
-    reports: tuple[Report, Report],
-    gains: Sequence[Row],
+    reports: Mapping[str, Report],
+    contest: Contest | None,
     *,
     seed: int,
 ) -> Path:
@@ -34,29 +36,38 @@ def summarise(
     Args:
         folder: of the cook, with the stages' folders in it.
         state: stage → its seconds.
-        reports: before and after instruction tuning, on the same questions.
-        gains: paired differences between them.
+        reports: ``base`` and ``tuned``, and the aligned models if there are any, on the same questions.
+        contest: between the tuned and the aligned models; None: nothing was aligned.
         seed: of the cook.
     """
-    runs = {name: Run.open(folder / name) for name in ("pretrain", "sft")}
+    names = ("pretrain", "sft") if contest is None else ("pretrain", "sft", "reward", "dpo", "ppo")
+    runs = {name: Run.open(folder / name) for name in names}
+    before_and_after = (reports["base"], reports["tuned"])
+    gains = compare(*before_and_after)
     scores = [
         {"task": row.task, "metric": row.metric, "model": model, **asdict(row.estimate)}
-        for model, report in zip(("base", "tuned"), reports, strict=True)
+        for model, report in reports.items()
         for row in report.rows
         if row.metric in ("exact", "choice")
     ]
     figures = {
         "title": "What came out of the pot",
-        "summary": _summary(runs, state, reports),
+        "summary": _summary(runs, state, before_and_after),
         "created": origin.now(),
         "stages": _stages(folder, state, runs, reports),
         "scores": scores,
-        "gains": [{"task": row.task, **asdict(row.estimate), "reading": _reading(row)} for row in gains],
-        "samples": _samples(reports),
-        "tokenizer": _tokenizer(folder / "tokenizer", reports),
+        "gains": [
+            {"task": row.task, **asdict(row.estimate), "reading": reading(row.estimate)} for row in gains
+        ],
+        "samples": _samples(before_and_after),
+        "tokenizer": _tokenizer(folder / "tokenizer", before_and_after),
+        "alignment": None if contest is None else alignment_figures(folder, contest, reports),
         "environment": {"seed": seed, **_flat(origin.hardware()), **origin.versions()},
     }
-    return write_report(folder, figures, _charts(runs, scores))
+    charts = _charts(runs, scores)
+    if contest is not None:
+        charts += alignment_charts(folder, contest)
+    return write_report(folder, figures, charts)
 
 
 def _summary(
@@ -80,32 +91,45 @@ def _stages(
     folder: Path,
     state: Mapping[str, Mapping[str, Any]],
     runs: Mapping[str, Run],
-    reports: tuple[Report, Report],
+    reports: Mapping[str, Report],
 ) -> list[dict[str, Any]]:
     tokenizer = Tokenizer.load(folder / "tokenizer")
+    asked = _overall(reports["tuned"]).estimate.n
     results = {
         "tokenizer": f"{tokenizer.vocab_size:,} tokens, kind {tokenizer.kind}",
         "pretrain": f"{runs['pretrain'].last('val/bits_per_byte'):.3f} bits per byte on held-out text",
         "sft": f"{runs['sft'].last('val/loss'):.3f} nats per answer token on held-out conversations",
-        "evaluate": f"{_overall(reports[1]).estimate.n} questions, twice",
     }
+    if "ppo" in runs:
+        first, last = (runs["ppo"].series("train/reward")[place][1] for place in (0, -1))
+        results |= {
+            "reward": f"{_told_apart(runs['reward'])} of held-out comparisons told apart",
+            "dpo": f"{_told_apart(runs['dpo'])} of held-out comparisons told apart",
+            "ppo": f"reward from {first:+.2f} to {last:+.2f}",
+            "contest": "answers of three models to the same prompts, rated by the same judges",
+        }
+    results["evaluate"] = f"{asked} questions to each of {len(reports)} models"
     commands = {
         "tokenizer": f"stockpot train-tokenizer --recipe {folder / 'recipe.toml'} --out NEW",
-        "pretrain": f"stockpot pretrain --recipe {folder / 'pretrain' / 'recipe.toml'} --out NEW",
-        "sft": f"stockpot sft --recipe {folder / 'sft' / 'recipe.toml'} --out NEW",
-        "evaluate": f"stockpot eval {folder / 'pretrain'} {folder / 'sft'}",
+        "contest": f"stockpot cook --recipe {folder / 'recipe.toml'} --out NEW",
+        "evaluate": f"stockpot eval {' '.join(str(folder / one) for one in runs if one != 'reward')}",
     }
     return [
-        {"name": name, "seconds": state[name]["seconds"], "result": results[name], "command": commands[name]}
-        for name in results
+        {
+            "name": name,
+            "seconds": state[name]["seconds"],
+            "result": result,
+            "command": commands.get(
+                name, f"stockpot {name} --recipe {folder / name / 'recipe.toml'} --out NEW"
+            ),
+        }
+        for name, result in results.items()
     ]
 
 
-def _reading(row: Row) -> str:
-    e = row.estimate
-    if e.low > 0:
-        return "a gain"
-    return "a loss" if e.high < 0 else "inside the noise"
+def _told_apart(run: Run) -> str:
+    accuracy = run.manifest.get("accuracy")
+    return "none" if accuracy is None else f"{accuracy['value']:.0%}"
 
 
 def _samples(reports: tuple[Report, Report]) -> list[dict[str, str]]:
@@ -144,9 +168,9 @@ def _charts(runs: Mapping[str, Run], scores: Sequence[Mapping[str, Any]]) -> lis
             (heading, svg, f"Validation is text kept from training. Lower is better. Run: {run.path}.")
         )
     exact = [row for row in scores if row["metric"] == "exact"]
-    svg = score_chart(exact, title="Exact answers by task, before and after instruction tuning")
+    svg = score_chart(exact, title="Exact answers by task and model")
     charts.append(
-        ("Answers before and after", svg, "Exact match of greedy answers, with 95 % Wilson intervals.")
+        ("Answers of each model", svg, "Exact match of greedy answers, with 95 % Wilson intervals.")
     )
     return charts
 

@@ -41,7 +41,7 @@ from stockpot.train.policy import (
     whiten,
 )
 
-__all__ = ["Asked", "Reply", "Reward", "RolloutConfig", "Rollouts"]
+__all__ = ["Asked", "Reply", "Reward", "RolloutConfig", "Rollouts", "rated_where_known"]
 
 
 class RolloutConfig(PolicyConfig):
@@ -344,7 +344,7 @@ class Rollouts:
             "kl_coef": (self.kl_coef, 1.0),
         }
         if self.gold is not None:
-            known = [value for value in self.gold(replies) if not math.isnan(value)]
+            known = rated_where_known(self.gold, replies)
             if known:
                 self._pending["gold"] = (float(sum(known)), float(len(known)))
         if self.note is not None:
@@ -426,6 +426,11 @@ class Rollouts:
         """Whether the policy has moved so far that the phase's answers say little about it."""
         at_start = self._cursor == 0 or not self._planned()[self._cursor - 1][1]
         return not at_start and self.config.stop_kl is not None and self.kl_step > self.config.stop_kl
+
+
+def rated_where_known(reward: Reward, replies: Sequence[Reply]) -> list[float]:
+    """Rate replies that are only looked at: what cannot be rated is NaN, and left out."""
+    return [float(value) for value in reward(replies) if not math.isnan(value)]
 
 
 def rated(reward: Reward, replies: Sequence[Reply]) -> list[float]:

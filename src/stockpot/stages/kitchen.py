@@ -1,0 +1,148 @@
+"""The folder of a cook: which stages are done, and which have to be done again.
+
+A stage is skipped when its settings, its inputs and the code are those of the last time; an interrupted one goes on where it
+stopped; one whose settings changed is set aside, not deleted. What a stage does is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import stockpot
+from stockpot import durable
+from stockpot.data.sources import fingerprint_sources
+from stockpot.errors import CheckpointError
+from stockpot.run import Run
+from stockpot.stages.assemble import Progress
+
+__all__ = ["Kitchen", "key_of"]
+
+
+class Trained(Protocol):
+    """Settings of a stage that trains on data."""
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """Where the data comes from."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Give the settings as plain values."""
+
+
+@dataclass
+class Kitchen:
+    """The folder of a cook and what is known of its stages.
+
+    ``state`` is kept in ``cook.json``: stage → key, seconds and what it resolved to.
+    """
+
+    folder: Path
+    report: Progress
+    state: dict[str, dict[str, Any]]
+
+    @classmethod
+    def open(cls, folder: Path, report: Progress) -> Kitchen:
+        """Open a folder, new or from an earlier cook.
+
+        Raises:
+            CheckpointError: if it holds something else.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "cook.json"
+        try:
+            state = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        except ValueError as error:
+            raise CheckpointError(
+                f"{file} is damaged: {error}.", "Delete it; finished stages are then done again."
+            ) from error
+        if not state and any(path.name != "recipe.toml" for path in folder.iterdir()):
+            raise CheckpointError(f"{folder} holds something that is not a cook.", "Choose another --out.")
+        return cls(folder, report, state)
+
+    def stage(self, name: str, inputs: Any, work: Callable[[Path, bool], None]) -> Path:
+        """Do one stage in its own folder unless it is done already.
+
+        Args:
+            name: of the stage and its folder.
+            inputs: plain values that decide the result.
+            work: does it: (folder, whether to resume).
+        """
+        path, key = self.folder / name, key_of(inputs)
+        known = self.state.get(name, {})
+        self.report({"kind": "stage", "name": name})
+        if known.get("key") == key and known.get("status") == "done":
+            self.report({"kind": "note", "text": "unchanged since the last time, skipped"})
+            return path
+        may_resume = known.get("key") == key and path.exists()
+        if path.exists() and not may_resume:
+            self._set_aside(path)
+        spent = known.get("seconds", 0.0) if may_resume else 0.0
+        self._note(name, key=key, status="started", seconds=spent)
+        started = time.monotonic()
+        try:
+            work(path, may_resume)
+        finally:
+            self._note(name, seconds=spent + time.monotonic() - started)
+        self._note(name, status="done")
+        return path
+
+    def train(self, name: str, stage: Callable[..., Run], config: Trained, inputs: Any) -> Path:
+        """Do a stage that trains, going on in the midst of it if its settings, data and inputs are those of the last time.
+
+        Args:
+            name: of the stage and its folder.
+            stage: ``(config, *, out, resume, progress)``.
+            config: its settings.
+            inputs: what decides the result beside them.
+        """
+
+        def work(path: Path, may_resume: bool) -> None:
+            resume = may_resume and (path / "manifest.json").exists()
+            stage(config, out=path, resume=resume, progress=self.report)
+
+        data = fingerprint_sources(config.data)
+        return self.stage(name, [config.model_dump(mode="json"), data, inputs], work)
+
+    def remember(self, name: str, inputs: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what ``make`` gave for the same inputs the last time, or make it now."""
+        key = key_of(inputs)
+        if self.state.get(name, {}).get("key") != key:
+            self._note(name, key=key, value=make())
+        value: dict[str, Any] = self.state[name]["value"]
+        return value
+
+    def _note(self, name: str, **facts: Any) -> None:
+        self.state[name] = {**self.state.get(name, {}), **facts}
+        durable.write_atomically(self.folder / "cook.json", json.dumps(self.state, indent=1))
+
+    def _set_aside(self, path: Path) -> None:
+        earlier = self.folder / "earlier"
+        earlier.mkdir(exist_ok=True)
+        taken = {p.name for p in earlier.iterdir()}
+        name = next(n for i in range(1, 10_000) if (n := f"{path.name}-{i}") not in taken)
+        path.rename(earlier / name)
+        self.report({"kind": "note", "text": f"the earlier {path.name} is kept in {earlier / name}"})
+
+
+def key_of(inputs: Any) -> str:
+    """Hash what decides a stage's result: its inputs and the code."""
+    text = json.dumps([inputs, _code()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _code() -> str:
+    """Hash the package's source, so that a changed program does its stages again."""
+    root = Path(stockpot.__file__).parent
+    parts = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] not in ("cli", "serve"):
+            parts.update(path.read_bytes())
+    return parts.hexdigest()[:16]

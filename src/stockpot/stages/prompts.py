@@ -1,0 +1,86 @@
+"""Prompts to answer, from records of any kind: what is asked as ids and as text, and the known answer if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stockpot.bundle import Bundle
+from stockpot.data.records import (
+    ChatRecord,
+    CompletionRecord,
+    PreferenceRecord,
+    Record,
+    TextRecord,
+    as_messages,
+)
+from stockpot.data.sources import read_records
+from stockpot.errors import DataError
+from stockpot.stages.assemble import Progress
+from stockpot.text.chat import Message
+from stockpot.train.rollouts import Asked
+
+__all__ = ["PAGE", "read_prompts"]
+
+PAGE = "Question: {}\nAnswer:"
+"""How a model that holds no conversations is asked; its answer ends with the line."""
+
+
+def read_prompts(
+    sources: Sequence[str], bundle: Bundle, max_tokens: int, report: Progress, *, limit: int | None = None
+) -> list[Asked]:
+    """Read prompts; those that leave no room for ``max_tokens`` within the context are left out and counted.
+
+    A model without a chat template is asked on a page of questions and answers.
+
+    Args:
+        sources: completion, chat or preference records, or plain texts.
+        bundle: the model that will answer, which encodes them.
+        max_tokens: longest answer.
+        report: hears what was left out.
+        limit: how many prompts.
+
+    Raises:
+        DataError: if none is left.
+    """
+    found: list[Asked] = []
+    overlong = 0
+    for record in read_records(sources):
+        if len(found) == limit:
+            break
+        prompt, text, answer = _asked(record)
+        ids = bundle.encode(prompt if bundle.template is not None else PAGE.format(text))
+        if len(ids) + max_tokens > bundle.context:
+            overlong += 1
+            continue
+        found.append(Asked(tuple(ids), text, answer))
+    if overlong:
+        text = f"{overlong:,} prompts leave no room for {max_tokens} tokens and are left out"
+        report({"kind": "note", "text": text})
+    if not found:
+        raise DataError(
+            f"No prompt leaves room for {max_tokens} tokens in a context of {bundle.context}.",
+            "Give shorter prompts or a smaller max_tokens.",
+        )
+    report({"kind": "note", "text": f"{len(found):,} prompts"})
+    return found
+
+
+def _asked(record: Record) -> tuple[list[Message], str, str | None]:
+    """Give the messages to answer, what was asked as text, and the known answer."""
+    messages: tuple[Message, ...]
+    answer: str | None
+    match record:
+        case TextRecord():
+            messages, answer = as_messages(record.text), None
+        case CompletionRecord():
+            messages, answer = as_messages(record.prompt), record.completion
+        case PreferenceRecord():
+            messages, answer = as_messages(record.prompt), None
+        case ChatRecord():
+            last = record.messages[-1]
+            is_answered = last.role == "assistant" and len(record.messages) > 1
+            messages = record.messages[:-1] if is_answered else record.messages
+            answer = last.content if is_answered else None
+        case _:
+            raise DataError(f"{record.where}: a {record.kind} record is no prompt.", "Give prompts.")
+    return list(messages), messages[-1].content, answer

@@ -1,0 +1,132 @@
+"""The aligning part of a cook at its smallest: both roads from one model, one judge, and nothing done twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+
+import pytest
+
+from stockpot.run import Run
+from stockpot.stages.align import ContestConfig, _lasting, _sized
+from stockpot.stages.assemble import GentleLoop, silent
+from stockpot.stages.contest import Contest
+from stockpot.stages.cook import CookConfig, EvaluateConfig, cook
+from stockpot.stages.dpo import DPOConfig
+from stockpot.stages.kitchen import Kitchen
+from stockpot.stages.ppo import PPOConfig, RewardLoop
+from stockpot.stages.pretrain import PretrainConfig
+from stockpot.stages.reward import RewardConfig
+from stockpot.stages.sft import SFTConfig
+from stockpot.stages.tokenizer import TokenizerConfig
+from stockpot.train.loop import LoopConfig
+
+LOOP = LoopConfig(steps=3, batch_tokens=256, log_every=1, validate_every=3, dtype="float32")
+COMPARING = GentleLoop(batch_tokens=512, log_every=1, lr=1e-3, dtype="float32")
+PAIRS, PROMPTS = ("village:preferences:0:60",), ("village:prompts/val:0:12",)
+
+
+@pytest.fixture(scope="module")
+def config():
+    watched = {"gold": "village:0:40", "drift_data": PROMPTS, "drift_prompts": 4, "max_tokens": 6}
+    return CookConfig(
+        tokenizer=TokenizerConfig(data=("village:documents:0:60",), vocab_size=400),
+        pretrain=PretrainConfig(
+            data=("village:documents:0:60",), size=1, context=128, val_tokens=256, loop=LOOP
+        ),
+        sft=SFTConfig(data=("village:chats:0:60",), val_tokens=256, loop=LOOP),
+        evaluate=EvaluateConfig(tasks=("village/facts",), limit=3),
+        reward=RewardConfig(data=PAIRS, loop=COMPARING),
+        dpo=DPOConfig(data=PAIRS, loop=COMPARING, **watched),
+        ppo=PPOConfig(
+            data=("village:prompts:0:40",),
+            prompts=4,
+            loop=RewardLoop(steps=8, dtype="float32", validate_every=4),
+            **watched,
+        ),
+        contest=ContestConfig(data=PROMPTS, gold="village:0:40", limit=8, max_tokens=6),
+    )
+
+
+@pytest.fixture(scope="module")
+def pot(config, tmp_path_factory):
+    """Cook once; returns the folder and the stages in their order."""
+    folder = tmp_path_factory.mktemp("align") / "pot"
+    events = []
+    run = cook(config, out=folder, progress=events.append)
+    assert run.path == folder / "ppo"
+    return folder, [event["name"] for event in events if event["kind"] == "stage"]
+
+
+def test_both_roads_start_from_the_same_model_and_comparisons(pot):
+    folder, stages = pot
+    assert stages[2:] == ["sft", "reward", "dpo", "ppo", "contest", "evaluate", "report"]
+    runs = [Run.open(folder / name) for name in ("reward", "dpo", "ppo")]
+    assert {run.manifest["parent"]["path"] for run in runs} == {str(folder / "sft")}
+    assert runs[0].manifest["data"] == runs[1].manifest["data"]
+    recipe = tomllib.loads((folder / "ppo" / "recipe.toml").read_text())
+    assert recipe["ppo"]["reward"] == [str(folder / "reward")]
+
+
+def test_the_same_judges_rate_the_same_prompts(pot):
+    judged = Contest.from_json((pot[0] / "contest" / "contest.json").read_text())
+    assert [one.model for one in judged.entries] == ["sft", "dpo", "ppo"]
+    assert {tuple(one.ratings) for one in judged.entries} == {("gold", "reward model")}
+    assert len(judged.prompts) == 8
+
+
+def test_the_report_shows_every_step_with_its_interval(pot):
+    folder, _ = pot
+    page = (folder / "report.html").read_text()
+    figures = json.loads((folder / "report.json").read_text())
+    judged = Contest.from_json((folder / "contest" / "contest.json").read_text())
+    for row in figures["alignment"]["rows"]:
+        assert f"{row['rating']['low']:.2f} to {row['rating']['high']:.2f}" in page
+    wins = judged.win_rate(judged.entries[2], "gold")
+    assert f"PPO wins {wins.value:.0%} [{wins.low:.0%}, {wins.high:.0%}]" in page
+    assert len(re.findall("<svg", page)) == 5
+    assert {row["model"] for row in figures["alignment"]["tax"]} == {"after DPO", "after PPO"}
+    assert [one["name"] for one in figures["stages"]][3:7] == ["reward", "dpo", "ppo", "contest"]
+
+
+def test_a_second_time_only_what_changed_is_done(config, pot):
+    skipped, current = [], ""
+
+    def listen(event):
+        nonlocal current
+        current = event["name"] if event["kind"] == "stage" else current
+        if event.get("text", "").startswith("unchanged"):
+            skipped.append(current)
+
+    fewer = config.model_copy(update={"contest": config.contest.model_copy(update={"limit": 6})})
+    cook(fewer, out=pot[0], progress=listen)
+    assert skipped == ["tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate"]
+    assert len(Contest.from_json((pot[0] / "contest" / "contest.json").read_text()).prompts) == 6
+
+
+def test_minutes_choose_how_much_is_learned(config, pot):
+    folder, _ = pot
+    kitchen = Kitchen.open(folder, silent)
+    tuned = {"model": str(folder / "sft")}
+    direct = config.dpo.model_copy(update=tuned)
+    little, much = (_sized(kitchen, "dpo", direct, seconds, []) for seconds in (1e-6, 1e6))
+    assert (little.max_pairs, little.loop.steps) == (round(32 / 0.9), 5)  # some 2,500 tokens, one pass
+    assert much.max_pairs == pytest.approx(60, abs=2)
+    assert much.loop.steps == pytest.approx(
+        2 * Run.open(folder / "dpo").manifest["tokens"]["train"] / 512, abs=1
+    )
+    learning = config.ppo.model_copy(update=tuned | {"reward": (str(folder / "reward"),)})
+    short = _lasting(kitchen, learning, 1e-6, [])
+    assert short.loop.steps == 4  # one phase
+    long = _lasting(kitchen, learning, 1e3, [])
+    assert long.loop.steps > 40 and long.loop.steps % 4 == 0
+
+
+def test_a_cook_may_end_with_instruction_tuning(config, tmp_path):
+    folder = tmp_path / "pot"
+    run = cook(config.model_copy(update={"align": False}), out=folder)
+    assert run.path == folder / "sft"
+    assert not (folder / "reward").exists()
+    page = (folder / "report.html").read_text()
+    assert "What learning from comparisons added" not in page and len(re.findall("<svg", page)) == 3
