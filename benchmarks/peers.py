@@ -13,13 +13,16 @@ from pathlib import Path
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "generate.py": ("transformers",),
+    "post_training.py": ("trl", "peft", "transformers"),
     "pretraining.py": (),
     "quantised.py": ("llama-cpp-python", "transformers"),
+    "small_against_large.py": (),
     "time_to_loss.py": (),
     "tokenizing.py": ("tokenizers", "tiktoken", "sentencepiece", "riptoken", "rustbpe", "bpeasy", "gigabpe"),
 }
 CLONES: dict[str, tuple[str, ...]] = {
     "pretraining.py": ("a clone of nanoGPT: --nanogpt PATH",),
+    "small_against_large.py": ("none: both sides are made here",),
     "time_to_loss.py": ("a clone of nanoGPT: --nanogpt PATH", "a clone of nanochat: --nanochat PATH"),
 }
 

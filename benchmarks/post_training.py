@@ -207,8 +207,10 @@ def _ours(gate: _Gate, kind: str, has_adapter: bool, records: Path, model: Path)
 
     bundle = open_to_tune(str(model), None, verb=kind)
     loop = GentleLoop(steps=10**6, lr=LR, schedule="constant", log_every=10**6, divergence_factor=None)
-    adapt(bundle.model, LoRA(rank=RANK) if has_adapter else None, loop, CPU)
-    batches, loss_fn, tokens = {"sft": _sft, "dpo": _dpo, "grpo": _grpo}[kind](bundle, records, gate, loop)
+    adapter = LoRA(rank=RANK) if has_adapter else None
+    adapt(bundle.model, adapter, loop, CPU)
+    make = {"sft": _sft, "dpo": _dpo, "grpo": _grpo}[kind]
+    batches, loss_fn, tokens = make(bundle, records, gate, loop, adapter)
     fit(bundle.model, batches, loss_fn, loop.model_copy(update={"batch_tokens": tokens}))
 
 
@@ -225,7 +227,7 @@ def _counted(batches: Any, gate: _Gate, units: Any, tokens: int) -> Iterator[Any
             taken = 0
 
 
-def _sft(bundle: Any, records: Path, gate: _Gate, loop: Any) -> tuple[Any, Any, int]:
+def _sft(bundle: Any, records: Path, gate: _Gate, loop: Any, adapter: Any) -> tuple[Any, Any, int]:
     from stockpot.data.corpus import open_corpus
     from stockpot.data.corrupt import causal
     from stockpot.data.loader import Loader, LoaderConfig
@@ -238,13 +240,13 @@ def _sft(bundle: Any, records: Path, gate: _Gate, loop: Any) -> tuple[Any, Any, 
     )
     tokens = ROWS * store.tokens // store.documents
     row = min(CONTEXT, max(ROW_TOKENS, int(store.lengths.max())))
-    at_once = tokens_at_once(loop, bundle.model.config, CPU, weighs=False)
+    at_once = tokens_at_once(loop, bundle.model.config, CPU, adapter, weighs=False)
     rows, _ = micro_batch_for(max(tokens, row), row, at_once)
     loader = Loader(store, LoaderConfig(context=row, micro_batch=rows), causal(bundle.tokenizer))
     return _counted(loader, gate, lambda batch: batch.tokens, tokens), next_token_loss, tokens
 
 
-def _dpo(bundle: Any, records: Path, gate: _Gate, loop: Any) -> tuple[Any, Any, int]:
+def _dpo(bundle: Any, records: Path, gate: _Gate, loop: Any, adapter: Any) -> tuple[Any, Any, int]:
     from functools import partial
 
     from stockpot.data.pairs import PairLoader, encode_pairs
@@ -255,7 +257,9 @@ def _dpo(bundle: Any, records: Path, gate: _Gate, loop: Any) -> tuple[Any, Any, 
 
     pairs = encode_pairs(read_records(str(records)), bundle.tokenizer, bundle.template, context=2 * CONTEXT)
     tokens = PAIRS * pairs.tokens // len(pairs)
-    at_once = tokens_at_once(loop.model_copy(update={"batch_tokens": tokens}), bundle.model.config, CPU)
+    at_once = tokens_at_once(
+        loop.model_copy(update={"batch_tokens": tokens}), bundle.model.config, CPU, adapter
+    )
 
     def referred() -> Iterator[Any]:
         for batch in PairLoader(pairs, tokens=at_once):
@@ -268,7 +272,7 @@ def _dpo(bundle: Any, records: Path, gate: _Gate, loop: Any) -> tuple[Any, Any, 
     return _counted(referred(), gate, lambda batch: len(batch.chance), tokens), loss, tokens
 
 
-def _grpo(bundle: Any, records: Path, gate: _Gate, loop: Any) -> tuple[Any, Any, int]:
+def _grpo(bundle: Any, records: Path, gate: _Gate, loop: Any, adapter: Any) -> tuple[Any, Any, int]:
     from functools import partial
 
     from stockpot.stages.assemble import silent, tokens_at_once
@@ -287,7 +291,7 @@ def _grpo(bundle: Any, records: Path, gate: _Gate, loop: Any) -> tuple[Any, Any,
         lambda replies: [-len(one.text) / 100 for one in replies],
         config,
         reference=lambda: contextlib.nullcontext(reference),
-        tokens=tokens_at_once(loop, bundle.model.config, CPU),
+        tokens=tokens_at_once(loop, bundle.model.config, CPU, adapter),
         autocast=partial(autocast, CPU, loop),
     )
     return _counted(rollouts, gate, lambda batch: int(batch.texts.answers.max()) + 1, 1), rollouts.loss, 1

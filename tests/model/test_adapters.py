@@ -15,6 +15,7 @@ from stockpot.model.adapters import (
     detach,
     has_adapters,
     merge,
+    merged_copy,
     settings_of,
     updates_of,
     without_adapters,
@@ -160,3 +161,22 @@ def test_a_frozen_weight_in_bfloat16_computes_what_autocast_does():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(logits(model), wide)
     assert logits(model).dtype == torch.float32  # and it runs without autocast, too
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_merged_copy_computes_the_same_and_the_model_stays_as_it_is(adapted, tied):
+    model = tiny(tied=tied)
+    if adapted:
+        attach(model, LoRA(rank=2))
+        shake(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    copy = merged_copy(model, torch.float32)
+    torch.testing.assert_close(logits(copy), logits(model), atol=1e-5, rtol=1e-5)
+    assert not has_adapters(copy) and not any(p.requires_grad for p in copy.parameters())
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.zero_()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert {p.dtype for p in merged_copy(model, torch.bfloat16).parameters()} == {torch.bfloat16}

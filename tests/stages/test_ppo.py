@@ -99,6 +99,17 @@ def test_a_run_resumes_exactly_in_the_midst_of_a_phase(config, tmp_path, interru
     assert (torn.model_path / weights).read_bytes() == (whole.model_path / weights).read_bytes()
 
 
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=2)], ids=["full", "adapter"])
+def test_answers_are_written_in_the_number_type_of_training(config, tmp_path, adapter):
+    loop = LOOP.model_copy(update={"steps": 4, "dtype": "bfloat16"})
+    run = ppo(
+        config.model_copy(update={"loop": loop, "adapter": adapter}), out=tmp_path / "run", reward=shorter
+    )
+    # the tokens of the rounded copy are about as probable under the policy itself: hardly any is clipped at once
+    assert run.series("train/clipped")[0][1] < 0.05
+    assert abs(run.series("train/kl")[0][1]) < 0.1
+
+
 def test_the_price_of_distance_adapts(config, tmp_path):
     config = config.model_copy(update={"target_kl": 1e-6, "loop": LOOP.model_copy(update={"steps": 12})})
     run = ppo(config, out=tmp_path / "run", reward=shorter)

@@ -23,6 +23,8 @@ from stockpot.errors import ConfigError
 from stockpot.model.attention import CrossAttention, SelfAttention
 from stockpot.model.layers import FeedForward
 from stockpot.model.linear import Linear, multiply
+from stockpot.model.outline import outline
+from stockpot.model.transformer import Transformer
 
 __all__ = [
     "AdaptedLinear",
@@ -34,6 +36,7 @@ __all__ = [
     "detach",
     "has_adapters",
     "merge",
+    "merged_copy",
     "settings_of",
     "updates_of",
     "without_adapters",
@@ -253,6 +256,16 @@ def merge(model: nn.Module) -> None:
     """Add every adapter to its weight and take it off; the model computes the same and is trainable as a whole."""
     add_updates(model, updates_of(model))
     detach(model)
+
+
+def merged_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """Copy a model in a number type, with adapters added to their weights; the model itself stays as it is."""
+    copy = outline(model.config)
+    known = dict(model.named_parameters())
+    weights = {name: known[name].detach().to(dtype, copy=True) for name, _ in copy.named_parameters()}
+    copy.load_state_dict(weights, strict=True, assign=True)
+    add_updates(copy, updates_of(model))
+    return copy.requires_grad_(False).eval()
 
 
 def detach(model: nn.Module) -> list[Update]:

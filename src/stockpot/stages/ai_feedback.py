@@ -187,7 +187,11 @@ def _first_is_better(judge: Bundle, pairs: Sequence[_Pair], question: str) -> li
 
 def _asked(question: str, parts: Mapping[str, str]) -> str:
     """Fill the places of a question; braces in what is filled in stay text."""
-    return PLACE.sub(lambda place: parts[place[1]], question)
+
+    def part(place: re.Match[str]) -> str:
+        return parts[place[1]]
+
+    return PLACE.sub(part, question)
 
 
 def _sigmoid(value: float) -> float:

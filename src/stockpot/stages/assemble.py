@@ -49,8 +49,9 @@ __all__ = [
 Progress = Callable[[dict[str, Any]], None]
 Sources = str | Path | Sequence[str | Path]
 MICRO_BATCH_TOKENS = 8192  # enough work a call; measured in benchmarks/notes.md
-ACTIVATION_BYTES = 1 << 28  # of a micro-batch on a CPU, where larger ones are no faster
-LEAST_AT_ONCE = 256  # tokens; adding up gradients costs more than it saves below
+# Of a micro-batch on a CPU, where larger ones are hardly faster: with adapters, and where all gradients have to be added up.
+ACTIVATION_BYTES = {True: 1 << 27, False: 1 << 29}
+LEAST_AT_ONCE = 256  # tokens; with fewer a product mostly waits for its matrix
 ROW_TOKENS = 512  # of a row in tuning, unless a record is longer
 LOGITS_KEPT = 1 << 26  # a loss that weighs each token keeps its probabilities for the backward pass
 
@@ -111,20 +112,23 @@ def micro_batch_for(batch_tokens: int, context: int, at_once: int = MICRO_BATCH_
     return rows // passes, passes
 
 
-def tokens_at_once(loop: LoopConfig, model: ModelConfig, device: torch.device, *, weighs: bool = True) -> int:
+def tokens_at_once(
+    loop: LoopConfig, model: ModelConfig, device: torch.device, adapter: LoRA | None, *, weighs: bool = True
+) -> int:
     """Choose the real tokens of a micro-batch in tuning: on a CPU, as many as take little memory.
 
     Args:
         loop: the tokens of a step.
-        model: an activation of a token takes about 34 bytes for each layer and unit of width (see `sizes.estimate`).
+        model: a token's activations take about 34 bytes for each layer and unit of width (see `sizes.estimate`).
         device: where.
+        adapter: what is trained, if not all of the model.
         weighs: whether the loss weighs the labels one by one, and so keeps their probabilities.
     """
     most = min(loop.batch_tokens, MICRO_BATCH_TOKENS)
     if weighs:
         most = min(most, LOGITS_KEPT // model.vocab_size)
     if device.type == "cpu":
-        fits = ACTIVATION_BYTES // (34 * model.main.dim * model.main.layers)
+        fits = ACTIVATION_BYTES[adapter is not None] // (34 * model.main.dim * model.main.layers)
         most = min(most, max(LEAST_AT_ONCE, fits))
     return max(1, most)
 

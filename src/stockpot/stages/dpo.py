@@ -76,7 +76,7 @@ def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: P
         update={"loop": with_steps(config.loop, config.passes, found.train.tokens), "passes": None}
     )
     model = bundle.model.to(device)
-    tokens = tokens_at_once(config.loop, model.config, device)
+    tokens = tokens_at_once(config.loop, model.config, device, config.adapter)
     loss_fn = partial(preference_loss, config=config)
     asked = _asked(config, bundle, found.held_out, report)
     with Run.create(out, stage="dpo", recipe={"dpo": config}, parent=config.model, resume=resume) as run:

@@ -28,6 +28,7 @@ from stockpot.stages.assemble import (
     GentleLoop,
     Progress,
     adapt,
+    as_settings,
     as_sources,
     begin_tuning,
     checkpoint_writer,
@@ -91,6 +92,7 @@ class PPOConfig(RolloutConfig, DriftConfig):
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
 
     _sources = field_validator("data", "reward", mode="before")(as_sources)
+    _loop = field_validator("loop", mode="before")(as_settings)
 
 
 class GRPOConfig(PPOConfig):
@@ -168,7 +170,7 @@ def _learn(
             rewards,
             config,
             reference=partial(_reference, bundle),
-            tokens=tokens_at_once(config.loop, policy.config, device),
+            tokens=tokens_at_once(config.loop, policy.config, device, config.adapter),
             seed=config.seed,
             gold=gold,
             autocast=partial(autocast, device, config.loop),

@@ -80,7 +80,7 @@ def reward(
     trained = adapt(model, config.adapter, config.loop, device)
     if model.value_head is not None and config.adapter is not None:
         trained += sum(p.numel() for p in model.value_head.requires_grad_(True).parameters())
-    tokens = tokens_at_once(config.loop, model.config, device, weighs=False)
+    tokens = tokens_at_once(config.loop, model.config, device, config.adapter, weighs=False)
     loss_fn = partial(reward_loss, margin_weight=config.margin_weight, centre_weight=config.centre_weight)
     with Run.create(
         out, stage="reward", recipe={"reward": config}, parent=config.model, resume=resume

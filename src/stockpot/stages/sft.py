@@ -90,7 +90,7 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
     )
     context = config.context or min(longest, max(ROW_TOKENS, int(store.lengths.max())))
     train, held_out = store.split(config.val_share, seed=config.seed)
-    at_once = tokens_at_once(config.loop, model.config, device, weighs=False)
+    at_once = tokens_at_once(config.loop, model.config, device, config.adapter, weighs=False)
     rows, _ = micro_batch_for(config.loop.batch_tokens, context, at_once)
     settings = LoaderConfig(context=context, micro_batch=rows, seed=config.seed)
     aim = causal(bundle.tokenizer)

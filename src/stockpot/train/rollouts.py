@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ from stockpot.errors import DataError, TrainError
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Completion, Request, Sampling
 from stockpot.generate.together import complete
+from stockpot.model.adapters import merged_copy
 from stockpot.model.transformer import Transformer
 from stockpot.train.log_probs import label_log_probs
 from stockpot.train.losses import Loss, Metrics
@@ -273,7 +274,13 @@ class Rollouts:
             for j in range(self.config.samples)
         ]
         with self.autocast():
-            return complete(Engine(self.bundle, slots=64), requests)
+            kind = self.bundle.model.device.type
+            if not (kind == "cpu" and torch.is_autocast_enabled(kind)):
+                return complete(Engine(self.bundle, slots=64), requests)
+            dtype = torch.get_autocast_dtype(kind)
+        # Autocast would round every weight anew at every token; a rounded copy serves the whole phase.
+        writer = replace(self.bundle, model=merged_copy(self.bundle.model, dtype))
+        return complete(Engine(writer, slots=64), requests)
 
     @torch.no_grad()
     def _measure(self, phase: _Phase) -> None:
