@@ -68,18 +68,23 @@ def main() -> None:
     parser.add_argument("--pairs", default="village:preferences", help="comparisons")
     parser.add_argument("--out", type=Path, help="append the tables to this Markdown file")
     options = parser.parse_args()
-    report = (
+    _tell(
         f"{datetime.date.today()}, {describe(CPU)['processor']}, {options.threads} threads, torch {torch.__version__}, "
-        f"{options.rounds} rounds.\n"
+        f"{options.rounds} rounds.\n",
+        options.out,
     )
     with tempfile.TemporaryDirectory() as folder:
         _write_records(Path(folder), options)
         for task in options.tasks:
-            report += "\n" + _table(task, *_race(task, Path(folder), options))
-    print(report)
-    if options.out:
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(report)
+            _tell(_table(task, *_race(task, Path(folder), options)), options.out)
+
+
+def _tell(text: str, file: Path | None) -> None:
+    """Print a part of the report, and append it to a file at once: a later task may fail."""
+    print(text, flush=True)
+    if file is not None:
+        with file.open("a", encoding="utf-8") as out:
+            out.write(text + "\n")
 
 
 # --- the records, written once for both sides ---

@@ -11,8 +11,8 @@ import pytest
 from stockpot.run import Run
 from stockpot.stages.align import ContestConfig, _lasting, _sized
 from stockpot.stages.assemble import GentleLoop, silent
-from stockpot.stages.contest import Contest
-from stockpot.stages.cook import CookConfig, EvaluateConfig, cook
+from stockpot.stages.contest import Contest, Entry
+from stockpot.stages.cook import CookConfig, EvaluateConfig, _liked_best, cook
 from stockpot.stages.dpo import DPOConfig
 from stockpot.stages.kitchen import Kitchen
 from stockpot.stages.ppo import PPOConfig, RewardLoop
@@ -121,6 +121,18 @@ def test_minutes_choose_how_much_is_learned(config, pot):
     assert short.loop.steps == 4  # one phase
     long = _lasting(kitchen, learning, 1e3, [])
     assert long.loop.steps > 40 and long.loop.steps % 4 == 0
+
+
+def test_the_model_to_talk_to_is_an_aligned_one_only_if_it_clearly_wins():
+    def entry(name, rating):
+        return Entry(
+            name, ("a",) * 30, (1,) * 30, {"gold": (rating,) * 30, "reward model": (5.0,) * 30}, None
+        )
+
+    before = entry("sft", 1.0)
+    assert _liked_best(None) == "tuned"
+    assert _liked_best(Contest(("p",) * 30, (before, entry("dpo", 1.0), entry("ppo", 1.0)))) == "tuned"
+    assert _liked_best(Contest(("p",) * 30, (before, entry("dpo", 2.0), entry("ppo", 1.0)))) == "dpo"
 
 
 def test_a_cook_may_end_with_instruction_tuning(config, tmp_path):

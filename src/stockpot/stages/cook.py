@@ -101,10 +101,19 @@ def cook(
     reports = _judge(kitchen, config, models)
     kitchen.report({"kind": "stage", "name": "report"})
     page = summarise(kitchen.folder, kitchen.state, reports, judged, seed=config.seed)
-    last = list(models.values())[-1]
     kitchen.report({"kind": "note", "text": f"report: {page}"})
-    kitchen.report({"kind": "note", "text": f"to chat: stockpot chat {last}"})
-    return Run.open(last)
+    kitchen.report({"kind": "note", "text": f"to chat: stockpot chat {models[_liked_best(judged)]}"})
+    return Run.open(list(models.values())[-1])
+
+
+def _liked_best(judged: Contest | None) -> str:
+    """Name the model to talk to: the aligned one that wins most, if it clearly wins by the first judge; else the tuned one."""
+    if judged is None:
+        return "tuned"
+    judge = next(iter(judged.entries[0].ratings))
+    wins = {one.model: judged.win_rate(one, judge) for one in judged.entries[1:]}
+    best = max(wins, key=lambda name: wins[name].value)
+    return best if wins[best].above_chance else "tuned"
 
 
 def _asking_less(config: CookConfig, minutes: float | None) -> CookConfig:
