@@ -27,7 +27,7 @@ $(DEV): $(READY)
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-cook: $(READY)   ## village, tokenizer, pretraining, instruction tuning, evaluation, report
+cook: $(READY)   ## village, tokenizer, pretraining, instruction tuning, DPO, PPO, evaluation, report
 	@$(BIN)/stockpot cook --minutes $(MINUTES) --out $(OUT)
 
 chat: $(READY)   ## talk to the model that `make cook` made, or else to SmolLM2 (98 MB, fetched once)
