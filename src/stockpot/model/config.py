@@ -20,7 +20,9 @@ Attending = Literal["causal", "bidirectional", "prefix"]
 Position = Literal["none", "learned", "sinusoidal", "rope", "alibi", "relative"]
 Norm = Literal["rms", "layer"]
 NormPlace = Literal["pre", "post", "output", "sandwich"]
-FeedForwardKind = Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2", "silu"]
+FeedForwardKind = Literal[
+    "swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu"
+]
 GATED = frozenset({"swiglu", "geglu", "geglu_tanh"})
 ABSOLUTE = frozenset({"learned", "sinusoidal"})
 
@@ -109,7 +111,8 @@ class StackConfig(Settings):
     )
 
     ffn: FeedForwardKind = Field(
-        "swiglu", description="swiglu · geglu · geglu_tanh · gelu · gelu_tanh · relu · relu2 · silu"
+        "swiglu",
+        description="swiglu · geglu · geglu_tanh · gelu · gelu_tanh · quick_gelu · relu · relu2 · silu",
     )
     ffn_bias: bool = Field(False, description="biases of the feed-forward")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability in training")

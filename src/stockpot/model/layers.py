@@ -33,6 +33,11 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return x · σ(1.702 x), near GELU. Source: Hendrycks & Gimpel 2016, arXiv:1606.08415, §2."""
+    return x * (1.702 * x).sigmoid()
+
+
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,6 +49,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu2": relu2,
     "silu": F.silu,
+    "quick_gelu": quick_gelu,
 }
 
 

@@ -53,6 +53,7 @@ class NativeDecoder:
             and not (stack.parallel or stack.embedding_norm)
             and stack.attention_softcap is None
             and stack.qk_norm != "full"
+            and KINDS.get(stack.ffn, stack.ffn) in ACTIVATIONS
             and all(width % 16 == 0 for width in widths)
             and stack.heads // stack.key_heads <= MOST_SHARING
         )

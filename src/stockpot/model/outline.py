@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from stockpot.model.config import ModelConfig
 from stockpot.model.transformer import Transformer
 
-__all__ = ["outline"]
+__all__ = ["outline", "outline_of"]
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def outline(config: ModelConfig) -> Transformer:
     """Build a model on the ``meta`` device, without drawing the initial weights that it will not keep."""
+    return outline_of(lambda: Transformer(config))
+
+
+def outline_of(build: Callable[[], Network]) -> Network:
+    """Build any network on the ``meta`` device."""
     with torch.device("meta"), _Undrawn():
-        return Transformer(config)
+        return build()
 
 
 class _Undrawn(TorchFunctionMode):

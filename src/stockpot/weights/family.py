@@ -14,7 +14,7 @@ from typing import Any
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.config import ModelConfig, StackConfig
 
-__all__ = ["NUMBER", "Family", "Part", "canonical", "choice", "only", "refuse", "setting"]
+__all__ = ["NUMBER", "Family", "Part", "VisionFamily", "canonical", "choice", "only", "refuse", "setting"]
 
 NUMBER = (int, float)
 
@@ -32,6 +32,7 @@ class Part:
             how many heads there are. 0: all queries, all keys, all values, as here.
         skipped: rows at the beginning of the file's tensor that stand for nothing here.
         gain: what the model adds to the stored numbers.
+        lead: dimensions of length 1 that the file has in front of ours; -1: ours has one, the file none.
     """
 
     ours: str
@@ -41,6 +42,7 @@ class Part:
     mixed_heads: int = 0
     skipped: int = 0
     gain: float = 0.0
+    lead: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,27 @@ class Family:
         for old, new in self.older.items():
             if name.endswith(old):
                 name = name.removesuffix(old) + new
+        return name if name.startswith((self.root, *self.outside)) else self.root + name
+
+
+@dataclass(frozen=True)
+class VisionFamily:
+    """One ``model_type`` of image encoders and of the towers beside them; as :class:`Family` otherwise.
+
+    ``kind`` is the class of network, made from what ``read`` returns.
+    """
+
+    model_type: str
+    read: Callable[[Mapping[str, Any], Collection[str]], Any]
+    write: Callable[[Any], dict[str, Any]]
+    parts: Callable[[Any], list[Part]]
+    kind: type[Any]
+    root: str = ""
+    outside: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def spell(self, name: str) -> str:
+        """Return a tensor's full name, however a file spells it."""
         return name if name.startswith((self.root, *self.outside)) else self.root + name
 
 

@@ -159,6 +159,8 @@ def stored_shapes(part: Part, shape: torch.Size) -> dict[str, tuple[int, ...]]:
         return {name: (rows, *shape[1:]) for name, rows in zip(part.theirs, part.rows, strict=True)}
     if part.transposed:
         return {part.theirs[0]: tuple(reversed(shape))}
+    if part.lead:
+        return {part.theirs[0]: (1,) * part.lead + tuple(shape) if part.lead > 0 else tuple(shape[1:])}
     return {part.theirs[0]: (shape[0] + part.skipped, *shape[1:])}
 
 
@@ -211,6 +213,8 @@ def read_parts(
 
 def _to_ours(stored: Tensor, part: Part) -> Tensor:
     """Turn a tensor as a family stores it into the form we use."""
+    if part.lead:
+        return stored[None] if part.lead < 0 else stored.reshape(stored.shape[part.lead :])
     if part.transposed:
         return stored.T
     if part.gain:
@@ -224,6 +228,8 @@ def _to_ours(stored: Tensor, part: Part) -> Tensor:
 
 def _to_theirs(ours: Tensor, part: Part) -> Tensor:
     """Undo :func:`_to_ours`."""
+    if part.lead:
+        return ours[0] if part.lead < 0 else ours.reshape((1,) * part.lead + ours.shape)
     if part.transposed:
         return ours.T
     if part.gain:
@@ -262,8 +268,11 @@ def write_parts(
         if not bool(whole.isfinite().all()):
             broken.append(part.ours)
         whole = _to_theirs(whole, part)
+        if not part.rows:
+            stored[part.theirs[0]] = whole.contiguous()
+            continue
         start = 0
-        for name, rows in zip(part.theirs, part.rows or (whole.shape[0],), strict=True):
+        for name, rows in zip(part.theirs, part.rows, strict=True):
             if names is None or name in names:
                 stored[name] = whole[start : start + rows].contiguous()
             start += rows

@@ -3,11 +3,14 @@
 ``FAMILIES`` is in the order in which a family is looked for that can hold a model.
 """
 
-from stockpot.weights.families import bert, distilbert, gemma, gpt2, llama, neox, olmo2, t5
+from stockpot.weights.families import bert, clip, distilbert, gemma, gpt2, llama, neox, olmo2, t5, vit
 from stockpot.weights.families.native import NATIVE
-from stockpot.weights.family import Family
+from stockpot.weights.family import Family, VisionFamily
 
-__all__ = ["FAMILIES", "NATIVE"]
+__all__ = ["FAMILIES", "NATIVE", "VISION"]
+
+VISION: dict[str, VisionFamily] = {**vit.FAMILIES, **clip.FAMILIES}
+"""Image encoders, and the towers of CLIP."""
 
 FAMILIES: dict[str, Family] = {
     **llama.FAMILIES,
