@@ -93,6 +93,11 @@ class Bundle:
                 "Give a plain text, or use a model that was trained on conversations.",
             )
         chat = self.template.encode(list(prompt), self.tokenizer, add_generation_prompt=True, masked=False)
+        if len(chat.ids) and int(chat.ids.max()) >= self.model.config.vocab_size:
+            token = self.tokenizer.id_to_token(int(chat.ids.max()))
+            raise GenerationError(
+                f"The chat template writes {token!r}, which the model has no id for.", "Use another template."
+            )
         return [*self.soft, *(int(id) for id in chat.ids)]
 
     @property

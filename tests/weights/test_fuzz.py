@@ -12,6 +12,7 @@ import resource
 import signal
 from collections import Counter
 from contextlib import contextmanager
+from copy import deepcopy
 
 import pytest
 
@@ -77,7 +78,7 @@ def rearranged(data, dice):
                 other = other[key]
             parent[path[-1]] = json.loads(json.dumps(other))
         else:
-            parent[path[-1]] = dice.choice(VALUES)
+            parent[path[-1]] = deepcopy(dice.choice(VALUES))
         if not document:
             break
     return json.dumps(document[0] if document else None).encode()

@@ -115,16 +115,34 @@ def last_metrics(path: Path) -> dict[str, float]:
 
 def _model(path: Path) -> Found | None:
     config = _json_file(path / "config.json")
-    if not isinstance(config, dict) or not (names := sorted(path.glob("*.safetensors"))):
+    if not isinstance(config, dict) or not any(path.glob("*.safetensors")):
         return None
+    from stockpot.weights.folder import weight_files
+
+    names = weight_files(path)[0]
     shown = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
     more = ("intermediate_size", "max_position_embeddings", "vocab_size", "tie_word_embeddings")
     facts: dict[str, Any] = {"family": config.get("model_type")}
     facts |= _weight_facts(names)
+    facts["files of weights"] = len(names) if len(names) > 1 else None
     facts |= {name: config[name] for name in (*shown, *more) if name in config}
     facts["tokenizer"] = "present" if (path / "tokenizer.json").is_file() else "absent"
     facts["chat template"] = "present" if _has_template(path) else "absent"
-    return Found("model", path, facts)
+    facts["vectors of texts"] = _pooling(path)
+    return Found("model", path, {name: value for name, value in facts.items() if value is not None})
+
+
+def _pooling(path: Path) -> str | None:
+    """Say how a sentence encoder makes vectors; None for other models."""
+    from stockpot.weights.sentences import read_embedding
+
+    found = read_embedding(path)
+    if found is None:
+        return None
+    words = {"mean": "the mean of all tokens", "cls": "the first token", "last": "the last token"}
+    parts = [words[found.pool], "of length 1" if found.normalise else "of any length"]
+    parts += [f"at most {found.most_tokens} tokens"] if found.most_tokens else []
+    return ", ".join(parts + ([f"behind {found.prompt!r}"] if found.prompt else []))
 
 
 def _adapter(path: Path) -> Found | None:

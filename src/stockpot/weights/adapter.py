@@ -22,9 +22,10 @@ from torch import Tensor
 
 from stockpot.durable import fingerprint
 from stockpot.errors import CheckpointError
+from stockpot.gguf_directory import is_gguf
 from stockpot.model.adapters import LoRA, Rows, Update, settings_of, updates_of
 from stockpot.model.transformer import Transformer
-from stockpot.weights.family import Part, setting
+from stockpot.weights.family import Part, setting, short
 from stockpot.weights.folder import find_folder, inside, read_json, weight_files
 from stockpot.weights.tensors import Shelf, mixed_rows, sorted_rows
 
@@ -62,7 +63,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_of(folder: Path) -> Path:
-    """Find the model folder an adapter belongs to, and check that it is the same as when the adapter was trained.
+    """Find the model an adapter belongs to, a folder or a GGUF file, and check that it is as when the adapter was trained.
 
     Raises:
         CheckpointError: if it is not on this machine, or its weights have changed.
@@ -71,13 +72,14 @@ def base_of(folder: Path) -> Path:
     ours = setting(values, "stockpot", dict, default={})
     named = [setting(ours, "base", str, ""), setting(values, "base_model_name_or_path", str, "")]
     near = [os.path.normpath(folder / name) for name in (setting(ours, "near", str, ""),) if name]
-    found = next((Path(name) for name in (*named, *near) if name and Path(name).is_dir()), None)
+    there = (Path(name) for name in (*named, *near) if name)
+    found = next((path for path in there if path.is_dir() or is_gguf(path)), None)
     if found is None:
         raise CheckpointError(
             f"{folder}: the adapter's base model {named[1] or named[0] or '(not named)'!r} is not here.",
-            f"Name its folder in {CONFIG}: base_model_name_or_path.",
+            f"Name its folder or .gguf file in {CONFIG}: base_model_name_or_path.",
         )
-    base = find_folder(found)
+    base = find_folder(found) if found.is_dir() else found
     wanted = ours.get("sha256")
     if isinstance(wanted, list) and wanted != _checksums(base):
         raise CheckpointError(
@@ -153,13 +155,13 @@ def _scale(values: Mapping[str, Any], layer: str, rank: int) -> float:
 def _refuse_other_kinds(values: Mapping[str, Any], folder: Path) -> None:
     if values.get("peft_type") != "LORA":
         raise CheckpointError(
-            f"{folder}: the adapter is of the kind {values.get('peft_type')!r}; only LORA is read.",
+            f"{folder}: the adapter is of the kind {short(values.get('peft_type'))}; only LORA is read.",
             "Merge it into its base where it was made.",
         )
     for name, plain in UNREAD.items():
         if values.get(name) not in (None, plain):
             raise CheckpointError(
-                f"{folder}: the adapter has {name} = {values[name]!r}, which is not read.",
+                f"{folder}: the adapter has {name} = {short(values[name])}, which is not read.",
                 "Merge it into its base where it was made.",
             )
 
@@ -189,7 +191,7 @@ def adapter_files(
     Args:
         model: with adapters attached.
         parts: where the base's family stores every tensor.
-        base: the base's folder.
+        base: the base's folder or GGUF file.
         folder: where the files will be, from where the base is looked for when both have moved.
 
     Raises:
@@ -272,7 +274,7 @@ def _checksums(base: Path) -> list[str]:
     """Give the checksums of a base's weights; of an adapter on a base, its own and the base's."""
     if is_adapter(base):
         return [_sum(base / WEIGHTS), *_checksums(base_of(base))]
-    return [_sum(file) for file in weight_files(base)[0]]
+    return [_sum(file) for file in ([base] if base.is_file() else weight_files(base)[0])]
 
 
 def _sum(file: Path) -> str:

@@ -14,9 +14,21 @@ from typing import Any
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.config import ModelConfig, StackConfig
 
-__all__ = ["NUMBER", "Family", "Part", "VisionFamily", "canonical", "choice", "only", "refuse", "setting"]
+__all__ = [
+    "NUMBER",
+    "Family",
+    "Part",
+    "VisionFamily",
+    "canonical",
+    "choice",
+    "only",
+    "refuse",
+    "setting",
+    "short",
+]
 
 NUMBER = (int, float)
+SHOWN = 80  # characters of a value in an error
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,14 @@ def _canonical_stack(stack: StackConfig) -> StackConfig:
 
 def refuse(what: str) -> CheckpointError:
     """Make the error for a model that a family's name promises but our Transformer does not have."""
-    return CheckpointError(f"config.json: {what} is not supported.", "Use another model of this family.")
+    told = what if len(what) <= 2 * SHOWN else f"{what[: 2 * SHOWN]}…"
+    return CheckpointError(f"config.json: {told} is not supported.", "Use another model of this family.")
+
+
+def short(value: Any) -> str:
+    """Show a value of a file in an error, cut to a few words."""
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
 
 
 def setting(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
@@ -157,7 +176,8 @@ def setting(values: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
         raise CheckpointError(f"config.json: {name!r} is missing.", "Get the model's config.json again.")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise CheckpointError(
-            f"config.json: {name} is {value!r}, which is {type(value).__name__}.", "Get config.json again."
+            f"config.json: {name} is {short(value)}, which is {type(value).__name__}.",
+            "Get config.json again.",
         )
     return value
 
@@ -170,7 +190,7 @@ def only(values: Mapping[str, Any], **allowed: Any) -> None:
     """
     for name, value in allowed.items():
         if values.get(name) not in (None, value):
-            raise refuse(f"{name} {values[name]!r}")
+            raise refuse(f"{name} {short(values[name])}")
 
 
 def choice(values: Mapping[str, Any], name: str, known: Mapping[str, str], default: str) -> str:
@@ -181,5 +201,5 @@ def choice(values: Mapping[str, Any], name: str, known: Mapping[str, str], defau
     """
     word = setting(values, name, str, default)
     if word not in known:
-        raise refuse(f"{name} {word!r}")
+        raise refuse(f"{name} {short(word)}")
     return known[word]

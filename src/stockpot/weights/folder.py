@@ -133,6 +133,8 @@ def _read(folder: Path, name: str, missing: Any) -> Any:
     try:
         if missing is not None and not path.exists():
             return missing
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{path} is no file.", "Copy the folder again.")
         if path.stat().st_size > LARGEST_JSON:
             raise CheckpointError(
                 f"{path} is larger than {LARGEST_JSON >> 20} MiB.", "That is no settings file."
@@ -159,7 +161,9 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         names = sorted(set(places.values()))
         for name in names:
             if Path(name).name != name or name in ("", ".", ".."):
-                raise CheckpointError(f"{folder / INDEX} names the file {name!r}, not one beside it.", "")
+                raise CheckpointError(
+                    f"{folder / INDEX} names the file {name[:80]!r}, not one beside it.", ""
+                )
         files = [inside(folder, name) for name in names]
         absent = [file.name for file in files if not file.is_file()]
         if absent:

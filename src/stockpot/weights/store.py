@@ -35,14 +35,15 @@ from stockpot.text.tokenizer import Tokenizer
 from stockpot.weights.adapter import adapter_files, base_of, is_adapter, read_updates
 from stockpot.weights.card import model_card
 from stockpot.weights.families import FAMILIES, NATIVE
-from stockpot.weights.family import Family, Part
+from stockpot.weights.family import Family, Part, short
 from stockpot.weights.folder import INDEX, SINGLE, find_folder, inside, read_json, weight_files
-from stockpot.weights.gguf.reading import load_gguf, load_gguf_model
+from stockpot.weights.gguf.reading import architecture_of, generation_of, load_gguf, load_gguf_model
 from stockpot.weights.gguf.writing import save_gguf
 from stockpot.weights.known import find_known
 from stockpot.weights.sentences import MODULES, embedding_files, read_embedding
 from stockpot.weights.shards import index_of, most_bytes, old_weights, plan
 from stockpot.weights.soft import is_soft, refuse_soft, soft_base, soft_files, wear
+from stockpot.weights.spare import refuse_other_vocabulary
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
 
 __all__ = ["convert", "load", "load_model", "save", "save_adapter", "save_model"]
@@ -105,17 +106,13 @@ def load(
     for name in TOKENIZER_FILES:
         inside(text, name)
     tokenizer = Tokenizer.load(text)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}.",
-            "Tokenizer and weights must come from the same model.",
-        )
+    refuse_other_vocabulary(tokenizer, model.config.vocab_size, folder)
     template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
     return Bundle(
         model,
         tokenizer,
         template,
-        _read_generation(text),
+        generation_of(text, tokenizer) if text.is_file() else _read_generation(text),
         folder,
         family=_model_type(folder),
         embedding=read_embedding(text),
@@ -171,6 +168,8 @@ def _model_type(folder: Path) -> str | None:
     """Return the family a folder's model was read as; an adapter's is its base's."""
     while is_adapter(folder):
         folder = base_of(folder)
+    if folder.is_file():
+        return architecture_of(folder)
     name = read_json(folder, "config.json").get("model_type")
     return name if isinstance(name, str) else None
 
@@ -303,7 +302,7 @@ def _family(values: Mapping[str, Any], folder: Path) -> Family:
         )
     if not isinstance(name, str) or name not in FAMILIES:
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type is {name!r}, a family that is not read.",
+            f"{folder / 'config.json'}: model_type is {short(name)}, a family that is not read.",
             f"Known: {', '.join(FAMILIES)}.",
         )
     return FAMILIES[name]
@@ -321,7 +320,7 @@ def _read_config(family: Family, values: Mapping[str, Any], shelf: Shelf, folder
         return ModelConfig(**{**config.model_dump(), **whole, side: main.model_dump()})
     except (ConfigError, ValueError, TypeError, ArithmeticError) as error:
         what = error.what if isinstance(error, ConfigError) else str(error)
-        raise CheckpointError(f"{folder / 'config.json'}: {what}", "Get config.json again.") from error
+        raise CheckpointError(f"{folder / 'config.json'}: {what[:500]}", "Get config.json again.") from error
 
 
 def _refuse_absurd(config: ModelConfig, shelf: Shelf, folder: Path) -> None:

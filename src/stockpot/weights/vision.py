@@ -19,7 +19,7 @@ from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.outline import outline_of
 from stockpot.model.vision import ImageEncoder, TextTower, TwoTowers
 from stockpot.weights.families import VISION
-from stockpot.weights.family import VisionFamily
+from stockpot.weights.family import VisionFamily, short
 from stockpot.weights.folder import find_folder, read_json, weight_files
 from stockpot.weights.header import SAFE
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
@@ -50,7 +50,7 @@ def load_vision(
     family = VISION.get(str(values.get("model_type")))
     if family is None:
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type is {values.get('model_type')!r}, no image model that is read.",
+            f"{folder / 'config.json'}: model_type is {short(values.get('model_type'))}, no image model that is read.",
             f"Known: {', '.join(VISION)}.",
         )
     shelf = Shelf(*weight_files(folder), spell=family.spell)
@@ -58,7 +58,7 @@ def load_vision(
         config = family.read(values, shelf.entries.keys())
     except (ConfigError, ValueError, TypeError, ArithmeticError) as error:
         what = error.what if isinstance(error, ConfigError) else str(error)
-        raise CheckpointError(f"{folder / 'config.json'}: {what}", "Get config.json again.") from error
+        raise CheckpointError(f"{folder / 'config.json'}: {what[:500]}", "Get config.json again.") from error
     if config.parameters() > 2 * shelf.numbers:
         raise CheckpointError(
             f"{folder}: config.json describes {config.parameters():,} parameters, the weights hold {shelf.numbers:,}.",

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from stockpot.model.config import ModelConfig, StackConfig
-from stockpot.weights.family import NUMBER, Family, Part, choice, only, refuse, setting
+from stockpot.weights.family import NUMBER, Family, Part, choice, only, refuse, setting, short
 
 __all__ = ["ACTIVATIONS", "FAMILIES", "POST_NORM", "classes", "pair"]
 
@@ -95,7 +95,7 @@ def read(values: Mapping[str, Any], names: Collection[str], *, model_type: str) 
         raise refuse(f"type_vocab_size {segments}")
     masked = f"{HEADS[build]['masked_head.dense']}.weight" in names
     if masked and build == "bert" and encoder.ffn != "gelu":
-        raise refuse(f"hidden_act {values['hidden_act']!r} in the head for masked tokens")
+        raise refuse(f"hidden_act {short(values['hidden_act'])} in the head for masked tokens")
     return ModelConfig(
         vocab_size=setting(values, "vocab_size", int),
         encoder=encoder,

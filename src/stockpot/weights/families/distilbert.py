@@ -10,7 +10,7 @@ from typing import Any
 
 from stockpot.model.config import ModelConfig, StackConfig
 from stockpot.weights.families.bert import ACTIVATIONS, POST_NORM, pair
-from stockpot.weights.family import Family, Part, choice, refuse, setting
+from stockpot.weights.family import Family, Part, choice, refuse, setting, short
 
 __all__ = ["FAMILIES"]
 
@@ -40,7 +40,7 @@ def read(values: Mapping[str, Any], names: Collection[str]) -> ModelConfig:
     )
     masked = "vocab_transform.weight" in names
     if masked and encoder.ffn != "gelu":
-        raise refuse(f"activation {values['activation']!r} in the head for masked tokens")
+        raise refuse(f"activation {short(values['activation'])} in the head for masked tokens")
     return ModelConfig(
         vocab_size=setting(values, "vocab_size", int, 30_522),
         encoder=encoder,

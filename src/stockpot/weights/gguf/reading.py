@@ -30,7 +30,7 @@ from stockpot.weights.gguf.blocks import FULL, decode_into
 from stockpot.weights.gguf.maps import ARCHITECTURES, Architecture, Keys
 from stockpot.weights.gguf.stretch import FREQUENCIES
 
-__all__ = ["SAMPLING", "load_gguf", "load_gguf_model"]
+__all__ = ["SAMPLING", "architecture_of", "generation_of", "load_gguf", "load_gguf_model"]
 
 SHOWN = 4
 SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"} | {
@@ -54,6 +54,17 @@ def load_gguf(path: str | os.PathLike[str], *, device: torch.device, dtype: torc
     template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
     family = file.values["general.architecture"]  # spelled as Hugging Face's model_type
     return Bundle(model, tokenizer, template, _generation(file.values, tokenizer), file.path, family)
+
+
+def architecture_of(path: str | os.PathLike[str]) -> str | None:
+    """Return what a GGUF file says its model is, spelled as Hugging Face's ``model_type``."""
+    name = read_directory(path).values.get("general.architecture")
+    return name if isinstance(name, str) else None
+
+
+def generation_of(path: str | os.PathLike[str], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the defaults of generation that a GGUF file holds for its tokenizer."""
+    return _generation(read_directory(path).values, tokenizer)
 
 
 def load_gguf_model(
