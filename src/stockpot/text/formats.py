@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _MAX_FILE_BYTES = 1 << 29
+_MAX_SETTINGS_BYTES = 1 << 25
 MAX_IDS = 1 << 24
 IN_FOLDERS = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
@@ -127,13 +128,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = _read_object(folder / "special_tokens_map.json") | _read_object(folder / "tokenizer_config.json")
     template = folder / "chat_template.jinja"
     if template.is_file():
+        _refuse_large(template)
         config["chat_template"] = template.read_bytes().decode(errors="replace")
     return config
+
+
+def _refuse_large(file: Path) -> None:
+    if file.stat().st_size > _MAX_SETTINGS_BYTES:
+        raise TokenizerError(
+            f"{file} is larger than {_MAX_SETTINGS_BYTES >> 20} MiB.", "That is no settings file."
+        )
 
 
 def _read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
+    _refuse_large(file)
     try:
         found = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
