@@ -77,6 +77,16 @@ def test_a_template_that_writes_the_token_is_told(gemma):
         replace(bundle, template=template).encode([Message("user", "hi")])
 
 
+@pytest.mark.parametrize(
+    "values", [{"eos_token": "<image>"}, {"chat_template": "<image>{{ messages[0].content }}"}]
+)
+def test_a_token_that_is_needed_is_refused(values, gemma):
+    path = gemma / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    with pytest.raises(CheckpointError, match="the tokenizer has"):
+        load(gemma)
+
+
 def test_a_token_that_text_can_become_is_refused(gemma):
     path = gemma / "tokenizer.json"
     spec = json.loads(path.read_text())
