@@ -79,7 +79,7 @@ def row(folder: Path, streams: int, options: argparse.Namespace) -> str:
     """Race the contestants and put the outcome into one line of a table."""
     bundle = load(folder)
     prompts = torch.randint(300, (streams, PROMPT), generator=torch.Generator().manual_seed(1)).tolist()
-    engine = Engine(bundle, slots=streams)
+    engine = Engine(bundle, slots=streams, prefix_mib=0)
     fixed: dict[str, Any] = {"max_tokens": options.tokens, "min_tokens": options.tokens}
     greedy, drawn = Sampling(temperature=0, **fixed), Sampling(top_p=0.9, seed=0, **fixed)
     theirs = peer(folder, prompts, options.tokens, sorted(bundle.stop_ids))

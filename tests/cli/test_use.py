@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import stockpot as sp
-from stockpot.cli import show
+from stockpot.cli import show, use
 from stockpot.cli.main import app
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
@@ -296,3 +296,13 @@ def test_embed_knows_its_poolings(models):
     assert cls.exit_code == 0
     assert cls.stdout != ask("embed", models / "encoder", "the cat").stdout
     assert ask("embed", models / "encoder", "the cat", "--pool", "max").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [({}, "int4"), ({"quantize": "int8"}, "int8"), ({"quantize": "none"}, None), ({"dtype": "float32"}, None)],
+)
+def test_a_packed_model_stays_packed_on_a_cpu(given, kind):
+    assert use._kind(use.Drawing(device="cpu", **given), "smollm2") == kind
+    assert use._kind(use.Drawing(device="cpu"), "minilm") is None
+    assert use._kind(use.Drawing(device="cpu"), "runs/base") is None

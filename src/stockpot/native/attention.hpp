@@ -32,6 +32,34 @@ struct GazeRoom {                            // scratch of one thread
   float fading[TOGETHER];                    // factor on what was gathered before
 };
 
+#if STOCKPOT_AVX512
+
+// Eight keys at a time, whose sums are finished together.
+template <int Q> inline void score(const Gaze& gaze, GazeRoom& room, int q, const uint16_t* keys, int count) {
+  const int64_t dim = gaze.head_dim, last = (count - 1) * dim;
+  for (int j = 0; j < count; j += LANES) {
+    __m256 found[Q][2];
+    for (int half = 0; half < 2; ++half) {
+      Lanes sums[Q][8];
+      for (int i = 0; i < Q; ++i)
+        for (Lanes& one : sums[i]) one = fill(0.0f);
+      for (int64_t d = 0; d < dim; d += LANES) {
+        Lanes x[Q];
+        for (int i = 0; i < Q; ++i) x[i] = load(gaze.queries[q + i] + d);
+        STOCKPOT_UNROLL(8)
+        for (int k = 0; k < 8; ++k) {
+          const Lanes key = load_half(keys + std::min((j + half * 8 + k) * dim, last) + d);
+          for (int i = 0; i < Q; ++i) sums[i][k] = fma(x[i], key, sums[i][k]);
+        }
+      }
+      for (int i = 0; i < Q; ++i) found[i][half] = sums_of_8(sums[i]);
+    }
+    for (int i = 0; i < Q; ++i) store(room.weights[i] + j, join(found[i][0], found[i][1]));
+  }
+}
+
+#else
+
 template <int Q> inline void score(const Gaze& gaze, GazeRoom& room, int q, const uint16_t* keys, int count) {
   for (int j = 0; j < count; j += 2) {
     const uint16_t *a = keys + j * gaze.head_dim, *b = j + 1 < count ? a + gaze.head_dim : a;
@@ -53,6 +81,8 @@ template <int Q> inline void score(const Gaze& gaze, GazeRoom& room, int q, cons
   for (int i = 0; i < Q; ++i)
     for (int j = 0; j < KEYS; j += LANES) store(room.weights[i] + j, sum_quarters(room.quarters[i] + 4 * j));
 }
+
+#endif
 
 // Turn the scores of a query into weights relative to the largest score so far; tell whether it sees any position.
 // Source: Milakov & Gimelshein 2018, arXiv:1805.02867, algorithm 3.
@@ -113,6 +143,9 @@ inline void look(const Gaze& gaze, GazeRoom& room, int q, int start, int count, 
   for (int i = 0; i < Q; ++i) sees |= weigh(gaze, room, q + i, i, start);
   if (!sees) return;
   int64_t from = 0;
+#if STOCKPOT_AVX512
+  for (; from + 4 * LANES <= gaze.head_dim; from += 4 * LANES) gather<Q, 4>(gaze, room, q, values, count, from);
+#endif
   for (; from + 2 * LANES <= gaze.head_dim; from += 2 * LANES) gather<Q, 2>(gaze, room, q, values, count, from);
   if (from < gaze.head_dim) gather<Q, 1>(gaze, room, q, values, count, from);
 }

@@ -17,6 +17,14 @@
 #endif
 #endif
 
+#define STOCKPOT_APART __attribute__((noinline))  // hot loops that are compiled best alone
+#if defined(__clang__)
+#define STOCKPOT_UNROLL(n)
+#else
+#define STOCKPOT_PRAGMA(x) _Pragma(#x)
+#define STOCKPOT_UNROLL(n) STOCKPOT_PRAGMA(GCC unroll n)
+#endif
+
 namespace stockpot {
 
 constexpr int LANES = 16;
@@ -294,6 +302,26 @@ inline __m256 sum_quarters_of_8(const float* p) {
   return _mm256_permutevar8x32_ps(_mm256_hadd_ps(a, b), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 inline Lanes sum_quarters(const float* p) { return join(sum_quarters_of_8(p), sum_quarters_of_8(p + 32)); }
+
+#if STOCKPOT_AVX512
+
+// The sums of eight vectors.
+inline __m256 sums_of_8(const Lanes* a) {
+  __m512 halves[4], quarters[2];
+  for (int i = 0; i < 4; ++i)
+    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i].v, a[2 * i + 1].v, 0x44),
+                              _mm512_shuffle_f32x4(a[2 * i].v, a[2 * i + 1].v, 0xEE));
+  for (int i = 0; i < 2; ++i)
+    quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(halves[2 * i], halves[2 * i + 1], 0x88),
+                                _mm512_shuffle_f32x4(halves[2 * i], halves[2 * i + 1], 0xDD));
+  const __m512 pairs = _mm512_add_ps(_mm512_shuffle_ps(quarters[0], quarters[1], 0x88),
+                                     _mm512_shuffle_ps(quarters[0], quarters[1], 0xDD));
+  const __m512 all = _mm512_add_ps(pairs, _mm512_movehdup_ps(pairs));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+  return _mm512_castps512_ps256(_mm512_permutexvar_ps(order, all));
+}
+
+#endif
 
 inline float largest(Lanes a) {
   const __m256 half = _mm256_max_ps(lower(a), upper(a));

@@ -7,14 +7,7 @@
 #include <algorithm>
 
 #include "lanes.hpp"
-
-#define STOCKPOT_APART __attribute__((noinline))  // hot loops that are compiled best alone
-#if defined(__clang__)
-#define STOCKPOT_UNROLL(n)
-#else
-#define STOCKPOT_PRAGMA(x) _Pragma(#x)
-#define STOCKPOT_UNROLL(n) STOCKPOT_PRAGMA(GCC unroll n)
-#endif
+#include "tiles.hpp"
 
 namespace stockpot {
 
@@ -48,6 +41,7 @@ struct Inputs {
   const int32_t* sums;                       // (rows, spans) digits summed over each span (8 bits)
   const float* masses;                       // (rows, spans) inputs summed over each span (4 bits)
   int64_t stride, spans, spans_used;         // the last: those this matrix has
+  bool tiled;                                // wide digits as high and low bytes, 64 of each in turn
 
   const int16_t* wide(int64_t row) const { return reinterpret_cast<const int16_t*>(digits + row * stride); }
   const int8_t* narrow(int64_t row) const { return digits + row * stride; }
@@ -67,17 +61,20 @@ inline float top_of(const float* row, int64_t count) {
   return largest(most);
 }
 
-inline void make_wide(const float* row, int64_t count, int64_t padded, const InputRow& out) {
-  int16_t* digits = reinterpret_cast<int16_t*>(out.digits);
+inline void make_wide(const float* row, int64_t count, int64_t padded, bool tiled, const InputRow& out) {
   const float top = top_of(row, count);
   out.scales[0] = top / WIDE_INPUT;
   const Lanes factor = fill(top > 0 ? WIDE_INPUT / top : 0.0f);
-  for (int64_t i = 0; i < count; i += LANES) store_digits(digits + i, load(row + i) * factor);
-  std::fill(digits + count, digits + padded, int16_t(0));
+  int16_t apart[WIDE_SPAN];
   for (int64_t s = 0; s < padded / WIDE_SPAN; ++s) {
+    const int64_t from = s * WIDE_SPAN, present = std::clamp<int64_t>(count - from, 0, WIDE_SPAN);
+    int16_t* digits = tiled ? apart : reinterpret_cast<int16_t*>(out.digits) + from;
+    for (int64_t i = 0; i < present; i += LANES) store_digits(digits + i, load(row + from + i) * factor);
+    std::fill(digits + present, digits + WIDE_SPAN, int16_t(0));
     int32_t total = 0;
-    for (int i = 0; i < WIDE_SPAN; ++i) total += digits[s * WIDE_SPAN + i];
+    for (int i = 0; i < WIDE_SPAN; ++i) total += digits[i];
     out.sums[s] = total;
+    if (tiled) split_span(apart, out.digits + 2 * from);
   }
 }
 
@@ -96,8 +93,8 @@ inline void make_narrow(const float* row, int64_t count, int64_t padded, const I
 }
 
 // Turn a row of floats, `count` of them a multiple of 16, into inputs of a matrix.
-inline void make_inputs(const float* row, int64_t count, const Matrix& m, const InputRow& out) {
-  if (m.bits == 8) make_wide(row, count, m.inputs, out);
+inline void make_inputs(const float* row, int64_t count, const Matrix& m, bool tiled, const InputRow& out) {
+  if (m.bits == 8) make_wide(row, count, m.inputs, tiled, out);
   else make_narrow(row, count, m.inputs, out);
 }
 
@@ -224,6 +221,126 @@ inline void tiles(bool wide, const Panel& panel, const Inputs& in, int64_t row, 
   if constexpr (ROWS > 1) tiles<(ROWS + 1) / 2>(wide, panel, in, row, rows, gain, out);
 }
 
+// --- many rows, with the matrix unit ---
+
+constexpr int WIDE_TILED = 6, NARROW_TILED = 12;  // rows from which it is faster
+
+#if STOCKPOT_AMX
+
+// Let memory be fetched that the next block will need.
+template <int BYTES> inline void ask_for(const void* from) {
+  STOCKPOT_UNROLL(16)
+  for (int i = 0; i < BYTES; i += LINE) _mm_prefetch(static_cast<const char*>(from) + i, _MM_HINT_T1);
+}
+
+inline void multiply_wide_span(const uint8_t* weights, const int8_t* x, int64_t stride, int32_t* sums) {
+  tile_load<WIDE_WEIGHTS>(weights, LINE);
+  tile_load<WIDE_HIGH>(x, stride);
+  tile_zero<SUMS>();
+  tile_signed<SUMS, WIDE_HIGH, WIDE_WEIGHTS>();
+  tile_load<WIDE_LOW>(x + WIDE_SPAN, stride);
+  tile_zero<LOW_SUMS>();
+  tile_unsigned<LOW_SUMS, WIDE_LOW, WIDE_WEIGHTS>();
+  tile_store<SUMS>(sums);
+  tile_store<LOW_SUMS>(sums + TILE_ROWS * LANES);
+}
+
+inline void multiply_narrow_span(const uint8_t* weights, const int8_t* x, int64_t stride, int32_t* sums) {
+  tile_load<NARROW_WEIGHTS>(weights, LINE);
+  tile_load<NARROW_INPUTS>(x, stride);
+  tile_zero<SUMS>();
+  tile_signed<SUMS, NARROW_INPUTS, NARROW_WEIGHTS>();
+  tile_store<SUMS>(sums);
+}
+
+// ROWS of up to 16 rows; the sums of the next span are on their way while those of one become floats.
+template <int ROWS>
+STOCKPOT_APART void wide_block(const Matrix& m, int64_t block, const Inputs& in, int64_t row, float* out) {
+  alignas(64) int32_t sums[2][2 * TILE_ROWS * LANES];
+  Lanes totals[ROWS];
+  for (int r = 0; r < ROWS; ++r) totals[r] = fill(0.0f);
+  const uint8_t* weights = m.block(block);
+  const uint16_t* scales = m.scales + block * m.spans() * LANES;
+  const uint8_t* next_weights = weights + m.spans() * WIDE_SPAN * LANES;
+  const uint16_t* next_scales = scales + m.spans() * LANES;
+  const int8_t* x = in.narrow(row);
+  const int32_t* masses = in.sums + row * in.spans;
+  multiply_wide_span(weights, x, in.stride, sums[0]);
+  for (int64_t s = 0; s < in.spans_used; ++s) {
+    if (s + 1 < in.spans_used)
+      multiply_wide_span(weights + (s + 1) * WIDE_SPAN * LANES, x + (s + 1) * 2 * WIDE_SPAN, in.stride, sums[(s + 1) % 2]);
+    const Lanes scale = load_half(scales + s * LANES);
+    const int32_t* high = sums[s % 2];
+    ask_for<WIDE_SPAN * LANES>(next_weights + s * WIDE_SPAN * LANES);
+    ask_for<LINE>(next_scales + s * LANES);
+    STOCKPOT_UNROLL(16)
+    for (int r = 0; r < ROWS; ++r) {
+      const Sums part = joined(high + r * LANES, high + (TILE_ROWS + r) * LANES, -128 * masses[r * in.spans + s]);
+      totals[r] = fma(as_float(part), scale, totals[r]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    store(out + (row + r) * LANES, totals[r] * fill(in.scales[(row + r) * in.spans]) * fill(float(m.gain)));
+}
+
+template <int ROWS>
+STOCKPOT_APART void narrow_block(const Matrix& m, int64_t block, const Inputs& in, int64_t row, const uint8_t* panel,
+                                 float* out) {
+  alignas(64) int32_t sums[2][TILE_ROWS * LANES];
+  Lanes totals[ROWS];
+  for (int r = 0; r < ROWS; ++r) totals[r] = fill(0.0f);
+  const uint16_t *scales = m.scales + block * m.spans() * LANES, *lows = m.lows + block * m.spans() * LANES;
+  const uint8_t* next_weights = m.block(block + 1);
+  const int64_t to_next = m.spans() * LANES;
+  const int8_t* x = in.narrow(row);
+  const float *gains = in.scales + row * in.spans, *masses = in.masses + row * in.spans;
+  multiply_narrow_span(panel, x, in.stride, sums[0]);
+  for (int64_t s = 0; s < in.spans_used; ++s) {
+    if (s + 1 < in.spans_used)
+      multiply_narrow_span(panel + (s + 1) * NARROW_SPAN * LANES, x + (s + 1) * NARROW_SPAN, in.stride, sums[(s + 1) % 2]);
+    const Lanes scale = load_half(scales + s * LANES), low = load_half(lows + s * LANES);
+    ask_for<NARROW_SPAN * LANES / 2>(next_weights + s * NARROW_SPAN * LANES / 2);
+    ask_for<LINE / 2>(scales + to_next + s * LANES);
+    ask_for<LINE / 2>(lows + to_next + s * LANES);
+    STOCKPOT_UNROLL(16)
+    for (int r = 0; r < ROWS; ++r) {
+      const Lanes part = as_float(loaded(sums[s % 2] + r * LANES));
+      totals[r] = fma(part, scale * fill(gains[r * in.spans + s]), totals[r]);
+      totals[r] = fma(low, fill(masses[r * in.spans + s]), totals[r]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) store(out + (row + r) * LANES, totals[r] * fill(float(m.gain)));
+}
+
+template <int ROWS>
+inline void blocks_of(const Matrix& m, int64_t block, const Inputs& in, int64_t row, int64_t rows, const uint8_t* panel,
+                      float* out) {
+  for (; row + ROWS <= rows; row += ROWS) {
+    if (m.bits == 8) wide_block<ROWS>(m, block, in, row, out);
+    else narrow_block<ROWS>(m, block, in, row, panel, out);
+  }
+  if constexpr (ROWS > 1) blocks_of<ROWS / 2>(m, block, in, row, rows, panel, out);
+}
+
+STOCKPOT_APART inline void multiply_tiled(const Matrix& m, int64_t block, const Inputs& in, int64_t rows, uint8_t* room,
+                                          float* out) {
+  if (m.bits == 4) {
+    const uint8_t* line = m.block(block);
+    for (int64_t i = 0; i < m.inputs / 8; ++i, line += LINE) {
+      const Halved w = halved_narrow(line);
+      store_line(room + 2 * i * LINE, w.first);
+      store_line(room + (2 * i + 1) * LINE, w.second);
+    }
+  }
+  blocks_of<TILE_ROWS>(m, block, in, 0, rows, room, out);
+}
+
+#else
+
+inline void multiply_tiled(const Matrix&, int64_t, const Inputs&, int64_t, uint8_t*, float*) {}
+
+#endif
+
 // Bytes of scratch for a block of a matrix with so many inputs.
 inline int64_t panel_bytes(int64_t inputs) { return inputs / 2 * LINE + 2 * inputs / NARROW_SPAN * LANES * 4; }
 
@@ -248,7 +365,8 @@ STOCKPOT_APART inline void multiply_rows(const Matrix& m, int64_t block, const I
 
 // out (rows, 16): one block of outputs of the matrix for every row.
 inline void multiply_block(const Matrix& m, int64_t block, const Inputs& in, int64_t rows, uint8_t* room, float* out) {
-  if (rows == 1) multiply_row(m, block, in, out);
+  if (in.tiled) multiply_tiled(m, block, in, rows, room, out);
+  else if (rows == 1) multiply_row(m, block, in, out);
   else multiply_rows(m, block, in, rows, room, out);
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -31,9 +32,13 @@ inline void breathe() {
 class Team {
  public:
   static constexpr int PATIENCE = 4000;      // spins at a meeting point before the processor is offered to others
-  static constexpr int IDLE_SPINS = 20000;   // spins of an idle member before it sleeps, about as long as Python takes
+  static constexpr std::chrono::microseconds IDLE{3000};  // an idle member sleeps after this: longer than Python takes
+  static constexpr std::chrono::microseconds ALERT{300};  // until then it holds its processor, later it offers it to others
+  static constexpr int SPINS_A_LOOK = 64;    // spins between two looks at the clock
 
-  static constexpr int SWEEPS = 2;           // runs of pieces a member takes in one stage, if all are equally fast
+  // Runs of pieces a member takes in one stage, if all are equally fast: few where memory is read in sweeps, many where
+  // members wait for the slowest.
+  static constexpr int SWEEPS = 2, MANY = 8;
 
   explicit Team(int size) : size_(size), owner_(getpid()) {
     for (int i = 1; i < size; ++i) members_.emplace_back([this, i] { serve(i); });
@@ -95,8 +100,8 @@ class Team {
   }
 
   // Do something with each of `count` pieces. Runs of neighbours stay together, since memory is read faster in one sweep.
-  template <class F> void share(int count, F&& each) {
-    const int parts = std::min(count, SWEEPS * size_);
+  template <class F> void share(int count, int sweeps, F&& each) {
+    const int parts = std::min(count, sweeps * size_);
     for (int part; (part = take(parts)) >= 0;)
       for (int i = int(int64_t(count) * part / parts); i < int(int64_t(count) * (part + 1) / parts); ++i) each(i);
   }
@@ -114,9 +119,13 @@ class Team {
   }
 
   void wait_for(int done) {
-    for (int spins = 0; spins < IDLE_SPINS; ++spins) {
-      if (orders_.load(std::memory_order_acquire) != done) return;
-      breathe();
+    const auto begin = std::chrono::steady_clock::now();
+    for (auto idle = begin - begin; idle < IDLE; idle = std::chrono::steady_clock::now() - begin) {
+      for (int spins = 0; spins < SPINS_A_LOOK; ++spins) {
+        if (orders_.load(std::memory_order_acquire) != done) return;
+        breathe();
+      }
+      if (idle > ALERT) std::this_thread::yield();
     }
     std::unique_lock<std::mutex> hold(mutex_);
     ++asleep_;

@@ -63,6 +63,10 @@ template <class T> Room<T> make_room(int64_t count) {
 }
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+inline int sweeps(int64_t rows) { return rows > REDUNDANT ? Team::MANY : Team::SWEEPS; }
+inline bool are_tiled(int64_t rows, const Matrix& m) {
+  return rows >= (m.bits == 8 ? WIDE_TILED : NARROW_TILED) && has_tiles();
+}
 
 // Inputs of a product, of some rows.
 struct Shelf {
@@ -72,12 +76,12 @@ struct Shelf {
   int64_t stride, spans;
 
   Shelf(int64_t rows, int64_t width)
-      : digits(make_room<int8_t>(rows * 2 * width)), scales(make_room<float>(rows * width / NARROW_SPAN)),
-        masses(make_room<float>(rows * width / NARROW_SPAN)), sums(make_room<int32_t>(rows * width / NARROW_SPAN)),
-        stride(2 * width), spans(width / NARROW_SPAN) {}
+      : digits(make_room<int8_t>(round_up(rows, TILE_ROWS) * 2 * width)),
+        scales(make_room<float>(rows * width / NARROW_SPAN)), masses(make_room<float>(rows * width / NARROW_SPAN)),
+        sums(make_room<int32_t>(rows * width / NARROW_SPAN)), stride(2 * width), spans(width / NARROW_SPAN) {}
 
-  Inputs inputs(const Matrix& matrix) const {
-    return {digits.get(), scales.get(), sums.get(), masses.get(), stride, spans, matrix.spans()};
+  Inputs inputs(const Matrix& matrix, bool tiled) const {
+    return {digits.get(), scales.get(), sums.get(), masses.get(), stride, spans, matrix.spans(), tiled};
   }
   InputRow row(int64_t at) const {
     return {digits.get() + at * stride, scales.get() + at * spans, sums.get() + at * spans, masses.get() + at * spans};
@@ -115,6 +119,7 @@ class Forward {
   }
 
   void work(int member) {
+    const TileWork held;
     Bench& bench = benches[member];
     embed();
     team.meet();
@@ -179,24 +184,24 @@ class Forward {
   }
 
   void prepare_row(Bench& bench, const float* row, int64_t width, const Norm* norm, const Matrix& matrix,
-                   const Shelf& shelf, int64_t at) {
+                   const Shelf& shelf, int64_t at, bool tiled) {
     if (norm && norm->weight) {
       normalise(*norm, row, bench.vector.get(), width, m.eps);
       row = bench.vector.get();
     }
-    make_inputs(row, width, matrix, shelf.row(at));
+    make_inputs(row, width, matrix, tiled, shelf.row(at));
   }
 
   // Turn rows into the inputs of a product, behind a norm if there is one.
   Inputs prepare(Bench& bench, const float* rows, int64_t width, const Norm* norm, const Matrix& matrix) {
     if (tokens <= REDUNDANT) {
-      for (int64_t t = 0; t < tokens; ++t) prepare_row(bench, rows + t * width, width, norm, matrix, *bench.shelf, t);
-      return bench.shelf->inputs(matrix);
+      for (int64_t t = 0; t < tokens; ++t) prepare_row(bench, rows + t * width, width, norm, matrix, *bench.shelf, t, false);
+      return bench.shelf->inputs(matrix, false);
     }
     for (int t; (t = team.take(int(tokens))) >= 0;)
-      prepare_row(bench, rows + t * width, width, norm, matrix, shared, t);
+      prepare_row(bench, rows + t * width, width, norm, matrix, shared, t, are_tiled(tokens, matrix));
     team.meet();
-    return shared.inputs(matrix);
+    return shared.inputs(matrix, are_tiled(tokens, matrix));
   }
 
   // Make queries, keys and values one head at a time; rotate them, and store keys and values.
@@ -271,7 +276,7 @@ class Forward {
   // Add a product to the residual stream.
   void add_product(Bench& bench, const Matrix& matrix, const float* bias, const Inputs& in) {
     float* tile = bench.tiles.get();
-    team.share(matrix.blocks(), [&](int block) {
+    team.share(matrix.blocks(), sweeps(tokens), [&](int block) {
       multiply_block(matrix, block, in, tokens, bench.panel.get(), tile);
       for (int64_t t = 0; t < tokens; ++t) {
         float* target = x.get() + t * m.dim + block * LANES;
@@ -300,7 +305,7 @@ class Forward {
   void widen(Bench& bench, const Layer& layer, const Inputs& in) {
     const int step = m.gated ? 2 : 1;
     float *gates = bench.tiles.get(), *values = gates + tokens * LANES;
-    team.share(layer.up.blocks() / step, [&](int piece) {
+    team.share(layer.up.blocks() / step, sweeps(tokens), [&](int piece) {
       multiply_block(layer.up, piece * step, in, tokens, bench.panel.get(), gates);
       if (m.gated) multiply_block(layer.up, piece * step + 1, in, tokens, bench.panel.get(), values);
       for (int64_t t = 0; t < tokens; ++t) {
@@ -327,11 +332,11 @@ class Forward {
     team.meet();
     if (!c.picks) return;
     for (int p; (p = team.take(int(c.picks))) >= 0;)
-      prepare_row(bench, normed.get() + c.picked[p] * m.dim, m.dim, nullptr, m.head, shared, p);
+      prepare_row(bench, normed.get() + c.picked[p] * m.dim, m.dim, nullptr, m.head, shared, p, are_tiled(c.picks, m.head));
     team.meet();
-    const Inputs in = shared.inputs(m.head);
+    const Inputs in = shared.inputs(m.head, are_tiled(c.picks, m.head));
     float* tile = bench.tiles.get();
-    team.share(m.head.blocks(), [&](int block) {
+    team.share(m.head.blocks(), sweeps(c.picks), [&](int block) {
       multiply_block(m.head, block, in, c.picks, bench.panel.get(), tile);
       for (int64_t p = 0; p < c.picks; ++p)
         store(c.logits + p * m.head.outputs + block * LANES, load(tile + p * LANES));
@@ -360,12 +365,13 @@ class Product {
   }
 
   void work(int member) {
+    const TileWork held;
     for (int t; (t = team.take(int(count))) >= 0;)
-      make_inputs(rows + t * width, width, m, shelf.row(t));
+      make_inputs(rows + t * width, width, m, are_tiled(count, m), shelf.row(t));
     team.meet();
     float* tile = tiles[member].get();
-    team.share(m.blocks(), [&](int block) {
-      multiply_block(m, block, shelf.inputs(m), count, panels[member].get(), tile);
+    team.share(m.blocks(), sweeps(count), [&](int block) {
+      multiply_block(m, block, shelf.inputs(m, are_tiled(count, m)), count, panels[member].get(), tile);
       for (int64_t t = 0; t < count; ++t) store(out + t * m.outputs + block * LANES, load(tile + t * LANES));
     });
   }
@@ -430,7 +436,7 @@ enum Outcome { DONE, NO_MEMORY, OUTSIDE };
 
 const char* stockpot_lanes() {
 #if STOCKPOT_AVX512
-  return "avx512-vnni";
+  return has_tiles() ? "avx512-amx" : "avx512-vnni";
 #elif STOCKPOT_AVX2
   return "avx2";
 #else
