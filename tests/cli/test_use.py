@@ -300,7 +300,12 @@ def test_embed_knows_its_poolings(models):
 
 @pytest.mark.parametrize(
     ("given", "kind"),
-    [({}, "int4"), ({"quantize": "int8"}, "int8"), ({"quantize": "none"}, None), ({"dtype": "float32"}, None)],
+    [
+        ({}, "int4"),
+        ({"quantize": "int8"}, "int8"),
+        ({"quantize": "none"}, None),
+        ({"dtype": "float32"}, None),
+    ],
 )
 def test_a_packed_model_stays_packed_on_a_cpu(given, kind):
     assert use._kind(use.Drawing(device="cpu", **given), "smollm2") == kind

@@ -46,7 +46,10 @@ class Drawing(Common):
 
     quantize: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="int8 or int4: round the weights and write faster on a CPU; none: floats. smollm2: int4."),
+        typer.Option(
+            metavar="KIND",
+            help="int8 or int4: round the weights and write faster on a CPU; none: floats. smollm2: int4.",
+        ),
     ] = None
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest answer, in tokens.", rich_help_panel=SAMPLING)
@@ -252,6 +255,7 @@ def embed(
 
 
 # --- chat ---
+
 
 def _kind(flags: Drawing, model: str) -> str | None:
     """Choose the kind of weights to write with.
