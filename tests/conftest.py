@@ -1,13 +1,17 @@
-"""What all tests share: shape annotations of the tensor-pure room are checked wherever a test calls it."""
+"""What all tests share: one thread, and shape annotations that are checked wherever a test calls what has them."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
+
+# Several threads only wait for each other on tensors this small. Processes that a test starts do the same.
+os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
 
 # Before anything imports the model: pytest reads this file first.
 _checked = install_import_hook(["stockpot.model", "stockpot.generate.sampling"], "beartype.beartype")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from stockpot.bundle import Bundle
+from stockpot.data.encode import encode_record
+from stockpot.data.records import TextRecord
 from stockpot.errors import GenerationError
 from stockpot.model.config import decoder, encoder, encoder_decoder
 from stockpot.model.transformer import Transformer
@@ -71,3 +73,21 @@ def test_the_decoder_begins_with_what_the_model_names(tokenizer):
 
 def test_the_context_is_the_models(tokenizer):
     assert make(tokenizer).context == 32
+
+
+@pytest.mark.parametrize("bos", ["<|bos|>", "<s>"])
+def test_a_prompt_begins_as_the_documents_of_training_do(bos, tmp_path):
+    own = Tokenizer.train(["the cat sat"] * 5, vocab_size=300, special_tokens=("<|pad|>", bos, "<|eos|>"))
+    own.save(tmp_path)
+    for tokenizer in (own, Tokenizer.load(tmp_path)):
+        document = encode_record(TextRecord("the cat"), tokenizer).ids.tolist()
+        assert make(tokenizer).encode("the cat") == document[:-1] == [own.bos_id, *own.encode("the cat")]
+
+
+def test_where_the_maker_puts_nothing_in_front_neither_do_we():
+    foreign = Tokenizer(
+        Tokenizer.train(["the cat sat"] * 5, vocab_size=300, special_tokens=("<|endoftext|>",)).to_json(),
+        roles={"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+    )
+    assert encode_record(TextRecord("the cat"), foreign).ids.tolist()[:-1] == foreign.encode("the cat")
+    assert make(foreign).encode("the cat") == foreign.encode("the cat")

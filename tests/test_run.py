@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from stockpot import durable
+from stockpot.config import Settings
 from stockpot.errors import CheckpointError, ConfigError, TrainError
 from stockpot.run import Run, fingerprint, is_run, verify, write_atomically
 
@@ -185,6 +186,22 @@ def test_settings_that_may_change_may_change(tmp_path):
     other = {"pretrain": {"seed": 7, "loop": {"steps": 20}}}
     with start(tmp_path / "a", recipe=other, resume=True, may_change=["pretrain.loop.steps"]) as again:
         assert "steps = 20" in (again.path / "recipe.toml").read_text()
+
+
+def test_a_run_of_before_a_setting_existed_resumes_with_its_default(tmp_path):
+    class Old(Settings):
+        seed: int = 7
+
+    class New(Old):
+        patience: int = 3
+        warm: str | None = "yes"
+
+    with start(tmp_path / "a", recipe={"pretrain": Old()}) as run:
+        run.checkpoint(1, weights("x"), keep=1)
+    with pytest.raises(ConfigError, match=r"pretrain\.patience = 4; the run has 3"):
+        start(tmp_path / "a", recipe={"pretrain": New(patience=4)}, resume=True)
+    with start(tmp_path / "a", recipe={"pretrain": New()}, resume=True) as again:
+        assert "patience = 3" in (again.path / "recipe.toml").read_text()
 
 
 # --- one writer ---

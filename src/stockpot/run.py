@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from stockpot import durable, origin
-from stockpot.config import flatten, to_toml
+from stockpot.config import Settings, flatten, to_toml
 from stockpot.curves import Board, as_number, cut_rows, read_rows
 from stockpot.durable import fingerprint, verify, write_atomically
 from stockpot.errors import CheckpointError, ConfigError, TrainError
@@ -100,7 +100,7 @@ class Run:
             )
             run = cls(path, _new_manifest(stage, recipe, parent, command), lock)
             if is_run(path):
-                run._continue(text, may_change)
+                run._continue(recipe, may_change)
             elif resume:
                 warnings.warn(
                     f"{path}: nothing to continue yet; it starts afresh.", RuntimeWarning, stacklevel=2
@@ -130,10 +130,10 @@ class Run:
             )
         return cls(path, _read_manifest(path), None)
 
-    def _continue(self, recipe_text: str, may_change: Collection[str]) -> None:
+    def _continue(self, recipe: Mapping[str, Any], may_change: Collection[str]) -> None:
         """Take over what an earlier process left here, cut back to its newest whole checkpoint."""
         old = _read_manifest(self.path)
-        _check_same_settings(self.path, recipe_text, may_change)
+        _check_same_settings(self.path, recipe, may_change)
         for folder in (self.path, self.path / "checkpoints"):
             durable.clean(folder)
         newest = self.latest_checkpoint()
@@ -413,14 +413,15 @@ def _take_lock(path: Path) -> durable.FolderLock:
         ) from None
 
 
-def _check_same_settings(path: Path, text: str, may_change: Collection[str]) -> None:
+def _check_same_settings(path: Path, recipe: Mapping[str, Any], may_change: Collection[str]) -> None:
     try:
-        old = flatten(tomllib.loads((path / RECIPE).read_text(encoding="utf-8")))
+        kept = tomllib.loads((path / RECIPE).read_text(encoding="utf-8"))
     except FileNotFoundError:  # killed between the two first writes
         return
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise CheckpointError(f"{path / RECIPE}: damaged; the run cannot be resumed safely.") from None
-    new = flatten(tomllib.loads(text))
+    filled = {name: _with_defaults(table, recipe.get(name)) for name, table in kept.items()}
+    old, new = (flatten(tomllib.loads(to_toml(tables))) for tables in (filled, recipe))
     for key in [*old, *new]:
         if old.get(key) != new.get(key) and key not in may_change:
             was, now = (table.get(key, "the default") for table in (old, new))
@@ -428,6 +429,16 @@ def _check_same_settings(path: Path, text: str, may_change: Collection[str]) -> 
                 f"{path}: cannot resume with {key} = {now!r}; the run has {was!r}.",
                 f"Resume with the run's own settings: --recipe {path / RECIPE}",
             )
+
+
+def _with_defaults(table: Any, like: Any) -> Any:
+    """Complete the settings of an older program by those it did not know; as they stand if they no longer fit."""
+    if not isinstance(table, dict) or not isinstance(like, Settings):
+        return table
+    try:
+        return type(like)(**table)
+    except ConfigError:
+        return table
 
 
 # --- the manifest ---

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -107,17 +109,39 @@ def test_a_line_longer_than_allowed(verb, pantry, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["txt", "jsonl"])
-def test_a_line_of_a_hundred_megabytes(ending, pantry, tmp_path):
-    """Without a setting: JSON that long is refused, text is cut; in bounded memory, and the rest is read."""
+def test_a_line_of_a_hundred_megabytes_is_one_error_in_bounded_memory(ending, tmp_path):
     text = "a line that does not end " * (100 * 2**20 // 25)
     corpus = tmp_path / f"long.{ending}"
     corpus.write_text(json.dumps({"text": text}) if ending == "jsonl" else text, encoding="utf-8")
     words = f"train-tokenizer --vocab-size 300 --data {corpus} --out {tmp_path}/o -q"
-    if ending == "jsonl":
-        refused(words, "long.jsonl:1: ")
-    else:
-        assert ask(words).exit_code == 0
-    assert ask(f"inspect {pantry}/tok").exit_code == 0
+    code = f"import sys\nfrom stockpot.cli.main import main\nsys.argv = {['stockpot', *words.split()]!r}\nmain()"
+    watched = f"import resource, subprocess, sys\nran = subprocess.run([sys.executable, '-c', {code!r}])\n"
+    watched += "print(ran.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)"
+    ran = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, check=True)
+    returned, mebibytes = map(int, ran.stdout.split())
+    assert returned == 1
+    first, second = ran.stderr.splitlines()
+    assert first.startswith("error: ") and f"{corpus.name}:1: " in first
+    assert "longer than 64 MiB" in first
+    assert "max_line_bytes" in first + second
+    assert mebibytes < 1000
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+def test_the_lines_around_one_of_a_hundred_megabytes_are_read(ending, tmp_path):
+    text = "a line that does not end " * (100 * 2**20 // 25)
+    short = SENTENCES * 10
+    lines = [*short[:100], text, *short[100:]]
+    corpus = tmp_path / f"long.{ending}"
+    kept = "\n".join(json.dumps({"text": line}) if ending == "jsonl" else line for line in lines)
+    corpus.write_text(kept, encoding="utf-8")
+    separator = """--set 'reading.separator="\\n"'""" if ending == "txt" else ""
+    done = ask(f"train-tokenizer --vocab-size 300 --data {corpus} --out {tmp_path}/o -q {separator}")
+    assert done.exit_code == 0, done.stderr
+    assert "1 of 501 records are bad and left out: " in done.stderr
+    assert f"{corpus.name}:101: " in done.stderr
 
 
 def test_a_bad_record_is_told_with_file_and_line(pantry, tmp_path):

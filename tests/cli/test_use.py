@@ -277,6 +277,21 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(models):
         os.close(terminal.ours)
 
 
+def test_a_reward_model_is_no_partner_but_can_be_looked_into(models, tmp_path):
+    sizes = {"layers": 1, "dim": 32, "heads": 2, "context": 64}
+    chat = sp.load(models / "chat")
+    judge = Transformer(
+        sp.decoder(vocab_size=chat.tokenizer.vocab_size, value_head=True, predicts=False, **sizes)
+    )
+    sp.save(tmp_path / "judge", sp.Bundle(judge, chat.tokenizer, chat.template))
+    found = ask("chat", tmp_path / "judge", typed="hello\n")
+    assert found.exit_code == 1
+    assert "judge is a reward model: it rates answers; it cannot write." in found.stderr
+    looked = ask("inspect", tmp_path / "judge", "--text", "the cat", "--out", tmp_path / "look.html")
+    assert looked.exit_code == 0, looked.stderr
+    assert '"probability": null' in (tmp_path / "look.html").read_text(encoding="utf-8")
+
+
 # --- embed ---
 
 

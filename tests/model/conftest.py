@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,15 +13,6 @@ from stockpot.model.transformer import Transformer
 
 VOCAB = 61
 BUILDERS = {"decoder": decoder, "encoder": encoder, "encoder_decoder": encoder_decoder}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Keep to one thread: these tensors are too small to share, and waiting for a busy neighbour costs much."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def enliven(module: torch.nn.Module, seed: int = 0) -> None:

@@ -19,15 +19,6 @@ from stockpot.village import Village
 from stockpot.weights.store import save
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Several threads only wait for each other on models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Save a decoder of two layers that has learned nothing, with a tokenizer of 400 entries."""

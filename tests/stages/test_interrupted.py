@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,8 +13,6 @@ from pathlib import Path
 import pytest
 
 from stockpot.run import Run
-
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def command(pantry: Path, out: Path, *, steps: int = 60) -> list[str]:
@@ -51,7 +48,7 @@ def wait_for(out: Path, step: int, process: subprocess.Popen[str]) -> None:
 def whole(pantry, tmp_path_factory):
     """Train without a disturbance."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(pantry, out), check=True, env=ONE_THREAD, stdout=subprocess.DEVNULL)
+    subprocess.run(command(pantry, out), check=True, stdout=subprocess.DEVNULL)
     return out
 
 
@@ -60,7 +57,7 @@ def whole(pantry, tmp_path_factory):
 def test_a_signal_saves_the_last_step_and_prints_how_to_go_on(number, pantry, whole, tmp_path):
     out = tmp_path / "my run"
     process = subprocess.Popen(
-        command(pantry, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ONE_THREAD
+        command(pantry, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     wait_for(out, 27, process)
     began = time.monotonic()
@@ -77,7 +74,7 @@ def test_a_signal_saves_the_last_step_and_prints_how_to_go_on(number, pantry, wh
     saved = run.latest_checkpoint()[0]
     assert saved == max(losses(out)) >= 27, "no step is lost"
     again = [sys.executable, "-m", *errors.splitlines()[1].split(" --out ")[0].split(), "--out", str(out)]
-    subprocess.run([*again, "--resume", "--quiet"], check=True, env=ONE_THREAD, stdout=subprocess.DEVNULL)
+    subprocess.run([*again, "--resume", "--quiet"], check=True, stdout=subprocess.DEVNULL)
     assert losses(out) == losses(whole)
     weights = [(one / "model").resolve() / "model.safetensors" for one in (out, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -86,13 +83,12 @@ def test_a_signal_saves_the_last_step_and_prints_how_to_go_on(number, pantry, wh
 @pytest.mark.slow
 def test_a_second_process_in_the_same_folder_is_refused_and_the_first_goes_on(pantry, tmp_path):
     out = tmp_path / "run"
-    first = subprocess.Popen(command(pantry, out, steps=2000), stdout=subprocess.DEVNULL, env=ONE_THREAD)
+    first = subprocess.Popen(command(pantry, out, steps=2000), stdout=subprocess.DEVNULL)
     wait_for(out, 1, first)
     second = subprocess.run(
         [*command(pantry, out, steps=2000), "--resume"],
         capture_output=True,
         text=True,
-        env=ONE_THREAD,
         check=False,
     )
     assert second.returncode == 1
@@ -141,7 +137,6 @@ def test_a_full_disk_is_one_line_and_the_resumed_run_is_the_same(small, pantry, 
         ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script],
         capture_output=True,
         text=True,
-        env=ONE_THREAD,
         check=False,
     )
     errors = names["disk_errors"].read_text(encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -46,10 +45,7 @@ def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
         "--out",
         str(out),
     ]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # so small a model gains nothing from two
-    return subprocess.Popen(
-        [*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=one_thread
-    )
+    return subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:

@@ -211,6 +211,19 @@ def test_a_hub_id_without_a_network_is_told(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("ref", ["runs/bse", "models/mine"])
+def test_a_path_with_a_typing_error_never_goes_to_a_network(ref, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it asked the hub")
+    )
+    with pytest.raises(CheckpointError, match=f"{ref} does not exist"):
+        load(ref)
+
+
 def test_the_hubs_own_cache_is_read_through_its_links(folder, tmp_path):
     blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "abc"
     blobs.mkdir(parents=True)

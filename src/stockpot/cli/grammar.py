@@ -19,9 +19,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from stockpot.errors import StockpotError
 
@@ -145,6 +146,8 @@ def verb(
                 function(given, **values)
 
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + shared
+        for one in parameters:
+            _name_value(one.annotation)
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         command.__doc__ = function.__doc__
@@ -152,6 +155,18 @@ def verb(
         return function
 
     return register
+
+
+_VALUE_NAMES: dict[object, str] = {bool: "", int: "N", float: "X", str: "TEXT"}
+
+
+def _name_value(annotation: Any) -> None:
+    """Let the help call an option's value by a short name, and that of a switch not at all."""
+    kind, *about = get_args(annotation) or (annotation,)
+    named = next((one for one in get_args(kind) or (kind,) if one in _VALUE_NAMES), None)
+    for info in about:
+        if isinstance(info, OptionInfo) and info.metavar is None and named is not None:
+            info.metavar = _VALUE_NAMES[named]
 
 
 # --- endings ---

@@ -6,6 +6,7 @@ trains.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -89,14 +90,8 @@ def pretrain(
     from stockpot.stages.pretrain import PretrainConfig, plan_pretraining
     from stockpot.stages.pretrain import pretrain as stage
 
-    maker = _Maker("pretrain", "pretrain", flags)
     own = {"start": model, "data": data, "tokenizer": tokenizer, "size": size, "minutes": minutes}
-    config = maker.settings(PretrainConfig, own | {"loop.steps": steps})
-    if flags.dry_run:
-        maker.print_plan(*plan_pretraining(config))
-        return
-    maker.check_folder()
-    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+    _train("pretrain", stage, PretrainConfig, flags, own | {"loop.steps": steps}, plan=plan_pretraining)
 
 
 @verb("sft", panel=PANEL, flags=Making)
@@ -105,13 +100,7 @@ def sft(flags: Making, model: Model = None, data: Data = None, steps: Steps = No
     from stockpot.stages.sft import SFTConfig
     from stockpot.stages.sft import sft as stage
 
-    maker = _Maker("sft", "sft", flags)
-    config = maker.settings(SFTConfig, {"model": model, "data": data, "loop.steps": steps})
-    if flags.dry_run:
-        maker.print_plan(config)
-        return
-    maker.check_folder()
-    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+    _train("sft", stage, SFTConfig, flags, {"model": model, "data": data, "loop.steps": steps})
 
 
 @verb("reward", panel=PANEL, flags=Making)
@@ -120,13 +109,7 @@ def reward(flags: Making, model: Model = None, data: Data = None, steps: Steps =
     from stockpot.stages.reward import RewardConfig
     from stockpot.stages.reward import reward as stage
 
-    maker = _Maker("reward", "reward", flags)
-    config = maker.settings(RewardConfig, {"model": model, "data": data, "loop.steps": steps})
-    if flags.dry_run:
-        maker.print_plan(config)
-        return
-    maker.check_folder()
-    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+    _train("reward", stage, RewardConfig, flags, {"model": model, "data": data, "loop.steps": steps})
 
 
 @verb("dpo", panel=PANEL, flags=Making)
@@ -135,13 +118,7 @@ def dpo(flags: Making, model: Model = None, data: Data = None, steps: Steps = No
     from stockpot.stages.dpo import DPOConfig
     from stockpot.stages.dpo import dpo as stage
 
-    maker = _Maker("dpo", "dpo", flags)
-    config = maker.settings(DPOConfig, {"model": model, "data": data, "loop.steps": steps})
-    if flags.dry_run:
-        maker.print_plan(config)
-        return
-    maker.check_folder()
-    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+    _train("dpo", stage, DPOConfig, flags, {"model": model, "data": data, "loop.steps": steps})
 
 
 Reward = Annotated[
@@ -161,14 +138,8 @@ def ppo(
     from stockpot.stages.ppo import PPOConfig
     from stockpot.stages.ppo import ppo as stage
 
-    maker = _Maker("ppo", "ppo", flags)
     own = {"model": model, "reward": reward, "data": data, "loop.steps": steps}
-    config = maker.settings(PPOConfig, own)
-    if flags.dry_run:
-        maker.print_plan(config)
-        return
-    maker.check_folder()
-    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+    _train("ppo", stage, PPOConfig, flags, own)
 
 
 @verb("grpo", panel=PANEL, flags=Making)
@@ -179,14 +150,8 @@ def grpo(
     from stockpot.stages.ppo import GRPOConfig
     from stockpot.stages.ppo import grpo as stage
 
-    maker = _Maker("grpo", "grpo", flags)
     own = {"model": model, "reward": reward, "data": data, "loop.steps": steps}
-    config = maker.settings(GRPOConfig, own)
-    if flags.dry_run:
-        maker.print_plan(config)
-        return
-    maker.check_folder()
-    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+    _train("grpo", stage, GRPOConfig, flags, own)
 
 
 @verb("tune-prompt", panel=PANEL, flags=Making)
@@ -271,6 +236,35 @@ def cook(flags: Making, minutes: Minutes = None) -> None:
     )
 
 
+def _train(
+    verb: str,
+    stage: Callable[..., Run],
+    cls: type[S],
+    flags: Making,
+    own: dict[str, Any],
+    *,
+    plan: Callable[[S], tuple[S, Any]] | None = None,
+) -> None:
+    """Do what every verb that trains does: merge its settings, then plan or train.
+
+    Args:
+        verb: what was typed; also the recipe table it reads.
+        stage: trains.
+        cls: the stage's settings.
+        flags: the common flags.
+        own: dotted key → value of the verb's own flags.
+        plan: for a dry run: settles what the settings leave open and says what it takes; None: the general one.
+    """
+    maker = _Maker(verb, verb, flags)
+    config = maker.settings(cls, own)
+    if flags.dry_run:
+        maker.print_plan(*(plan(config) if plan else (config,)))
+        return
+    if maker.is_first:
+        maker.check_folder()
+    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+
+
 class _Maker:
     """What all makers do around their stage: settings, dry run, progress, how it ended.
 
@@ -287,6 +281,7 @@ class _Maker:
         self.flags = flags
         self.recipe = recipe
         self.out = flags.out or Path("runs") / (recipe or verb)
+        self.is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
 
     def settings(self, cls: type[S], own: dict[str, Any]) -> S:
         """Merge recipe, ``--set`` and flags; a resumed run reads its own recipe unless another is named."""
@@ -326,6 +321,8 @@ class _Maker:
             made = stage(progress)
             if getattr(made, "status", None) == "interrupted":
                 raise KeyboardInterrupt
+        if not self.is_first:
+            return
         found = identify(getattr(made, "path", Path(str(made))))
         left_out = ("command", "started", "ended", "newest checkpoint")
         facts = {name: value for name, value in found.facts.items() if name not in left_out}

@@ -293,6 +293,11 @@ def chat(
     from stockpot.weights.store import load
 
     bundle = load(model, device=flags.device, dtype=flags.dtype, quantize=_kind(flags, model))
+    if not bundle.model.config.predicts:
+        does = "is a reward model: it rates answers" if bundle.model.config.value_head else "makes vectors"
+        raise GenerationError(
+            f"{model} {does}; it cannot write.", "Name a model that writes, such as the one it was made from."
+        )
     if bundle.template is None:
         raise GenerationError(
             f"{model} has no chat template: it was not trained on conversations.",

@@ -241,13 +241,17 @@ def _last_turn(encoded: Encoded) -> Encoded:
 
 
 def _frame(tokenizer: Tokenizer) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Give the tokens that begin (if there is one) and end a document."""
+    """Give the tokens that begin (if a prompt begins with one, too) and end a document."""
     if tokenizer.eos_id is None:
         raise DataError(
             "The tokenizer has no token that ends a document (eos).",
             'Train it with special_tokens that include "<|eos|>".',
         )
-    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    bos, around = tokenizer.bos_id, tokenizer.frame
+    is_put = tokenizer.adds_bos or (
+        around is not None and bos in around[0]
+    )  # before a prompt, by Bundle.frame
+    first = [bos] if bos is not None and is_put else []
     return np.array(first, np.int32), np.array([tokenizer.eos_id], np.int32)
 
 

@@ -28,7 +28,8 @@ class TokenReading:
 
     Attributes:
         text: its spelling.
-        probability: what the model gave it, 0–1; None where the model did not predict it (the first token of a decoder).
+        probability: what the model gave it, 0–1; None where the model did not predict it (a decoder's
+            first token; every token of a model that only rates or embeds).
         alternatives: likeliest tokens at its place, with probabilities.
     """
 
@@ -76,20 +77,20 @@ def read(bundle: Bundle, text: str, *, alternatives: int = 8) -> Reading:
     batch = torch.tensor([ids], device=next(bundle.model.parameters()).device)
     bundle.model.eval()
     with bundle.model.watch() as seen:
-        logits = bundle.model(batch).logits[0].float()
-    probabilities = logits.softmax(-1)
-    if shape == "decoder":  # row t holds the prediction of token t; nothing predicts the first
-        probabilities = torch.cat([torch.zeros_like(probabilities[:1]), probabilities[:-1]])
-    tokens = tuple(
-        _token(bundle, token, row, alternatives, is_predicted=shape == "encoder" or place > 0)
-        for place, (token, row) in enumerate(zip(ids, probabilities, strict=True))
-    )
+        logits = bundle.model(batch).logits
+    expected: list[torch.Tensor | None] = [None] * len(ids)
+    if bundle.model.config.predicts:
+        rows = logits[0].float().softmax(-1)
+        # a decoder's row t holds its prediction of token t + 1; nothing predicts the first
+        expected = [None, *rows[:-1]] if shape == "decoder" else list(rows)
+    tokens = tuple(_token(bundle, token, row, alternatives) for token, row in zip(ids, expected, strict=True))
     return Reading(tokens, torch.stack([layer[0].float() for layer in seen.attention]), shape)
 
 
-def _token(bundle: Bundle, token: int, row: torch.Tensor, count: int, *, is_predicted: bool) -> TokenReading:
+def _token(bundle: Bundle, token: int, row: torch.Tensor | None, count: int) -> TokenReading:
+    """Describe a token by the probabilities ``row`` ``(vocab,)`` at its place; None where nothing was predicted."""
     spelling = bundle.tokenizer.decode([token]) or bundle.tokenizer.id_to_token(token)
-    if not is_predicted:
+    if row is None:
         return TokenReading(spelling, None, ())
     values, best = row.topk(min(count, row.numel()))
     others = tuple(

@@ -7,7 +7,8 @@ writes checkpoints. It trains nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,6 +27,7 @@ from stockpot.run import Run
 from stockpot.text.chat import ChatTemplate
 from stockpot.train.loop import LoopConfig
 from stockpot.train.losses import LossFn
+from stockpot.train.parallel import Group
 from stockpot.train.schedule import Schedule
 from stockpot.weights.store import load, save, save_adapter
 
@@ -41,6 +43,7 @@ __all__ = [
     "micro_batch_for",
     "note_tuning",
     "open_to_tune",
+    "shared_run",
     "silent",
     "tokens_at_once",
     "with_steps",
@@ -86,25 +89,29 @@ def as_settings(value: Any) -> Any:
     return value.model_dump(exclude_unset=True) if type(value) is LoopConfig else value
 
 
-def micro_batch_for(batch_tokens: int, context: int, at_once: int = MICRO_BATCH_TOKENS) -> tuple[int, int]:
-    """Split a step's tokens into rows of one forward pass and the number of passes.
+def micro_batch_for(
+    batch_tokens: int, context: int, at_once: int = MICRO_BATCH_TOKENS, *, processes: int = 1
+) -> tuple[int, int]:
+    """Split a step's tokens into rows of one forward pass and the number of passes of each process.
 
     Args:
         batch_tokens: of a step.
         context: tokens of a row.
         at_once: tokens of one pass, at most, but for a single row.
+        processes: how many share a step.
 
     Returns:
         (rows of a micro-batch, micro-batches of a step).
 
     Raises:
-        ConfigError: if a step is shorter than one row.
+        ConfigError: if a step is shorter than one row for each process.
     """
-    rows = batch_tokens // context
+    rows = batch_tokens // processes // context
     if rows < 1:
+        each = "one row" if processes == 1 else f"a row for each of {processes} processes, each"
         raise ConfigError(
-            f"loop.batch_tokens = {batch_tokens} is less than one row of {context} tokens.",
-            f"Give at least {context}, or choose a shorter context.",
+            f"loop.batch_tokens = {batch_tokens} is less than {each} of {context} tokens.",
+            f"Give at least {context * processes}, or choose a shorter context.",
         )
     passes = min(rows, max(1, math.ceil(rows * context / at_once)))
     while rows % passes:
@@ -145,6 +152,24 @@ def with_steps(loop: LoopConfig, passes: float | None, tokens: int) -> LoopConfi
         return loop
     steps = max(1, round((1.0 if passes is None else passes) * tokens / loop.batch_tokens))
     return loop.model_copy(update={"steps": steps})
+
+
+@contextmanager
+def shared_run(group: Group, out: str | Path, **how: Any) -> Iterator[Run]:
+    """Open the run of all processes: the first makes it and writes, the others only read.
+
+    Args:
+        group: the processes.
+        out: the run folder.
+        how: as for `Run.create`.
+    """
+    if not group.is_first:
+        group.wait()
+        yield Run.open(out)
+        return
+    with Run.create(out, **how) as run:
+        group.wait()
+        yield run
 
 
 def open_to_tune(model: str | None, template: str | None, *, verb: str) -> Bundle:

@@ -18,6 +18,7 @@ from stockpot.data.loader import FixedBatches, Loader, LoaderConfig, Packing
 from stockpot.data.reading import ReadConfig
 from stockpot.data.sources import fingerprint_sources
 from stockpot.data.store import TokenStore
+from stockpot.device import World
 from stockpot.errors import ConfigError
 from stockpot.model.config import ModelConfig
 from stockpot.model.transformer import Transformer
@@ -28,6 +29,7 @@ from stockpot.stages.assemble import (
     checkpoint_writer,
     mean_metrics,
     micro_batch_for,
+    shared_run,
     silent,
 )
 from stockpot.stages.record import sample_writer, write_page
@@ -43,6 +45,7 @@ from stockpot.stages.sizes import (
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import Loss, LossFn, masked_token_loss, next_token_loss, sequence_to_sequence_loss
+from stockpot.train.parallel import Group, joined
 from stockpot.weights.store import load
 
 __all__ = ["PretrainConfig", "plan_pretraining", "pretrain"]
@@ -122,41 +125,64 @@ def pretrain(
         ConfigError, DataError, CheckpointError: before any work, if something does not fit.
         TrainError: if training cannot go on.
     """
-    report = progress or silent
-    if config.minutes is not None:
-        config, plan = plan_pretraining(config)
-        report({"kind": "note", "text": str(plan)})
     device = machine.pick_device(config.device)
-    machine.seed_everything(config.seed)
-    bundle = _bundle(config)
-    model = bundle.model.to(device)
-    store = open_corpus(config.data, bundle.tokenizer, reading=config.reading)
-    train, held_out = store.split(config.val_share, seed=config.seed)
-    batches, validation = _batches(config, bundle, train, held_out)
-    loss_fn = _loss(config, bundle, device)
-    with Run.create(
-        out, stage="pretrain", recipe={"pretrain": config}, parent=config.start, resume=resume
-    ) as run:
-        run.note(
-            data=fingerprint_sources(config.data),
-            seed=config.seed,
-            tokens={"train": train.tokens, "validation": held_out.tokens},
-            parameters=model.config.parameters(),
+    with joined(device) as group:
+        report = progress if progress and group.is_first else silent
+        if config.minutes is not None:
+            config, plan = _planned(config, group)
+            report({"kind": "note", "text": str(plan)})
+        machine.seed_everything(config.seed)
+        bundle = _bundle(config)
+        bundle.model.to(device)
+        store = open_corpus(config.data, bundle.tokenizer, reading=config.reading)
+        train, held_out = store.split(config.val_share, seed=config.seed)
+        batches, validation = _batches(config, bundle, train, held_out, group.place)
+        how = {"stage": "pretrain", "recipe": {"pretrain": config}, "parent": config.start, "resume": resume}
+        with shared_run(group, out, **how) as run:
+            if group.is_first:
+                _note(run, config, bundle, train, held_out, report)
+            loss_fn = _loss(config, bundle, device)
+            fit(
+                bundle.model,
+                batches,
+                loss_fn,
+                config.loop,
+                run=run,
+                validate=mean_metrics(validation, loss_fn),
+                save=checkpoint_writer(bundle),
+                resume=resume,
+                progress=sample_writer(run, bundle, validation, report),
+            )
+            if group.is_first:
+                write_page(run, bundle, config)
+    return run if group.is_first else Run.open(out)  # as the first left it
+
+
+def _planned(config: PretrainConfig, group: Group) -> tuple[PretrainConfig, Plan]:
+    if group.place.world > 1:
+        raise ConfigError(
+            "minutes measures one process, and there are several.",
+            "Give the size and the steps: --size and --steps.",
         )
-        report({"kind": "note", "text": f"{model.config.parameters():,} parameters, {train.tokens:,} tokens"})
-        fit(
-            model,
-            batches,
-            loss_fn,
-            config.loop,
-            run=run,
-            validate=mean_metrics(validation, loss_fn),
-            save=checkpoint_writer(bundle),
-            resume=resume,
-            progress=sample_writer(run, bundle, validation, report),
-        )
-        write_page(run, bundle, config)
-    return run
+    return plan_pretraining(config)
+
+
+def _note(
+    run: Run,
+    config: PretrainConfig,
+    bundle: Bundle,
+    train: TokenStore,
+    held_out: TokenStore,
+    report: Progress,
+) -> None:
+    parameters = bundle.model.config.parameters()
+    run.note(
+        data=fingerprint_sources(config.data),
+        seed=config.seed,
+        tokens={"train": train.tokens, "validation": held_out.tokens},
+        parameters=parameters,
+    )
+    report({"kind": "note", "text": f"{parameters:,} parameters, {train.tokens:,} tokens"})
 
 
 def plan_pretraining(config: PretrainConfig) -> tuple[PretrainConfig, Plan]:
@@ -252,13 +278,17 @@ def _loss(config: PretrainConfig, bundle: Bundle, device: torch.device) -> LossF
 
 
 def _batches(
-    config: PretrainConfig, bundle: Bundle, train: TokenStore, held_out: TokenStore
+    config: PretrainConfig, bundle: Bundle, train: TokenStore, held_out: TokenStore, place: World
 ) -> tuple[Loader, FixedBatches]:
+    """Give each process its share of the rows; all of them validate on the same ones."""
     context = bundle.model.config.context
-    rows, _ = micro_batch_for(config.loop.batch_tokens, context)
+    rows, _ = micro_batch_for(config.loop.batch_tokens, context, processes=place.world)
     settings = LoaderConfig(context=context, micro_batch=rows, pack=config.pack, seed=config.seed)
     aim = objective(
         config.objective, bundle.tokenizer, two_stacks=bundle.model.config.shape == "encoder_decoder"
     )
     limit = max(1, config.val_tokens // (rows * context))
-    return Loader(train, settings, aim), FixedBatches(held_out, settings, aim, max_batches=limit)
+    return (
+        Loader(train, settings, aim, rank=place.rank, world=place.world),
+        FixedBatches(held_out, settings, aim, max_batches=limit),
+    )

@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +40,7 @@ __all__ = [
 TIMEOUT_S = 1.0
 MAX_CHARACTERS = 1 << 20
 _MEMORY_BYTES = 1 << 30
+_LOOK_UP_S = 1.0  # an idle child looks this often whether its parent lives
 _START_S = 20.0  # starting Python on a busy machine is not the template's fault
 
 GENERATION = "generation_marks"
@@ -184,13 +186,17 @@ class Worker:
 
     def _start(self) -> None:
         pipe = subprocess.PIPE
-        command = [sys.executable, "-I", str(Path(__file__).resolve())]
+        command = [sys.executable, "-I", str(Path(__file__).resolve()), str(os.getpid())]
         self._child = subprocess.Popen(  # an empty environment: nothing for a template to find
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", env={}
         )
         self._owner = os.getpid()
         self._finish = weakref.finalize(self, _end, self._child, self._owner)
-        self._ask(self._source, _START_S)
+        try:
+            self._ask(self._source, _START_S)
+        except BaseException:
+            self.close()  # a child without a template is of no use
+            raise
 
     def _ask(self, question: object, timeout_s: float) -> list[str]:
         child = self._child
@@ -239,7 +245,7 @@ def _serve() -> None:
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     render: Renderer | None = None
     answer: tuple[bool, list[str]]
-    for line in sys.stdin:
+    for line in _questions(int(sys.argv[1])):
         try:
             if render is None:
                 render, answer = compile_template(json.loads(line)), (False, [])
@@ -249,6 +255,21 @@ def _serve() -> None:
             answer = (True, [str(error)])
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+
+
+def _questions(parent: int) -> Iterator[str]:
+    """Yield the lines of stdin until it ends or the parent is gone: a fork of it may hold the pipe open."""
+    if os.name != "posix":
+        yield from sys.stdin
+        return
+    while True:
+        if not select.select([sys.stdin], [], [], _LOOK_UP_S)[0]:
+            if os.getppid() != parent:
+                return
+        elif line := sys.stdin.readline():
+            yield line
+        else:
+            return
 
 
 def _limit_memory() -> None:

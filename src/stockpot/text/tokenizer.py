@@ -183,7 +183,7 @@ class Tokenizer:
                 f"A vocabulary of {vocab_size} has no room beside the {len(special)} special tokens.",
                 "Ask for a larger vocab_size, such as 8192.",
             )
-        return cls(build(chosen, texts, request, special))
+        return cls(build(chosen, texts, request, special), adds_bos=True)
 
     @classmethod
     def load(cls, ref: str | os.PathLike[str]) -> Tokenizer:

@@ -71,6 +71,11 @@ class Group:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         return int(self.sum(torch.tensor(value, device=device)))
 
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        if self.place.world > 1:
+            dist.barrier()
+
     def gather(self, value: Tensor) -> list[Tensor]:
         """Collect a tensor of one size from every process, by rank."""
         if self.place.world == 1:

@@ -42,9 +42,8 @@ def find_folder(ref: str | os.PathLike[str]) -> Path:
             f"{path} holds weights only; a model also needs config.json and tokenizer.json.",
             "Give the folder it belongs to.",
         )
-    if (
-        HUB_ID.fullmatch(os.fspath(ref)) and not path.parent.is_dir()
-    ):  # a typing error must not go to a network
+    is_ours = path.parent.is_dir() or path.parts[:1] == ("runs",)  # a typing error must not go to a network
+    if HUB_ID.fullmatch(os.fspath(ref)) and not is_ours:
         return _download(os.fspath(ref))
     raise CheckpointError(f"{path} does not exist.", "Give a run, a checkpoint, a model folder or a hub id.")
 
