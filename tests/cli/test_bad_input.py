@@ -114,7 +114,9 @@ def test_a_line_of_a_hundred_megabytes_is_one_error_in_bounded_memory(ending, tm
     corpus = tmp_path / f"long.{ending}"
     corpus.write_text(json.dumps({"text": text}) if ending == "jsonl" else text, encoding="utf-8")
     words = f"train-tokenizer --vocab-size 300 --data {corpus} --out {tmp_path}/o -q"
-    code = f"import sys\nfrom stockpot.cli.main import main\nsys.argv = {['stockpot', *words.split()]!r}\nmain()"
+    code = (
+        f"import sys\nfrom stockpot.cli.main import main\nsys.argv = {['stockpot', *words.split()]!r}\nmain()"
+    )
     watched = f"import resource, subprocess, sys\nran = subprocess.run([sys.executable, '-c', {code!r}])\n"
     watched += "print(ran.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)"
     ran = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, check=True)
