@@ -44,7 +44,7 @@ def test_the_verbs_are_those_of_the_grammar():
         "ai-feedback",
     }
     made |= {"cook"}
-    used = {"generate", "fill", "embed", "chat"}
+    used = {"generate", "fill", "embed", "chat", "index", "ask"}
     judged = {"eval", "contest", "compare-tokenizers", "prompts"}
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
     assert set(VERBS) == made | used | judged | managed

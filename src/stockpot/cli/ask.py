@@ -1,9 +1,10 @@
-"""The verbs about asking well: prompts."""
+"""The verbs about asking well: prompts, index, ask."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -11,9 +12,12 @@ from stockpot.cli import show
 from stockpot.cli.grammar import Common, verb
 
 if TYPE_CHECKING:
+    from stockpot.generate.engine import Engine
+    from stockpot.generate.request import Sampling
+    from stockpot.prompt.answering import Reply
     from stockpot.prompt.items import Questions
 
-__all__ = ["Asking", "prompts"]
+__all__ = ["Asking", "ask", "index", "prompts"]
 
 SHOTS, ITEMS = "Examples before the question", "What is asked"
 Model = Annotated[
@@ -105,3 +109,133 @@ def prompts(
         report = ask(bundle, questions, shots=shots, encoder=encoder, progress=progress)
     report.model = model
     show.result(flags, str(report), report.to_dict())
+
+
+# --- documents ---
+
+STEPS = "Steps before the answer"
+Way: TypeAlias = Literal["direct", "zero-shot", "few-shot", "least-to-most"]
+
+
+@verb("index", panel="Use")
+def index(
+    flags: Common,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH…", help="Files and folders: text, Markdown, HTML, PDF, Word, CSV, JSON lines."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The index's folder; one that is there is brought up to date.")
+    ],
+    encoder: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Makes the vectors; by default minilm.")
+    ] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Most tokens of a passage.")] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="URI", help="Where passages are kept, such as s3://bucket/index.")
+    ] = None,
+) -> None:
+    """Index documents, so that `ask` can find passages in them; only what has changed is read again."""
+    from stockpot.config import build
+    from stockpot.prompt.index import IndexConfig
+    from stockpot.prompt.index import index as make
+
+    given = {"encoder": encoder, "chunk_tokens": chunk_tokens, "store": store}
+    config = build(IndexConfig, flags=given)
+    with show.progress(flags) as progress:
+        _, report = make(list(paths), out, config, progress=progress)
+    show.result(flags, str(report), dataclasses.asdict(report))
+
+
+@verb("ask", panel="Use")
+def ask(
+    flags: Common,
+    model: Model,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="Plain words.")],
+    index: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Answer from this index's passages.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Passages shown to the model.")] = 4,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also answer without the index, side by side.")
+    ] = False,
+    steps: Annotated[
+        Way | None,
+        typer.Option(
+            metavar="WAY", help="direct, zero-shot, few-shot or least-to-most.", rich_help_panel=STEPS
+        ),
+    ] = None,
+    votes: Annotated[
+        int, typer.Option(min=1, help="Draw this many thoughts and count.", rich_help_panel=STEPS)
+    ] = 1,
+) -> None:
+    """Answer a question: from an index with numbered sources, or step by step."""
+    if steps is not None and index is not None:
+        raise typer.BadParameter("steps and an index do not go together.", param_hint="--steps")
+    if compare and index is None:
+        raise typer.BadParameter("it needs an index.", param_hint="--compare")
+    from stockpot.generate.engine import Engine
+    from stockpot.weights.store import load
+
+    opened = None
+    if index is not None:
+        from stockpot.prompt.index import Index
+
+        opened = Index.open(index)
+    engine = Engine(load(model, device=flags.device, dtype=flags.dtype))
+    if steps is not None or votes > 1:
+        _thoughts(flags, engine, question, steps or "zero-shot", votes)
+        return
+    from stockpot.prompt.answering import ask as answer
+
+    reply = answer(question, engine=engine, index=opened, k=k)
+    closed = answer(question, engine=engine) if compare else None
+    value = dataclasses.asdict(reply) | ({"closed_book": closed.text} if closed else {})
+    show.result(flags, _shown(reply, closed), value)
+
+
+def _shown(reply: Reply, closed: Reply | None) -> str:
+    lines = [f"closed book: {closed}", f"open book:   {reply}"] if closed else [str(reply)]
+    for number, hit in enumerate(reply.sources, 1):
+        mark = "*" if number in reply.cited else " "
+        where = ", ".join(part for part in (Path(hit.path).name, hit.place) if part)
+        lines += ["", f"{mark}[{number}] {where}", f"    {_short(hit.text)}"]
+    if reply.cited and not reply.is_cited_by_model:
+        lines += ["", "The numbers were found by comparing words; the model wrote none."]
+    if reply.left_out:
+        lines += ["", f"{reply.left_out} passages did not fit the model and were left out."]
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    line = "".join(sign if sign.isprintable() else " " for sign in " ".join(text.split()))
+    return line if len(line) <= 200 else line[:199] + "…"
+
+
+def _thoughts(flags: Common, engine: Engine, question: str, way: Way, votes: int) -> None:
+    from stockpot.prompt.items import load_pool
+    from stockpot.prompt.steps import self_consistency, think
+    from stockpot.prompt.wordings import find_asking
+
+    worked: Any = ()
+    if way == "few-shot":
+        pool = load_pool(find_asking("sums"), "village:steps", limit=1)
+        worked = [(one.fields["question"], one.worked, one.answer) for one in pool.examples[:4]]
+    if votes == 1:
+        (thought,) = think(engine, [question], way=way, examples=worked)
+        shown = [thought.steps, f"answer: {thought.answer or 'none found'}"]
+        show.result(flags, "\n\n".join(one for one in shown if one), dataclasses.asdict(thought))
+        return
+    sampling = _drawn(flags)
+    found = self_consistency(engine, question, votes, way=way, examples=worked, sampling=sampling)
+    rows = [[answer, count] for answer, count in found.counts.items()]
+    text = f"{show.table(['answer', 'votes'], rows)}\n\nanswer: {found.answer or 'none found'}"
+    show.result(flags, text, dataclasses.asdict(found))
+
+
+def _drawn(flags: Common) -> Sampling:
+    from stockpot.generate.request import Sampling
+
+    return Sampling(temperature=0.7, max_tokens=160, seed=flags.seed or 0)
