@@ -16,6 +16,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "post_training.py": ("trl", "peft", "transformers"),
     "pretraining.py": (),
     "quantised.py": ("llama-cpp-python", "transformers"),
+    "retrieval.py": ("transformers",),
     "small_against_large.py": (),
     "time_to_loss.py": (),
     "tokenizing.py": ("tokenizers", "tiktoken", "sentencepiece", "riptoken", "rustbpe", "bpeasy", "gigabpe"),

@@ -45,7 +45,7 @@ def test_the_verbs_are_those_of_the_grammar():
     }
     made |= {"cook"}
     used = {"generate", "fill", "embed", "chat", "index", "ask"}
-    judged = {"eval", "contest", "compare-tokenizers", "prompts"}
+    judged = {"eval", "contest", "compare-tokenizers", "prompts", "ladder"}
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
     assert set(VERBS) == made | used | judged | managed
 

@@ -1,4 +1,4 @@
-"""The verbs about asking well: prompts, index, ask."""
+"""The verbs about asking well: prompts, ladder, index, ask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stockpot.prompt.answering import Reply
     from stockpot.prompt.items import Questions
 
-__all__ = ["Asking", "ask", "index", "prompts"]
+__all__ = ["Asking", "ask", "index", "ladder", "prompts"]
 
 SHOTS, ITEMS = "Examples before the question", "What is asked"
 Model = Annotated[
@@ -109,6 +109,36 @@ def prompts(
         report = ask(bundle, questions, shots=shots, encoder=encoder, progress=progress)
     report.model = model
     show.result(flags, str(report), report.to_dict())
+
+
+@verb("ladder", panel="Judge", flags=Asking)
+def ladder(
+    flags: Asking,
+    model: Model,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="A new folder for the table, the chart and the run.")
+    ],
+    kinds: Annotated[
+        str | None,
+        typer.Option(help="Rungs, separated by commas: wordings, shots, steps, retrieval, soft, lora."),
+    ] = None,
+    k: Annotated[int | None, typer.Option("--shots", "-k", min=1, help="Examples.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of what is trained.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Finds similar examples, such as minilm.")
+    ] = None,
+) -> None:
+    """Every kind of prompting on the same items: accuracy, interval, tokens, trained parameters, seconds."""
+    from stockpot.config import build
+    from stockpot.stages.ladder import LadderConfig
+    from stockpot.stages.ladder import ladder as climb
+
+    named = None if kinds is None else tuple(name.strip() for name in kinds.split(",") if name.strip())
+    given = {"kinds": named, "k": k, "steps": steps, "encoder": encoder}
+    config = build(LadderConfig, flags=given).model_copy(update={"questions": flags.questions()})
+    with show.progress(flags) as progress:
+        found = climb(model, config, out=out, progress=progress)
+    show.result(flags, str(found), found.to_dict())
 
 
 # --- documents ---

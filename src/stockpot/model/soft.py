@@ -41,8 +41,6 @@ class SoftEmbedding(nn.Embedding):
         """Look up token vectors and, for ids behind the vocabulary, the learned ones."""
         known = self.num_embeddings
         found = F.embedding(ids.clamp(max=known - 1), self.weight)
-        if ids.shape[1] == 1:  # a token that is being written
-            return found
         learned = F.embedding((ids - known).clamp(min=0), self.soft) / self.scale
         return torch.where((ids >= known)[..., None], learned.to(found.dtype), found)
 

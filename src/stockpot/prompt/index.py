@@ -22,6 +22,7 @@ from pydantic import Field
 
 from stockpot.bundle import Bundle
 from stockpot.config import Settings
+from stockpot.device import pick_device, pick_dtype
 from stockpot.durable import fingerprint, lock_folder, write_atomically
 from stockpot.errors import ConfigError, DataError
 from stockpot.generate.engine import Engine
@@ -329,7 +330,11 @@ def _fused(ways: dict[str, list[Row]], alive: set[str]) -> list[Hit]:
 
 
 def _encoder(ref: str | Path | Bundle) -> Bundle:
-    return ref if isinstance(ref, Bundle) else load(ref)
+    """Open an encoder in the type of numbers that is fast here; vectors stay as near as rounding lets them."""
+    if isinstance(ref, Bundle):
+        return ref
+    device = pick_device(None)
+    return load(ref, device=device, dtype=pick_dtype(device))
 
 
 def _identity(bundle: Bundle) -> dict[str, Any]:

@@ -1,0 +1,185 @@
+"""How well and how fast passages are found.
+
+    .venv/bin/python benchmarks/retrieval.py quality --data DIR --encoder minilm
+    .venv/bin/python benchmarks/retrieval.py query --passages 100000
+    .venv/bin/python benchmarks/retrieval.py build --data DIR --encoder FOLDER --dtype bfloat16
+
+``quality``: nDCG@10 and recall@k by words, by vectors and by both. ``query``: median milliseconds. ``build``: passages a second,
+beside the loop of a plain script.
+
+Quality is computed here from the relevance lists, by the usual formulas (Järvelin and Kekäläinen 2002; gain 2^g − 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stockpot as sp
+from stockpot.prompt.store import COLUMNS, Store
+
+SETS = {
+    "cranfield": ("cranfield_docs", "cranfield_queries"),
+    "xquad-en": ("xquad_en_passages", "xquad_en_questions"),
+    "dbpedia": ("dbpedia_docs", "dbpedia_queries"),
+    "xquad-de": ("xquad_de_passages", "xquad_de_questions"),
+}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def gains(name: str, query: dict[str, Any]) -> dict[str, float]:
+    """Give each relevant passage its grade, larger is better."""
+    if "pid" in query:
+        return {query["pid"]: 1.0}
+    if name == "cranfield":  # 1 = best … 4; 5 and −1 are not relevant
+        return {pid: 5.0 - grade for pid, grade in query["relevant"] if 1 <= grade <= 4}
+    return {pid: float(grade) for pid, grade in query["relevant"] if grade > 0}
+
+
+def ndcg(found: list[str], wanted: dict[str, float], k: int = 10) -> float:
+    def dcg(values: list[float]) -> float:
+        return sum((2**value - 1) / math.log2(place + 2) for place, value in enumerate(values[:k]))
+
+    ideal = dcg(sorted(wanted.values(), reverse=True))
+    return dcg([wanted.get(pid, 0.0) for pid in found]) / ideal if ideal else 0.0
+
+
+def quality(args: argparse.Namespace) -> None:
+    for name in args.sets or SETS:
+        docs, queries = SETS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            config = sp.IndexConfig(encoder=args.encoder, chunk_tokens=256, overlap_tokens=0)
+            index, report = sp.index(args.data / f"{docs}.jsonl.gz", Path(folder) / "index", config)
+            asked = [one for one in read(args.data / f"{queries}.jsonl.gz") if gains(name, one)]
+            asked = asked[: args.limit]
+            for how in ("words", "vectors", "hybrid"):
+                scores, recalls = [], {1: [], 5: [], 10: []}
+                for query in asked:
+                    wanted = gains(name, query)
+                    hits = index.search(query["question"], 40, how=how)
+                    found = list(dict.fromkeys(hit.place for hit in hits))  # a passage may be cut in several
+                    scores.append(ndcg(found, wanted))
+                    for k, values in recalls.items():
+                        values.append(len(set(found[:k]) & set(wanted)) / len(wanted))
+                mean = statistics.fmean
+                half = 1.96 * statistics.stdev(scores) / len(scores) ** 0.5
+                cells = " | ".join(f"{mean(values):.3f}" for values in recalls.values())
+                print(
+                    f"| {name} | {how} | {mean(scores):.3f} ± {half:.3f} | {cells} | {len(asked)} |",
+                    flush=True,
+                )
+            print(f"  ({report.passages:,} passages in {report.seconds:.1f} s)", flush=True)
+
+
+def query(args: argparse.Namespace) -> None:
+    dice = np.random.default_rng(0)
+    words = np.array([f"word{i}" for i in range(30_000)])
+    weights = 1 / np.arange(1, len(words) + 1)
+    weights /= weights.sum()
+    centres = dice.standard_normal((200, args.dim)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder, args.dim)
+        for start in range(0, args.passages, 10_000):
+            count = min(10_000, args.passages - start)
+            vectors = centres[dice.integers(0, 200, count)] + 0.7 * dice.standard_normal(
+                (count, args.dim)
+            ).astype(np.float32)
+            texts = [" ".join(row) for row in dice.choice(words, (count, 60), p=weights)]
+            rows = [
+                dict.fromkeys(COLUMNS, "x") | {"id": str(start + i), "text": text}
+                for i, text in enumerate(texts)
+            ]
+            store.add(rows, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+        begun = time.perf_counter()
+        store.refresh()
+        print(f"{len(store):,} passages; indexes built in {time.perf_counter() - begun:.1f} s")
+        timed: dict[str, list[float]] = {"vectors": [], "words": [], "hybrid": []}
+        for number in range(args.queries + 5):
+            vector = centres[number % 200] + 0.7 * dice.standard_normal(args.dim).astype(np.float32)
+            text = " ".join(dice.choice(words, 8, p=weights))
+            begun = time.perf_counter()
+            store.by_vector(vector, 32)
+            middle = time.perf_counter()
+            store.by_text(text, 32)
+            ended = time.perf_counter()
+            if number >= 5:  # the first ones open files
+                for way, spent in (
+                    ("vectors", middle - begun),
+                    ("words", ended - middle),
+                    ("hybrid", ended - begun),
+                ):
+                    timed[way].append(1000 * spent)
+        for way, values in timed.items():
+            print(
+                f"{way}: median {statistics.median(values):.1f} ms, 90 % {sorted(values)[int(0.9 * len(values))]:.1f} ms"
+            )
+
+
+def build(args: argparse.Namespace) -> None:
+    """Index the same passages with ours and with the loop that a plain script has: float32 model, batches of 32, faiss."""
+    docs = [one["text"] for one in read(args.data / "xquad_en_passages.jsonl.gz")][: args.limit]
+    bundle = sp.load(args.encoder, dtype=args.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "docs.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in docs), encoding="utf-8")
+        config = sp.IndexConfig(encoder=args.encoder, chunk_tokens=256, overlap_tokens=0)
+        begun = time.perf_counter()
+        _, report = sp.index(path, Path(folder) / "index", config, encoder=bundle)
+        ours = time.perf_counter() - begun
+    print(f"stockpot index: {report.passages} passages, {report.passages / ours:.0f} a second")
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(args.encoder),
+        AutoModel.from_pretrained(args.encoder).eval(),
+    )
+    begun, parts = time.perf_counter(), []
+    order = sorted(range(len(docs)), key=lambda i: -len(docs[i]))  # as sentence-transformers does
+    with torch.inference_mode():
+        for start in range(0, len(order), 32):
+            texts = [docs[i] for i in order[start : start + 32]]
+            batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+            hidden = model(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None]
+            parts.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1)))
+    whole = torch.cat(parts)
+    theirs = time.perf_counter() - begun
+    speed = len(whole) / theirs
+    print(
+        f"transformers, float32, batches of 32: {speed:.0f} a second; ratio {report.passages / ours / speed:.2f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["quality", "query", "build"])
+    parser.add_argument("--data", type=Path, help="folder with the data sets")
+    parser.add_argument("--encoder", default="minilm")
+    parser.add_argument("--dtype", default=None)
+    parser.add_argument("--sets", nargs="*", choices=list(SETS))
+    parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--passages", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--dim", type=int, default=384)
+    args = parser.parse_args()
+    {"quality": quality, "query": query, "build": build}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

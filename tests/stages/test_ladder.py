@@ -1,0 +1,73 @@
+"""All kinds of prompting on the same items of one tiny model, with what each costs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from stockpot.cli.main import app
+from stockpot.errors import ConfigError
+from stockpot.prompt.items import Questions
+from stockpot.stages.ladder import LadderConfig, ladder
+
+ASKED = Questions(task="sentiment", limit=4, wordings=("slashes", "stars"))
+
+
+def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path):
+    kinds = ("wordings", "shots", "retrieval", "soft", "lora")
+    config = LadderConfig(questions=ASKED, kinds=kinds, k=1, chosen_on=4, length=3, steps=2)
+    found = ladder(tiny_base, config, out=tmp_path / "ladder")
+    names = [one.name for one in found.rungs]
+    assert names == [
+        "median of 2 wordings",
+        "chosen wording, plain",
+        "chosen wording, calibrated",
+        "1 examples",
+        "1 retrieved examples",
+        "soft prompt of 3",
+        "low-rank adapters, rank 8",
+    ]
+    assert {one.accuracy.n for one in found.rungs} == {4}
+    assert found.rungs[0].gain.value == 0
+    trained = {one.name: one.trained for one in found.rungs if one.trained}
+    assert trained["soft prompt of 3"] == 3 * 32
+    assert trained["low-rank adapters, rank 8"] > 1000
+    tokens = {one.name: one.tokens for one in found.rungs}
+    assert tokens["1 examples"] > tokens["chosen wording, plain"]
+    saved = json.loads((tmp_path / "ladder" / "ladder.json").read_text())
+    assert [one["name"] for one in saved["rungs"]] == names
+    assert "<svg" in (tmp_path / "ladder" / "ladder.svg").read_text()
+    assert "guessing scores 0.33" in str(found)
+    with pytest.raises(ConfigError, match="is not empty"):
+        ladder(tiny_base, config, out=tmp_path / "ladder")
+
+
+def test_free_answers_climb_with_steps(tiny_base, tmp_path):
+    asked = Questions(task="sums", data="village:steps", limit=2, wordings=("q-a",))
+    words = [
+        "ladder",
+        str(tiny_base),
+        "--task",
+        "sums",
+        "--data",
+        "village:steps",
+        "--limit",
+        "2",
+        "--wording",
+        "q-a",
+    ]
+    words += ["--kinds", "wordings,steps", "-k", "1", "--out", str(tmp_path / "l"), "--json"]
+    told = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert told.exit_code == 0, told.stderr
+    names = [one["name"] for one in json.loads(told.stdout)["rungs"]]
+    assert names == [
+        "median of 1 wordings",
+        "chosen wording, written",
+        "step by step, two stages",
+        "step by step, 1 worked examples",
+    ]
+    few = LadderConfig(questions=asked.model_copy(update={"data": None, "task": "lecture", "wordings": None}))
+    with pytest.raises(ConfigError, match="leaves 0 examples"):
+        ladder(tiny_base, few, out=tmp_path / "few")
