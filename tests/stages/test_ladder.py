@@ -12,12 +12,13 @@ from stockpot.errors import ConfigError
 from stockpot.prompt.items import Questions
 from stockpot.stages.ladder import LadderConfig, ladder
 
-ASKED = Questions(task="sentiment", limit=4, wordings=("slashes", "stars"))
 
-
-def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path):
+def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path, write_lines):
+    labels = ("positive", "negative", "neutral")
+    data = write_lines("items.jsonl", [{"text": f"It is {n}.", "label": labels[n % 3]} for n in range(24)])
+    asked = Questions(task="sentiment", data=data, limit=4, wordings=("slashes", "stars"))
     kinds = ("wordings", "shots", "retrieval", "soft", "lora")
-    config = LadderConfig(questions=ASKED, kinds=kinds, k=1, chosen_on=4, length=3, steps=2)
+    config = LadderConfig(questions=asked, kinds=kinds, k=1, chosen_on=4, length=3, steps=2)
     found = ladder(tiny_base, config, out=tmp_path / "ladder")
     names = [one.name for one in found.rungs]
     assert names == [
@@ -44,15 +45,16 @@ def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path
         ladder(tiny_base, config, out=tmp_path / "ladder")
 
 
-def test_free_answers_climb_with_steps(tiny_base, tmp_path):
-    asked = Questions(task="sums", data="village:steps", limit=2, wordings=("q-a",))
+def test_free_answers_climb_with_steps(tiny_base, tmp_path, write_lines):
+    solved = [{"question": f"{n} + 1?", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(40)]
+    data = write_lines("sums.jsonl", solved)
     words = [
         "ladder",
         str(tiny_base),
         "--task",
         "sums",
         "--data",
-        "village:steps",
+        data,
         "--limit",
         "2",
         "--wording",
@@ -68,6 +70,6 @@ def test_free_answers_climb_with_steps(tiny_base, tmp_path):
         "step by step, two stages",
         "step by step, 1 worked examples",
     ]
-    few = LadderConfig(questions=asked.model_copy(update={"data": None, "task": "lecture", "wordings": None}))
+    few = LadderConfig(questions=Questions(task="lecture"))
     with pytest.raises(ConfigError, match="leaves 0 examples"):
         ladder(tiny_base, few, out=tmp_path / "few")

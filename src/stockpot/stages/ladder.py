@@ -247,15 +247,18 @@ class _Climb:
         texts = self._bare()
         words = self.asking.words_of(self.wording) if self.pool.labels else {}
         choices = [words.get(label, label) for label in self.pool.labels]
-        sampling = Sampling(temperature=0.0, max_tokens=STEPS_TOKENS)
+        most = max(
+            8, min(STEPS_TOKENS, self.bundle.context // 4)
+        )  # steps and answer must fit behind the question
+        sampling = Sampling(temperature=0.0, max_tokens=most)
         kind = self.asking.extract
         thoughts = think(self.engine, texts, way="zero-shot", kind=kind, choices=choices, sampling=sampling)
         wanted = [words.get(item.answer, item.answer) for item in self.pool.questions]
         right = [same_answer(one.answer, answer) for one, answer in zip(thoughts, wanted, strict=True)]
         self._add("step by step, two stages", right, sum(one.tokens for one in thoughts), begun)
-        worked = [
-            (*self._bare([item]), item.worked, item.answer) for item in self.pool.examples[:64] if item.worked
-        ][: self.config.k]
+        solved = [item for item in self.pool.examples[:64] if item.worked][: self.config.k]
+        shown = self._bare(solved) if solved else []
+        worked = [(text, item.worked, item.answer) for text, item in zip(shown, solved, strict=True)]
         if worked:
             begun = time.monotonic()
             thoughts = think(
@@ -280,7 +283,7 @@ class _Climb:
             model=self.model,
             questions=questions,
             length=self.config.length,
-            loop={"steps": self.config.steps},  # type: ignore[arg-type]
+            loop={"steps": self.config.steps},
         )
         run = tune_prompt(settings, out=self.out / "soft")
         worn = load(self.model, adapters=[run.path])
