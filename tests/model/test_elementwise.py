@@ -34,7 +34,7 @@ def test_the_norm_and_its_gradients_equal_torchs(has_weight: bool) -> None:
 def test_the_norm_keeps_the_type_of_what_it_is_given() -> None:
     x = torch.randn(4, 8).bfloat16().requires_grad_()
     weight = torch.ones(8, requires_grad=True)
-    for own in (None, weight):
+    for own in (None, weight, weight.detach().bfloat16().requires_grad_()):
         out = rms_norm(x, own, 1e-6)
         out.sum().backward()
         assert out.dtype == torch.bfloat16

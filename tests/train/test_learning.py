@@ -37,6 +37,30 @@ def corpus():
     return tokenizer, encode((TextRecord(text, "here") for text in texts), tokenizer)
 
 
+def start(shape, aim, corpus):
+    tokenizer, store = corpus
+    choices = {"attends": "prefix"} if (shape, aim) == ("decoder", "prefix") else {}
+    torch.manual_seed(0)
+    model = Transformer(
+        getattr(config, shape)(
+            layers=2, dim=48, heads=2, context=64, vocab_size=tokenizer.vocab_size, **choices
+        )
+    )
+    made = objective(aim, tokenizer, two_stacks=shape == "encoder_decoder")
+    return model, next(Loader(store, LoaderConfig(context=64, micro_batch=4), made))
+
+
+@pytest.mark.parametrize(
+    ("shape", "aim"), [("decoder", "causal"), ("encoder", "masked"), ("encoder_decoder", "span")]
+)
+def test_each_shape_learns_in_bfloat16(shape, aim, corpus):
+    model, batch = start(shape, aim, corpus)
+    events = []
+    config = settings(steps=20, dtype="bfloat16")
+    fit(model, itertools.repeat(batch), LOSSES[shape], config, progress=events.append)
+    assert events[-1]["loss"] < 0.8 * events[0]["loss"]
+
+
 @pytest.mark.parametrize(
     ("shape", "aim"),
     [
@@ -49,16 +73,8 @@ def corpus():
     ],
 )
 def test_each_shape_overfits_one_batch_of_its_objective(shape, aim, corpus):
-    tokenizer, store = corpus
-    choices = {"attends": "prefix"} if (shape, aim) == ("decoder", "prefix") else {}
-    torch.manual_seed(0)
-    model = Transformer(
-        getattr(config, shape)(
-            layers=2, dim=48, heads=2, context=64, vocab_size=tokenizer.vocab_size, **choices
-        )
-    )
-    made = objective(aim, tokenizer, two_stacks=shape == "encoder_decoder")
-    batch = next(Loader(store, LoaderConfig(context=64, micro_batch=4), made))
+    tokenizer, _ = corpus
+    model, batch = start(shape, aim, corpus)
     events = []
     fit(model, itertools.repeat(batch), LOSSES[shape], settings(steps=80), progress=events.append)
     assert events[0]["loss"] == pytest.approx(math.log(tokenizer.vocab_size), rel=0.15), "it knows nothing"

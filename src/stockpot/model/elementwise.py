@@ -46,13 +46,14 @@ class _RMSNorm(torch.autograd.Function):
         size = rows.shape[1]
         flat = slope.reshape(-1, size)
         wanted = (True, weight is not None, False)
-        gain = scale.new_ones(size) if weight is None else weight
+        # torch's kernel takes short numbers with wide sums only if the weight is wide as well
+        gain = scale.new_ones(size) if weight is None else weight.to(scale.dtype)
         to_rows, to_weight, _ = torch.ops.aten.native_layer_norm_backward(
             flat, rows, (size,), torch.zeros_like(scale), scale, gain, None, wanted
         )
         mean = flat @ (gain.to(flat.dtype) / size)
         to_rows += scale * mean.unsqueeze(1)
-        return to_rows.view(slope.shape), to_weight, None
+        return to_rows.view(slope.shape), None if weight is None else to_weight.to(weight.dtype), None
 
 
 def turned_heads(
