@@ -34,8 +34,8 @@ chat: $(READY)   ## talk to the model that `make cook` made, or else to SmolLM2 
 	@if [ -d $(OUT)/sft ]; then $(BIN)/stockpot chat $(OUT)/sft; \
 	else $(BIN)/stockpot pull smollm2 >/dev/null && $(BIN)/stockpot chat smollm2; fi
 
-test: $(DEV)   ## the default tests (no network, no GPU)
-	@$(BIN)/python -m pytest
+test: $(DEV)   ## the default tests (no network, no GPU), two files at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(DEV)  ## slow tests too
 	@$(BIN)/python -m pytest -m "not gpu and not network"
