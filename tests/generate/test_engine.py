@@ -53,6 +53,27 @@ def test_greedy_with_cache_is_greedy_without(choices, make_bundle):
     assert [one.ids for one in found] == [without_cache(bundle, prompt) for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_stream_that_ends_takes_nothing_from_others(closes, make_bundle):
+    engine = Engine(make_bundle(), slots=3)
+    (alone,) = engine.generate(["far"], GREEDY)
+    stream = engine.stream("the cat", Sampling(temperature=0, max_tokens=6))
+    next(stream)
+    number = engine.submit(Request("far", GREEDY))
+    if closes:
+        next(stream), next(stream)
+        stream.close()
+    else:
+        assert list(stream)[-1].finish_reason is not None
+    found, is_done = [], False
+    while not is_done:
+        for chunk in engine.step():
+            assert chunk.request == number
+            found += chunk.ids
+            is_done = chunk.finish_reason is not None
+    assert tuple(found) == alone.ids
+
+
 def test_an_encoder_decoder_reads_a_source_and_writes(seq2seq):
     found = Engine(seq2seq, slots=3).generate(PROMPTS, GREEDY)
     assert [one.ids for one in found] == [without_cache(seq2seq, prompt) for prompt in PROMPTS]

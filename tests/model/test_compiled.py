@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stockpot.model import compiled
-from stockpot.model.config import StackConfig
+from stockpot.model.config import StackConfig, decoder
 from stockpot.model.elementwise import rms_norm, swiglu, turned_heads
 from stockpot.model.positions import rotary_table
+from stockpot.model.transformer import Transformer
 from stockpot.native.training import training_kernels
 from stockpot.train.fused import linear_cross_entropy
 from stockpot.train.muon import Matrix, Muon
@@ -51,25 +52,39 @@ def test_the_norms(kind: str, dim: int, dtype: torch.dtype) -> None:
     x, weight, bias = random(3, 7, dim, dtype=dtype), random(dim, seed=1), random(dim, seed=2)
     if kind == "rms":
         check(
-            lambda x, w: compiled.norm(x, w, None, 1e-5, centred=False),
+            lambda x, w: compiled.norm(x, w, None, 1e-5, centred=False, dtype=x.dtype),
             lambda x, w: rms_norm(x, w, 1e-5), x, weight, dtype=dtype,
         )  # fmt: skip
         return
     shift = (bias,) if kind == "layer with bias" else ()
     check(
-        lambda x, w, *b: compiled.norm(x, w, b[0] if b else None, 1e-5, centred=True),
+        lambda x, w, *b: compiled.norm(x, w, b[0] if b else None, 1e-5, centred=True, dtype=x.dtype),
         lambda x, w, *b: F.layer_norm(x, (dim,), w, b[0] if b else None, 1e-5), x, weight, *shift, dtype=dtype,
     )  # fmt: skip
 
 
-def test_a_norm_writes_what_the_product_after_it_reads() -> None:
+def test_what_only_a_product_reads_is_rounded_at_once() -> None:
     x, weight = random(4, 8), random(8)
-    assert compiled.norm(x, weight, None, 1e-5, centred=False).dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        out = compiled.norm(x, weight, None, 1e-5, centred=False)
+    out = compiled.norm(x, weight, None, 1e-5, centred=False, dtype=torch.bfloat16)
     assert out.dtype == torch.bfloat16
     out.sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("place", ["pre", "post", "sandwich"])
+def test_the_stream_between_layers_keeps_its_type(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, found = torch.arange(12).view(2, 6), []
+    for is_compiled in (True, False):
+        model = Transformer(decoder(layers=2, dim=16, heads=2, context=8, vocab_size=20, norm_place=place))
+        types: list[torch.dtype] = []
+        for block in model.decoder.layers if model.decoder is not None else ():
+            block.register_forward_hook(lambda _, __, out, seen=types: seen.append(out.dtype))
+        with monkeypatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+            if not is_compiled:
+                patch.setattr(compiled, "suits", lambda *_: False)
+            found.append([*types, model(ids).hidden.dtype])
+        assert types == [torch.float32, torch.float32]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -221,7 +236,9 @@ def test_the_result_does_not_depend_on_the_threads() -> None:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             found.append(
-                with_gradients(lambda x, w: compiled.norm(x, w, None, 1e-5, centred=False), (x, weight))
+                with_gradients(
+                    lambda x, w: compiled.norm(x, w, None, 1e-5, centred=False, dtype=x.dtype), (x, weight)
+                )
             )
     finally:
         torch.set_num_threads(before)

@@ -103,6 +103,19 @@ ENCODERS = {
 }
 
 
+def test_what_is_written_replaces_all_of_an_older_model(tmp_path):
+    vit("Model").save_pretrained(tmp_path / "theirs")
+    encoder = load_vision(tmp_path / "theirs")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"x": "model-00001-of-00001.safetensors"}}'
+    )
+    (out / "model-00001-of-00001.safetensors").write_bytes(b"an old shard")
+    save_vision(out, encoder)
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_image_encoders_are_equal_in_both_directions(name, tmp_path):
     theirs = ENCODERS[name]()

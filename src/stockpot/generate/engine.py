@@ -239,10 +239,9 @@ class Engine:
         others: list[Chunk] = []
         try:
             while True:
-                for chunk in self.step():
-                    if chunk.request != number:
-                        others.append(chunk)
-                        continue
+                step = self.step()
+                others += [chunk for chunk in step if chunk.request != number]
+                for chunk in (chunk for chunk in step if chunk.request == number):
                     held.append(chunk)
                     if chunk.text or chunk.finish_reason is not None:
                         joined, held = merged(held), []

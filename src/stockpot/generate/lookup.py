@@ -58,4 +58,4 @@ class Lookup:
         if right == guessed:
             self._length = min(self._most, 2 * self._length)
         else:
-            self._length = max(2, right + 1)
+            self._length = min(self._most, max(2, right + 1))

@@ -368,7 +368,7 @@ class Scheduler:
 
 
 def _share(guesses: list[list[int]], most: int) -> list[list[int]]:
-    """Shorten guesses so that all of them together are not more than ``most`` tokens."""
+    """Shorten guesses so that all of them together are about ``most`` tokens; each keeps one at least."""
     count = sum(1 for guess in guesses if guess)
     return [guess[: max(1, most // count)] for guess in guesses]
 

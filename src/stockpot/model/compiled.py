@@ -1,4 +1,4 @@
-"""Steps of a layer as one call each, with backward passes in C++, for training on CPUs.
+"""Steps of a layer as one call each, with backward passes in C++, for training on CPUs; also the cross-entropy and Muon's passes.
 
 What lies between the matrix products of a small model costs more than the products when it is a chain of torch's
 operations: each is called, and passes over memory, on its own. These functions do the same in one pass. They take
@@ -23,13 +23,17 @@ from stockpot.native.training import LONGEST_HEAD, AttentionFacts, TrainingKerne
 
 __all__ = [
     "LONGEST",
+    "apply",
     "attend",
     "can_attend",
+    "can_norm",
     "can_place",
+    "gather",
     "gelu",
     "judge",
     "norm",
     "place",
+    "product_dtype",
     "suits",
     "swiglu",
 ]
@@ -68,12 +72,18 @@ def _at(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """Return the type in which a matrix product would read ``x``."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 # --- norms ---
+
+
+def can_norm(x: Tensor, weight: Tensor) -> bool:
+    """Tell whether :func:`norm` knows such tensors."""
+    return weight.dtype == torch.float32 and suits(x, weight)
 
 
 def norm(
@@ -83,10 +93,9 @@ def norm(
     eps: float,
     *,
     centred: bool,
+    dtype: torch.dtype,
 ) -> Float[Tensor, "... dim"]:
     """Divide by the root mean square, of the deviations from the mean if ``centred``; scale and shift.
-
-    The result has the type in which a matrix product will read it.
 
     Args:
         x: float32 or bfloat16.
@@ -94,21 +103,28 @@ def norm(
         bias: float32.
         eps: added to the mean square.
         centred: subtract the mean first.
+        dtype: of the result.
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; centred: Ba et al. 2016, arXiv:1607.06450.
     """
-    out: Tensor = _Norm.apply(x, weight, bias, eps, centred)  # type: ignore[no-untyped-call]
+    out: Tensor = _Norm.apply(x, weight, bias, eps, centred, dtype)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, centred: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        centred: bool,
+        dtype: torch.dtype,
     ) -> Tensor:
         dim = x.shape[-1]
         rows = x.numel() // dim
-        out = torch.empty(x.shape, dtype=_product_dtype(x))
+        out = torch.empty(x.shape, dtype=dtype)
         sizes = torch.empty((1 + centred, rows), dtype=torch.float32)
         means = sizes[1].data_ptr() if centred else 0
         threads = torch.get_num_threads()
@@ -130,7 +146,7 @@ class _Norm(torch.autograd.Function):
         places = (_at(slope), _at(x), _at(weight), means, _at(sizes), _at(to_x), _at(to_weight), _at(to_bias))
         types = (TYPES[x.dtype], TYPES[slope.dtype])
         _kernels().norm_back(*types, *places, sizes.shape[1], dim, torch.get_num_threads())
-        return to_x, to_weight, to_bias, None, None
+        return to_x, to_weight, to_bias, None, None, None
 
 
 # --- activations ---
@@ -403,7 +419,7 @@ def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p
 
 def judge(
     logits: Float[Tensor, "count vocab"], labels: Tensor, *, z_loss: float, needs_slope: bool
-) -> Float[Tensor, 3]:
+) -> Float[Tensor, " sums"]:
     """Sum (total, nats, correct) over rows of logits and, if asked, put the slope of the total in their place.
 
     Raises:

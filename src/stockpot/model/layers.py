@@ -162,4 +162,5 @@ def _norms(
     config: StackConfig, before: bool, after: bool
 ) -> tuple[RMSNorm | LayerNorm | None, RMSNorm | LayerNorm | None]:
     """Make the norms of one sublayer."""
-    return make_norm(config) if before else None, make_norm(config) if after else None
+    first = make_norm(config, feeds_product=True) if before else None
+    return first, make_norm(config) if after else None

@@ -20,18 +20,23 @@ States = Float[Tensor, "... dim"]
 class RMSNorm(nn.Module):
     """Divide by the root mean square, then scale.
 
+    Args:
+        dim: numbers of a vector.
+        eps: added to the mean square.
+        feeds_product: only a matrix product reads the result, so it may have the type of products at once.
+
     Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
     """
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, *, feeds_product: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.eps, self.feeds_product = eps, feeds_product
 
     def forward(self, x: States) -> States:
         """Return ``x`` normalised over its last dimension."""
-        if trains_here(x) and compiled.suits(x, self.weight) and self.weight.dtype == torch.float32:
-            return compiled.norm(x, self.weight, None, self.eps, centred=False)
+        if trains_here(x) and compiled.can_norm(x, self.weight):
+            return compiled.norm(x, self.weight, None, self.eps, centred=False, dtype=_type_of(self, x))
         return normalise(x, self.weight.to(x.dtype), self.eps)
 
 
@@ -43,26 +48,30 @@ def normalise(x: States, weight: Float[Tensor, " dim"] | None, eps: float) -> St
 
 
 class LayerNorm(nn.Module):
-    """Subtract the mean, divide by the deviation, scale and shift.
+    """Subtract the mean, divide by the deviation, scale and shift; arguments as for :class:`RMSNorm`.
 
     Source: Ba et al. 2016, arXiv:1607.06450.
     """
 
-    def __init__(self, dim: int, eps: float, *, has_bias: bool) -> None:
+    def __init__(self, dim: int, eps: float, *, has_bias: bool, feeds_product: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if has_bias else None
-        self.eps = eps
+        self.eps, self.feeds_product = eps, feeds_product
 
     def forward(self, x: States) -> States:
         """Return ``x`` normalised over its last dimension."""
-        if trains_here(x) and compiled.suits(x, self.weight) and self.weight.dtype == torch.float32:
-            return compiled.norm(x, self.weight, self.bias, self.eps, centred=True)
+        if trains_here(x) and compiled.can_norm(x, self.weight):
+            return compiled.norm(x, self.weight, self.bias, self.eps, centred=True, dtype=_type_of(self, x))
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def make_norm(config: StackConfig) -> RMSNorm | LayerNorm:
+def _type_of(norm: RMSNorm | LayerNorm, x: Tensor) -> torch.dtype:
+    return compiled.product_dtype(x) if norm.feeds_product else x.dtype
+
+
+def make_norm(config: StackConfig, *, feeds_product: bool = False) -> RMSNorm | LayerNorm:
     """Make the norm over ``dim`` that a stack asks for."""
     if config.norm == "rms":
-        return RMSNorm(config.dim, config.norm_eps)
-    return LayerNorm(config.dim, config.norm_eps, has_bias=config.norm_bias)
+        return RMSNorm(config.dim, config.norm_eps, feeds_product=feeds_product)
+    return LayerNorm(config.dim, config.norm_eps, has_bias=config.norm_bias, feeds_product=feeds_product)

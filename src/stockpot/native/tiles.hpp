@@ -14,7 +14,7 @@
 
 namespace stockpot {
 
-constexpr int TILE_ROWS = 16;                // rows of inputs in a tile; memory of inputs is rounded up to this
+constexpr int TILE_ROWS = 16;                // rows of inputs a tile loads, wherever it begins: so many more have room
 
 #if STOCKPOT_AMX
 

@@ -76,7 +76,7 @@ struct Shelf {
   int64_t stride, spans;
 
   Shelf(int64_t rows, int64_t width)
-      : digits(make_room<int8_t>(round_up(rows, TILE_ROWS) * 2 * width)),
+      : digits(make_room<int8_t>((rows + TILE_ROWS) * 2 * width)),
         scales(make_room<float>(rows * width / NARROW_SPAN)), masses(make_room<float>(rows * width / NARROW_SPAN)),
         sums(make_room<int32_t>(rows * width / NARROW_SPAN)), stride(2 * width), spans(width / NARROW_SPAN) {}
 

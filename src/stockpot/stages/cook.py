@@ -81,10 +81,13 @@ def cook(
         The run of the last training stage, whose model answers questions.
     """
     del resume
-    config = _asking_less(config or CookConfig(), minutes)
+    asked = config or CookConfig()
+    config = _asking_less(asked, minutes)
     kitchen = Kitchen.open(Path(out), progress or silent)
-    comment = f"The settings of this cook. To repeat it:\nstockpot cook --recipe {kitchen.folder / 'recipe.toml'} --out NEW"
-    durable.write_atomically(kitchen.folder / "recipe.toml", to_toml(config, comment=comment))
+    budget = "" if minutes is None else f" --minutes {minutes:g}"
+    again = f"stockpot cook --recipe {kitchen.folder / 'recipe.toml'}{budget} --out NEW"
+    comment = f"The settings of this cook. To repeat it:\n{again}"
+    durable.write_atomically(kitchen.folder / "recipe.toml", to_toml(asked, comment=comment))
     tokenizer = kitchen.stage(
         "tokenizer",
         [config.tokenizer.model_dump(), fingerprint_sources(config.tokenizer.data)],

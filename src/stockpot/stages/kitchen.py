@@ -142,7 +142,7 @@ def _code() -> str:
     """Hash the package's source, so that a changed program does its stages again."""
     root = Path(stockpot.__file__).parent
     parts = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted((*root.rglob("*.py"), *root.rglob("*.[ch]pp"))):
         if path.relative_to(root).parts[0] not in ("cli", "serve"):
             parts.update(path.read_bytes())
     return parts.hexdigest()[:16]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stockpot.bundle import Bundle
+from stockpot.durable import HALF
 from stockpot.errors import CheckpointError
 from stockpot.gguf_directory import is_gguf, read_directory
 from stockpot.run import Run, is_run
@@ -160,7 +161,7 @@ def _what(bundle: Bundle, family: str, folder: Path, origins: Sequence[_Origin])
         else f"It is written as `{family}`, which transformers opens."
     )
     return [
-        f"# {folder.absolute().name if not origins else origins[0].name}",
+        f"# {folder.absolute().name.removeprefix(HALF) if not origins else origins[0].name}",
         f"{'An' if shape.startswith('e') else 'A'} {shape} with {config.parameters():,} parameters:"
         f" {config.main.layers} layers, width {config.main.dim}, context {config.context},"
         f" vocabulary {config.vocab_size:,}, {dtype}. {talks} {opens}",

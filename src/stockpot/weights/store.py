@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stockpot.bundle import Bundle
 from stockpot.device import pick_device
-from stockpot.durable import half_name, is_sealed, sync, verify
+from stockpot.durable import is_sealed, verify
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.gguf_directory import is_gguf
 from stockpot.model.adapters import AdaptedLinear, add_updates, has_adapters, updates_of
@@ -36,15 +36,16 @@ from stockpot.weights.adapter import adapter_files, base_of, is_adapter, read_up
 from stockpot.weights.card import model_card
 from stockpot.weights.families import FAMILIES, NATIVE
 from stockpot.weights.family import Family, Part, short
-from stockpot.weights.folder import INDEX, SINGLE, find_folder, inside, read_json, weight_files
+from stockpot.weights.folder import INDEX, find_folder, inside, read_json, weight_files
 from stockpot.weights.gguf.reading import architecture_of, generation_of, load_gguf, load_gguf_model
 from stockpot.weights.gguf.writing import save_gguf
 from stockpot.weights.known import find_known
-from stockpot.weights.sentences import MODULES, embedding_files, read_embedding
-from stockpot.weights.shards import index_of, most_bytes, old_weights, plan
+from stockpot.weights.sentences import embedding_files, read_embedding
+from stockpot.weights.shards import index_of, most_bytes, plan
 from stockpot.weights.soft import is_soft, refuse_soft, soft_base, soft_files, wear
 from stockpot.weights.spare import refuse_other_vocabulary
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
+from stockpot.weights.writing import Content, write_all
 
 __all__ = ["convert", "load", "load_model", "save", "save_adapter", "save_model"]
 
@@ -55,7 +56,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-Content = bytes | Callable[[Path], None]  # of a file to write, or what writes it
 TRAINING = ("init_std", "zero_init")  # settings that no other family knows and only training needs
 
 
@@ -221,7 +221,7 @@ def save(
     if not (folder / "README.md").exists():
         family = _family_of(bundle.model.config, bundle.family).model_type
         files["README.md"] = model_card(bundle, folder, family=family).encode()
-    _write_all(folder, files)
+    write_all(folder, files)
     return folder
 
 
@@ -239,12 +239,12 @@ def save_adapter(path: str | os.PathLike[str], bundle: Bundle, base: Path) -> Pa
     """
     folder = Path(path)
     if bundle.soft:
-        _write_all(folder, soft_files(bundle, base) | _text_files(bundle))
+        write_all(folder, soft_files(bundle, base) | _text_files(bundle))
         return folder
     if not has_adapters(bundle.model):
         raise ValueError("the model has no adapters")
     parts = _family_of(bundle.model.config, bundle.family).parts(bundle.model.config)
-    _write_all(folder, adapter_files(bundle.model, parts, base=base, folder=folder) | _text_files(bundle))
+    write_all(folder, adapter_files(bundle.model, parts, base=base, folder=folder) | _text_files(bundle))
     return folder
 
 
@@ -269,7 +269,7 @@ def save_model(path: str | os.PathLike[str], model: Transformer, *, family: str 
         model: the network.
         family: a ``model_type`` to prefer where several can hold the model.
     """
-    _write_all(Path(path), _model_files(model, family, {}))
+    write_all(Path(path), _model_files(model, family, {}))
     return Path(path)
 
 
@@ -466,33 +466,3 @@ def _generation(bundle: Bundle) -> dict[str, Any]:
 
 def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _write_all(folder: Path, files: Mapping[str, Content]) -> None:
-    """Write all files under temporary names, then rename them: a full disk leaves the folder as it was."""
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file; a model is a folder.", "Choose another path.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in files:
-        (folder / name).parent.mkdir(exist_ok=True)
-    halves = {name: half_name(folder / name) for name in files}
-    try:
-        for name, content in files.items():
-            if isinstance(content, bytes):
-                halves[name].write_bytes(content)
-            else:
-                content(halves[name])
-            sync(halves[name])
-        stale = old_weights(folder) - set(files) if {SINGLE, INDEX} & set(files) else set()
-        if INDEX in files:  # new shards must never be read by an old index
-            (folder / INDEX).unlink(missing_ok=True)
-        for name in files:
-            halves[name].replace(folder / name)
-        for name in sorted(stale, reverse=True):  # the index before what it names
-            (folder / name).unlink(missing_ok=True)
-        if "tokenizer.json" in files and MODULES not in files:
-            (folder / MODULES).unlink(missing_ok=True)
-    finally:
-        for half in halves.values():
-            half.unlink(missing_ok=True)
-    sync(folder)

@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from stockpot.device import pick_device
-from stockpot.durable import write_atomically
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.outline import outline_of
 from stockpot.model.vision import ImageEncoder, TextTower, TwoTowers
 from stockpot.weights.families import VISION
 from stockpot.weights.family import VisionFamily, short
-from stockpot.weights.folder import find_folder, read_json, weight_files
+from stockpot.weights.folder import SINGLE, find_folder, read_json, weight_files
 from stockpot.weights.header import SAFE
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
+from stockpot.weights.writing import write_all
 
 __all__ = ["load_vision", "save_vision"]
 
@@ -86,14 +87,8 @@ def save_vision(path: str | os.PathLike[str], network: Network) -> Path:
     assert {part.ours for part in parts} == set(params), "a family must list every parameter"
     dtype = str(next(iter(params.values())).dtype).removeprefix("torch.")
     values = {**family.write(network.config), "dtype": dtype}
-    folder.mkdir(parents=True, exist_ok=True)
-    half = folder / ".half-model.safetensors"
-    try:
-        write_parts(half, parts, params)
-        write_atomically(folder / "config.json", json.dumps(values, indent=2) + "\n")
-        half.replace(folder / "model.safetensors")
-    finally:
-        half.unlink(missing_ok=True)
+    settings = (json.dumps(values, indent=2) + "\n").encode()
+    write_all(folder, {"config.json": settings, SINGLE: partial(write_parts, parts=parts, params=params)})
     return folder
 
 
