@@ -114,20 +114,13 @@ def _report(contests: Sequence[Contest], options: argparse.Namespace) -> str:
         ratings = [value for one in entries for value in one.ratings["gold"]]
         wins = [found.win_rate(one, "gold") for found, one in zip(contests, entries, strict=True)]
         pooled = mean_estimate(
-            [value for found, one in zip(contests, entries, strict=True) for value in _won(found, one)]
+            [value for found, one in zip(contests, entries, strict=True) for value in found.wins(one, "gold")]
         )
         lines.append(
             f"| {name} | {mean_estimate(ratings).value:.2f} | {pooled.value:.0%} [{pooled.low:.0%}, {pooled.high:.0%}] "
             f"n={pooled.n} | {' · '.join(f'{one.value:.0%}' for one in wins)} |"
         )
     return "\n".join(lines)
-
-
-def _won(found: Contest, entry: Any) -> list[float]:
-    theirs = found.entries[0].ratings["gold"]
-    return [
-        1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(entry.ratings["gold"], theirs, strict=True)
-    ]
 
 
 if __name__ == "__main__":

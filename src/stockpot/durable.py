@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,18 @@ __all__ = [
     "sync",
     "verify",
     "write_atomically",
+    "write_json_lines",
 ]
 
 CHECKSUMS = "checksums.json"
 LOCK = ".lock"
 HALF, OLD = ".half-", ".old-"  # what is being written or deleted; what is being replaced
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write a file of JSON, one row a line, as :func:`write_atomically` does."""
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:

@@ -20,7 +20,7 @@ assert worker.render([{"x": 1}]) == ["1"]
 if os.fork() == 0:  # a helper that holds the child's pipe open
     time.sleep(30)
     os._exit(0)
-print(worker._child.pid, flush=True)
+print(worker.child.process.pid, flush=True)
 os._exit(1)  # as kill -9 would: nothing is tidied up
 """
 
@@ -38,7 +38,7 @@ def test_a_refused_template_leaves_no_child():
     for _ in range(2):  # the second time it is refused for what it is, too
         with pytest.raises(TemplateRefusedError, match=r"(?i)expected"):
             worker.render([{}])
-        assert worker._child is None
+        assert worker.child.process is None
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

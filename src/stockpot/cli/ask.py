@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from stockpot.cli import show
-from stockpot.cli.grammar import Common, verb
+from stockpot.cli.grammar import Common, Model, verb
 
 if TYPE_CHECKING:
     from stockpot.generate.engine import Engine
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["Asking", "ask", "index", "ladder", "prompts"]
 
 SHOTS, ITEMS = "Examples before the question", "What is asked"
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A run, a checkpoint, a Hugging Face folder, a GGUF file or a known name (smollm2).",
-    ),
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,8 +195,9 @@ def ask(
     ] = 1,
 ) -> None:
     """Answer a question: from an index with numbered sources, or step by step."""
-    if steps is not None and index is not None:
-        raise typer.BadParameter("steps and an index do not go together.", param_hint="--steps")
+    if (steps is not None or votes > 1) and index is not None:
+        named = "--steps" if steps is not None else "--votes"
+        raise typer.BadParameter("steps and an index do not go together.", param_hint=named)
     if compare and index is None:
         raise typer.BadParameter("it needs an index.", param_hint="--compare")
     from stockpot.generate.engine import Engine

@@ -26,7 +26,7 @@ from typer.models import OptionInfo
 
 from stockpot.errors import StockpotError
 
-__all__ = ["Common", "Making", "Terminated", "app", "tell_how_to_go_on", "verb"]
+__all__ = ["Common", "Making", "Model", "Terminated", "app", "tell_how_to_go_on", "verb"]
 
 app = typer.Typer(
     name="stockpot",
@@ -45,6 +45,16 @@ def _is_dtype(value: str | None) -> str | None:
     if value is not None and value not in DTYPES:
         raise typer.BadParameter(f"{value!r} is not one of {', '.join(DTYPES)}.")
     return value
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run, a checkpoint, a Hugging Face folder, a GGUF file or a known name (smollm2).",
+    ),
+]
+"""The argument of every verb that uses a model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The verbs that make something: train-tokenizer, pretrain, sft, reward, dpo, ppo, grpo, ai-feedback, cook.
+"""The verbs that make something: train-tokenizer, pretrain, sft, reward, dpo, ppo, grpo, tune-prompt, ai-feedback, cook.
 
 Each merges its recipe, ``--set`` and flags into the settings of its stage and calls the stage. Nothing here
 trains.
@@ -172,15 +172,9 @@ def tune_prompt(
     from stockpot.stages.tune_prompt import PromptTuningConfig
     from stockpot.stages.tune_prompt import tune_prompt as stage
 
-    maker = _Maker("tune-prompt", "tune-prompt", flags)
     own: dict[str, Any] = {"model": model, "length": length, "loop.steps": steps, "questions.task": task}
     own |= {"questions.data": data, "questions.wordings": None if wording is None else (wording,)}
-    config = maker.settings(PromptTuningConfig, own)
-    if flags.dry_run:
-        maker.print_plan(config)
-        return
-    maker.check_folder()
-    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+    _train("tune-prompt", stage, PromptTuningConfig, flags, own)
 
 
 @verb("ai-feedback", panel=PANEL, flags=Making)
@@ -215,7 +209,7 @@ def ai_feedback(
 
 @verb("cook", panel=PANEL, flags=Making)
 def cook(flags: Making, minutes: Minutes = None) -> None:
-    """Do everything once: tokenizer, pretraining, instruction tuning, evaluation, report.
+    """Do everything once: tokenizer, pretraining, instruction tuning, reward model, DPO, PPO, evaluation, report.
 
     What --out holds already and has not changed is kept: the same command goes on after an interruption.
     """

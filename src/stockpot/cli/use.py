@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from stockpot.cli import show
-from stockpot.cli.grammar import Common, Terminated, verb
+from stockpot.cli.grammar import Common, Model, Terminated, verb
 from stockpot.errors import ConfigError, GenerationError, StockpotError
 
 if TYPE_CHECKING:
@@ -31,13 +31,6 @@ __all__ = ["Drawing", "chat", "embed", "fill", "generate"]
 PANEL = "Use"
 SAMPLING = "How text is drawn"
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A run, a checkpoint, a Hugging Face folder, a GGUF file or a known name (smollm2).",
-    ),
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

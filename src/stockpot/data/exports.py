@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from stockpot.data.formats import Raw
 from stockpot.errors import DataError
 
 __all__ = ["unfold"]
-
-Raw = tuple[str, object]
 
 _ANSWERS = (("answer1", "answer2"), ("answer_a", "answer_b"), ("response_a", "response_b"), ("left", "right"))
 _PROMPTS = ("prompt", "question", "instruction")

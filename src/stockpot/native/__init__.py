@@ -1,5 +1,6 @@
-"""Kernels of our own, in C++: products of whole numbers and a decoder's whole forward pass.
+"""Kernels of our own, in C++.
 
-Compiled on this machine on first use (``build``) and called through ``calls``. What they compute is decided in
-``model``; without a compiler ``model`` does the same with torch alone, more slowly.
+``calls``: products of whole numbers and a decoder's whole forward pass; ``training``: what training does between its matrix
+products. Compiled on this machine on first use (``build``). What they compute is decided in ``model``, which also checks
+that they compute rightly; without a compiler ``model`` does the same with torch alone, more slowly.
 """

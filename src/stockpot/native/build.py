@@ -1,8 +1,8 @@
 """Compile the kernels for this machine's processor, once, and keep the result.
 
 The compiled file lies in stockpot's home folder, under a name made of the sources, the
-compiler and the processor, so that none of them can change unnoticed. Without a compiler, or if what it made
-computes wrongly, there are no kernels: :func:`library` then gives None and :func:`reason` says why.
+compiler and the processor, so that none of them can change unnoticed. Without a compiler there are no kernels:
+:func:`library` then gives None and :func:`reason` says why. Whether they compute rightly is checked by who calls them.
 """
 
 from __future__ import annotations

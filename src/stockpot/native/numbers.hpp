@@ -10,6 +10,8 @@
 
 namespace stockpot {
 
+constexpr int64_t PIECES = 32;               // in which sums over rows are taken, whatever the number of threads
+
 enum class Brain : uint16_t {};              // bfloat16: the upper half of a float's bits
 
 inline float bits_to_float(uint32_t bits) {

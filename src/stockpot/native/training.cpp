@@ -12,14 +12,22 @@
 namespace stockpot {
 namespace {
 
-constexpr int64_t PIECES = 32;               // of a sum over rows
-
 // Runs `work(piece, first, last)` for each piece of `rows`, on several threads.
 template <class Work> void in_pieces(int64_t rows, int threads, Work work) {
   const int64_t pieces = std::min(PIECES, rows);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t piece = 0; piece < pieces; ++piece)
     work(piece, rows * piece / pieces, rows * (piece + 1) / pieces);
+}
+
+// Runs `work(which, part, from, to)` for the slices of `count` arrays of `size` numbers each; parts are numbered throughout.
+template <class Work> void in_slices(int64_t count, int64_t size, int threads, Work work) {
+  in_pieces(count * PIECES, threads, [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t slice = part % PIECES;
+      work(part / PIECES, part, size * slice / PIECES, size * (slice + 1) / PIECES);
+    }
+  });
 }
 
 // Adds up the pieces' sums, each `width` long.
@@ -254,31 +262,22 @@ template <class T>
 void gather(const float* const* gradients, float* momenta, T* out, int64_t count, int64_t size, float keep, float margin,
             int threads) {
   std::vector<double> squares(static_cast<size_t>(count * PIECES), 0.0);
-  in_pieces(count * PIECES, threads, [&](int64_t, int64_t first, int64_t last) {
-    for (int64_t part = first; part < last; ++part) {
-      const int64_t which = part / PIECES, from = size * (part % PIECES) / PIECES, to = size * (part % PIECES + 1) / PIECES;
-      squares[static_cast<size_t>(part)] = static_cast<double>(blend(
-          gradients[which] ? gradients[which] + from : nullptr, momenta + which * size + from, out + which * size + from,
-          to - from, keep));
-    }
+  in_slices(count, size, threads, [&](int64_t which, int64_t part, int64_t from, int64_t to) {
+    squares[static_cast<size_t>(part)] = static_cast<double>(
+        blend(gradients[which] ? gradients[which] + from : nullptr, momenta + which * size + from, out + which * size + from,
+              to - from, keep));
   });
-  in_pieces(count * PIECES, threads, [&](int64_t, int64_t first, int64_t last) {
-    for (int64_t part = first; part < last; ++part) {
-      const int64_t which = part / PIECES, from = size * (part % PIECES) / PIECES, to = size * (part % PIECES + 1) / PIECES;
-      double sum = 0.0;
-      for (int64_t i = 0; i < PIECES; ++i) sum += squares[static_cast<size_t>(which * PIECES + i)];
-      resize(out + which * size + from, to - from, 1.0f / std::max(static_cast<float>(std::sqrt(sum)) * margin, 1e-20f));
-    }
+  in_slices(count, size, threads, [&](int64_t which, int64_t, int64_t from, int64_t to) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < PIECES; ++i) sum += squares[static_cast<size_t>(which * PIECES + i)];
+    resize(out + which * size + from, to - from, 1.0f / std::max(static_cast<float>(std::sqrt(sum)) * margin, 1e-20f));
   });
 }
 
 template <class T>
 void apply(float* const* weights, const T* updates, int64_t count, int64_t size, float keep, float step, int threads) {
-  in_pieces(count * PIECES, threads, [&](int64_t, int64_t first, int64_t last) {
-    for (int64_t part = first; part < last; ++part) {
-      const int64_t which = part / PIECES, from = size * (part % PIECES) / PIECES, to = size * (part % PIECES + 1) / PIECES;
-      move(weights[which] + from, updates + which * size + from, to - from, keep, step);
-    }
+  in_slices(count, size, threads, [&](int64_t which, int64_t, int64_t from, int64_t to) {
+    move(weights[which] + from, updates + which * size + from, to - from, keep, step);
   });
 }
 

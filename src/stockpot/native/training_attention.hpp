@@ -173,6 +173,25 @@ inline void weigh_again(float* row, int64_t wide, float log_sum) {
 
 // --- heads out of one product, and back into it ---
 
+constexpr int64_t LONGEST_HEAD = 1024;       // numbers of a head; training.py has it, too
+
+// What the `head`-th head of a token's product is, and where its numbers lie among all heads of its kind.
+struct HeadPlace {
+  bool is_query, is_value;
+  int64_t at;
+  HeadPlace(const AttentionFacts& f, int64_t head, int64_t item, int64_t position)
+      : is_query(head < f.heads), is_value(head >= f.heads + f.kv_heads) {
+    const int64_t own = is_query ? head : is_value ? head - f.heads - f.kv_heads : head - f.heads;
+    at = ((item * (is_query ? f.heads : f.kv_heads) + own) * f.seq + position) * f.head_dim;
+  }
+};
+
+// The angles of a position, or null.
+template <class A> const A* angles_of(const AttentionFacts& f, int64_t item, int64_t position) {
+  if (!f.angles) return nullptr;
+  return static_cast<const A*>(f.angles) + ((f.angle_rows == 1 ? 0 : item) * f.seq + position) * 2 * f.rotary_dim;
+}
+
 template <class T, class A> void place_heads(const AttentionFacts& f) {
   const int64_t all = f.heads + 2 * f.kv_heads, dim = f.head_dim, turned = f.heads + f.kv_heads;
   const int64_t half = f.rotary_dim / 2;
@@ -180,16 +199,14 @@ template <class T, class A> void place_heads(const AttentionFacts& f) {
   for (int64_t token = 0; token < f.batch * f.seq; ++token) {
     const int64_t item = token / f.seq, at = token % f.seq;
     const T* in = static_cast<const T*>(f.qkv) + token * all * dim;
-    const A* angle = f.angles ? static_cast<const A*>(f.angles) + ((f.angle_rows == 1 ? 0 : item) * f.seq + at) * 2 * f.rotary_dim
-                              : nullptr;
-    alignas(64) float buffer[1024];
+    const A* angle = angles_of<A>(f, item, at);
+    alignas(64) float buffer[LONGEST_HEAD];
     for (int64_t head = 0; head < all; ++head) {
       const T* x = in + head * dim;
-      const bool is_query = head < f.heads, is_value = head >= turned;
-      const int64_t own = is_query ? head : is_value ? head - turned : head - f.heads;
-      const int64_t count = is_query ? f.heads : f.kv_heads;
-      T* to = static_cast<T*>(is_query ? f.q : is_value ? f.v : f.k) + ((item * count + own) * f.seq + at) * dim;
-      if (is_value) {
+      const HeadPlace place(f, head, item, at);
+      const bool is_query = place.is_query;
+      T* to = static_cast<T*>(is_query ? f.q : place.is_value ? f.v : f.k) + place.at;
+      if (place.is_value) {
         std::copy(x, x + dim, to);
         continue;
       }
@@ -225,28 +242,23 @@ template <class T, class A> void place_heads(const AttentionFacts& f) {
 }
 
 template <class T, class A> void place_heads_back(const AttentionFacts& f) {
-  constexpr int64_t PARTS = 32;
   const int64_t all = f.heads + 2 * f.kv_heads, dim = f.head_dim, turned = f.heads + f.kv_heads;
-  const int64_t half = f.rotary_dim / 2, tokens = f.batch * f.seq, parts = std::min(PARTS, tokens);
-  std::vector<float> sums(static_cast<size_t>(f.q_gain ? PARTS * 2 * dim : 0), 0.0f);
+  const int64_t half = f.rotary_dim / 2, tokens = f.batch * f.seq, parts = std::min(PIECES, tokens);
+  std::vector<float> sums(static_cast<size_t>(f.q_gain ? PIECES * 2 * dim : 0), 0.0f);
 #pragma omp parallel for num_threads(static_cast<int>(f.threads)) schedule(static) if (f.threads > 1)
   for (int64_t part = 0; part < parts; ++part) {
-    alignas(64) float buffer[1024];
+    alignas(64) float buffer[LONGEST_HEAD];
     for (int64_t token = tokens * part / parts; token < tokens * (part + 1) / parts; ++token) {
       const int64_t item = token / f.seq, at = token % f.seq;
       const T* in = static_cast<const T*>(f.qkv) + token * all * dim;
       T* out = static_cast<T*>(f.to_qkv) + token * all * dim;
-      const A* angle = f.angles
-                           ? static_cast<const A*>(f.angles) + ((f.angle_rows == 1 ? 0 : item) * f.seq + at) * 2 * f.rotary_dim
-                           : nullptr;
+      const A* angle = angles_of<A>(f, item, at);
       for (int64_t head = 0; head < all; ++head) {
-        const bool is_query = head < f.heads, is_value = head >= turned;
-        const int64_t own = is_query ? head : is_value ? head - turned : head - f.heads;
-        const int64_t count = is_query ? f.heads : f.kv_heads;
-        const T* from =
-            static_cast<const T*>(is_query ? f.to_q : is_value ? f.to_v : f.to_k) + ((item * count + own) * f.seq + at) * dim;
+        const HeadPlace place(f, head, item, at);
+        const bool is_query = place.is_query;
+        const T* from = static_cast<const T*>(is_query ? f.to_q : place.is_value ? f.to_v : f.to_k) + place.at;
         T* to = out + head * dim;
-        if (is_value) {
+        if (place.is_value) {
           std::copy(from, from + dim, to);
           continue;
         }

@@ -29,7 +29,7 @@ from stockpot.generate.engine import Engine
 from stockpot.prompt.chunks import Passage, cut
 from stockpot.prompt.documents import find_documents, read_document
 from stockpot.prompt.store import Row, Store
-from stockpot.weights.soft import checksums
+from stockpot.weights.adapter import checksums
 from stockpot.weights.store import load
 
 __all__ = ["Hit", "Index", "IndexConfig", "IndexReport", "index"]

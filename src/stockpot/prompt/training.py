@@ -17,10 +17,18 @@ from stockpot.data.batch import IGNORED, Batch
 from stockpot.errors import GenerationError
 from stockpot.generate.inputs import completion_ids, prompt_ids
 from stockpot.generate.request import Prompt
+from stockpot.prompt.items import Item
+from stockpot.prompt.shots import Paper
 
-__all__ = ["AnswerBatches", "Pair", "answer_batch"]
+__all__ = ["AnswerBatches", "Pair", "answer_batch", "answer_pairs"]
 
 Pair = tuple[Prompt, str]
+
+
+def answer_pairs(paper: Paper, items: Sequence[Item]) -> list[Pair]:
+    """Put items, without examples, into the form that is trained on."""
+    prompts = paper.prompts(items, [[] for _ in items])
+    return [(prompt, paper.answer(item.answer)) for prompt, item in zip(prompts, items, strict=True)]
 
 
 def answer_batch(bundle: Bundle, pairs: Sequence[Pair]) -> Batch:

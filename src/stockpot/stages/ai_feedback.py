@@ -21,7 +21,7 @@ from stockpot.bundle import Bundle
 from stockpot.config import Settings
 from stockpot.data.records import PreferenceRecord, as_messages
 from stockpot.data.sources import read_records
-from stockpot.durable import write_atomically
+from stockpot.durable import write_atomically, write_json_lines
 from stockpot.errors import ConfigError, DataError
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Prompt
@@ -127,8 +127,7 @@ def ai_feedback(config: FeedbackConfig, *, out: str | Path, progress: Progress |
     found = _summed(pairs, chances, name=str(config.judge))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in found.comparisons)
-    write_atomically(folder / "comparisons.jsonl", lines)
+    write_json_lines(folder / "comparisons.jsonl", found.comparisons)
     facts = {name: value for name, value in asdict(found).items() if name != "comparisons"}
     write_atomically(
         folder / "feedback.json", json.dumps({"settings": config.model_dump(mode="json"), **facts}, indent=1)

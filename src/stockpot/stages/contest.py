@@ -71,9 +71,13 @@ class Contest:
 
     def win_rate(self, entry: Entry, judge: str, *, against: Entry | None = None) -> Estimate:
         """Estimate how often an entry is rated higher than another one's answer to the same prompt; a tie is half a win."""
+        return mean_estimate(self.wins(entry, judge, against=against), chance=0.5)
+
+    def wins(self, entry: Entry, judge: str, *, against: Entry | None = None) -> list[float]:
+        """Tell of each prompt whether an entry is rated higher: 1, 0, or 0.5 for a tie; what has no rating is left out."""
         ours, theirs = self._both(entry, judge, against)
-        won = np.where(ours > theirs, 1.0, np.where(ours == theirs, 0.5, 0.0))
-        return mean_estimate(won.tolist(), chance=0.5)
+        won: list[float] = np.where(ours > theirs, 1.0, np.where(ours == theirs, 0.5, 0.0)).tolist()
+        return won
 
     def gain(self, entry: Entry, judge: str, *, against: Entry | None = None) -> Estimate:
         """Estimate the mean difference of ratings on the same prompts."""

@@ -6,8 +6,7 @@ not be in memory while training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from stockpot.bundle import Bundle
 from stockpot.data.pairs import FixedPairs, PairLoader, Pairs
 from stockpot.errors import ConfigError
 from stockpot.judge.metrics import Estimate, proportion
-from stockpot.model.adapters import has_adapters, without_adapters
 from stockpot.model.transformer import Transformer
 from stockpot.run import Run
 from stockpot.stages.assemble import (
@@ -35,7 +33,7 @@ from stockpot.stages.assemble import (
     with_steps,
 )
 from stockpot.stages.comparisons import ComparisonConfig, read_comparisons, with_reference
-from stockpot.stages.drift import Drift, DriftConfig
+from stockpot.stages.drift import Drift, DriftConfig, open_reference
 from stockpot.stages.prompts import read_prompts
 from stockpot.stages.rewards import reward_from
 from stockpot.train.loop import fit
@@ -96,7 +94,7 @@ def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: P
         drift = Drift(
             bundle,
             asked,
-            partial(_reference_for_a_while, config, bundle),
+            partial(open_reference, bundle, config.reference),
             max_tokens=config.max_tokens,
             seed=config.seed,
             ratings={} if config.gold is None else {"gold": reward_from(config.gold, device=device)},
@@ -141,18 +139,6 @@ def _reference_opener(config: DPOConfig, model: Transformer) -> Callable[[], Tra
     if config.reference is None:
         return lambda: model
     return partial(load_model, config.reference, device=model.device, dtype="float32")
-
-
-@contextmanager
-def _reference_for_a_while(config: DPOConfig, bundle: Bundle) -> Iterator[Transformer]:
-    """Open the reference in the midst of training: without the adapter, or read once more."""
-    if config.reference is None and has_adapters(bundle.model):
-        with without_adapters(bundle.model):
-            yield bundle.model
-        return
-    source = config.reference or bundle.source
-    assert source is not None
-    yield load_model(source, device=bundle.model.device, dtype="float32")
 
 
 def _asked(config: DPOConfig, bundle: Bundle, held_out: Pairs, report: Progress) -> list[Asked]:

@@ -6,9 +6,8 @@ people to read. It trains nothing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,22 +17,47 @@ from pydantic import Field, field_validator
 
 from stockpot.bundle import Bundle
 from stockpot.config import Settings
-from stockpot.data.branching import branched, tree_of
-from stockpot.durable import write_atomically
+from stockpot.data.batch import Batch
+from stockpot.data.branching import Tree, branched, tree_of
+from stockpot.durable import write_json_lines
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Completion, Request, Sampling
 from stockpot.generate.together import complete
+from stockpot.model.adapters import has_adapters, without_adapters
 from stockpot.model.transformer import Transformer
 from stockpot.stages.assemble import as_sources
 from stockpot.train.log_probs import label_log_probs
 from stockpot.train.rollouts import Asked, Reply, Reward, rated_where_known
+from stockpot.weights.store import load_model
 
-__all__ = ["Drift", "DriftConfig", "Reference", "draw"]
+__all__ = ["Drift", "DriftConfig", "Reference", "draw", "open_reference", "tree_batches"]
 
 Reference = Callable[[], AbstractContextManager[Transformer]]
 """Opens the reference for the length of a block."""
 
 BATCH_TOKENS = 4096
+
+
+@contextmanager
+def open_reference(bundle: Bundle, named: str | None = None) -> Iterator[Transformer]:
+    """Open, in the midst of training, the model that was ``named``, or the one ``bundle`` started as.
+
+    The latter is the model without its adapter, or read once more.
+    """
+    if named is None and has_adapters(bundle.model):
+        with without_adapters(bundle.model):
+            yield bundle.model
+        return
+    source = named or bundle.source
+    assert source is not None
+    yield load_model(source, device=bundle.model.device, dtype="float32")
+
+
+def tree_batches(trees: Sequence[Tree], device: torch.device) -> Iterator[Batch]:
+    """Put trees into batches of about ``BATCH_TOKENS`` tokens, in order."""
+    step = max(1, BATCH_TOKENS // max(tree.tokens for tree in trees))
+    for at in range(0, len(trees), step):
+        yield branched(trees[at : at + step])[0].to(device)
 
 
 class DriftConfig(Settings):
@@ -144,11 +168,9 @@ class Drift:
             tree_of(np.asarray(one.ids, np.int32), [np.asarray(reply.ids, np.int32)])
             for one, reply in zip(self.prompts, replies, strict=True)
         ]
-        step = max(1, BATCH_TOKENS // max(tree.tokens for tree in trees))
         was_training = model.training
         model.eval()
-        for at in range(0, len(trees), step):
-            batch = branched(trees[at : at + step])[0].to(model.device)
+        for batch in tree_batches(trees, model.device):
             found.append(label_log_probs(model, batch).per_answer(batch)[0].double().cpu())
         model.train(was_training)
         return torch.cat(found)
@@ -162,5 +184,4 @@ class Drift:
             {"prompt": decode(list(one.ids), skip_special=False), "reply": reply.text, "tokens": reply.tokens}
             for one, reply in zip(self.prompts, replies, strict=True)
         ]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(self.folder / f"{self.measured:04d}.jsonl", text)
+        write_json_lines(self.folder / f"{self.measured:04d}.jsonl", rows)

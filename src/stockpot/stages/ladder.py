@@ -17,7 +17,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from pydantic import Field
 
-from stockpot.bundle import Bundle
 from stockpot.config import Settings
 from stockpot.durable import write_atomically
 from stockpot.errors import ConfigError
@@ -30,8 +29,7 @@ from stockpot.prompt.extract import same_answer
 from stockpot.prompt.items import Item, Pool, Questions
 from stockpot.prompt.shots import Paper, Shots, choose
 from stockpot.prompt.steps import think
-from stockpot.prompt.training import AnswerBatches, Pair
-from stockpot.prompt.wordings import Asking
+from stockpot.prompt.training import AnswerBatches, answer_pairs
 from stockpot.stages.assemble import Progress, silent
 from stockpot.stages.report import score_chart
 from stockpot.stages.tune_prompt import PromptTuningConfig, tune_prompt
@@ -224,7 +222,8 @@ class _Climb:
         middle = scores[int(order[len(order) // 2])]
         self._add(f"median of {len(scores)} wordings", middle.right[plain], middle.tokens, begun)
         best = next(one for one in scores if one.wording == self.wording)
-        self._add(f"chosen wording, {plain}", best.right[plain], best.tokens, time.monotonic())
+        begun = time.monotonic() - self.choosing_s
+        self._add(f"chosen wording, {plain}", best.right[plain], best.tokens, begun)
         if self.pool.labels:
             self._add("chosen wording, calibrated", best.right["calibrated"], best.tokens, time.monotonic())
 
@@ -296,9 +295,10 @@ class _Climb:
         begun = time.monotonic()
         bundle = load(self.model, device="cpu", dtype="float32")
         trained = attach(bundle.model, self.config.lora)
+        paper = Paper(self.asking, self.wording, bundle, chat=self.config.questions.chat, room=16)
         fit(
             bundle.model,
-            AnswerBatches(bundle, self._pairs(bundle, self.asking), 8),
+            AnswerBatches(bundle, answer_pairs(paper, self.pool.examples[:2000]), 8),
             next_token_loss,
             LoopConfig(
                 steps=self.config.steps, batch_tokens=1024, lr=5e-4, optimizer="adamw", weight_decay=0.0
@@ -308,9 +308,3 @@ class _Climb:
         score = self._score(Engine(bundle, slots=16), self.wording, self.pool)
         name = f"low-rank adapters, rank {self.config.lora.rank}"
         self._add(name, score.right[self.way], score.tokens, begun, trained)
-
-    def _pairs(self, bundle: Bundle, asking: Asking) -> list[Pair]:
-        paper = Paper(asking, self.wording, bundle, chat=self.config.questions.chat, room=16)
-        items = self.pool.examples[:2000]
-        prompts = paper.prompts(items, [[] for _ in items])
-        return [(prompt, paper.answer(item.answer)) for prompt, item in zip(prompts, items, strict=True)]

@@ -7,9 +7,7 @@ every phase leaves its answers in ``samples/``.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,10 +17,9 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from stockpot.bundle import Bundle
-from stockpot.durable import write_atomically
+from stockpot.durable import write_json_lines
 from stockpot.errors import ConfigError
-from stockpot.model.adapters import LoRA, has_adapters, without_adapters
-from stockpot.model.transformer import Transformer
+from stockpot.model.adapters import LoRA
 from stockpot.run import Run
 from stockpot.stages.assemble import (
     GentleLoop,
@@ -37,13 +34,12 @@ from stockpot.stages.assemble import (
     tokens_at_once,
 )
 from stockpot.stages.comparisons import autocast
-from stockpot.stages.drift import Drift, DriftConfig
+from stockpot.stages.drift import Drift, DriftConfig, open_reference
 from stockpot.stages.prompts import read_prompts
 from stockpot.stages.rewards import reward_from, weighted
 from stockpot.train.loop import fit
-from stockpot.train.policy import ActorCritic
+from stockpot.train.policy import ActorCritic, Baseline
 from stockpot.train.rollouts import Asked, Reply, Reward, RolloutConfig, Rollouts
-from stockpot.weights.store import load_model
 
 __all__ = ["GRPOConfig", "PPOConfig", "grpo", "ppo"]
 
@@ -98,7 +94,7 @@ class PPOConfig(RolloutConfig, DriftConfig):
 class GRPOConfig(PPOConfig):
     """How a model learns from comparing its own answers to one prompt."""
 
-    baseline: Literal["value", "group", "leave-one-out"] = Field(
+    baseline: Baseline = Field(
         "group",
         description="what a reward is compared with: value (PPO) · group (GRPO) · leave-one-out (RLOO)",
     )
@@ -169,7 +165,7 @@ def _learn(
             asked,
             rewards,
             config,
-            reference=partial(_reference, bundle),
+            reference=partial(open_reference, bundle),
             tokens=tokens_at_once(config.loop, policy.config, device, config.adapter),
             seed=config.seed,
             gold=gold,
@@ -205,7 +201,7 @@ def _validation(
     drift = Drift(
         bundle,
         watched,
-        partial(_reference, bundle),
+        partial(open_reference, bundle),
         max_tokens=config.max_tokens,
         seed=config.seed,
         ratings={"reward": reward} | ({} if gold is None else {"gold": gold}),
@@ -239,17 +235,6 @@ def _rewards(config: PPOConfig, reward: Reward | None, stage: str, device: torch
     return weighted([reward_from(one, device=device) for one in config.reward], weights)
 
 
-@contextmanager
-def _reference(bundle: Bundle) -> Iterator[Transformer]:
-    """Open the model the policy started as: without its adapter, or read once more."""
-    if has_adapters(bundle.model):
-        with without_adapters(bundle.model):
-            yield bundle.model
-        return
-    assert bundle.source is not None
-    yield load_model(bundle.source, device=bundle.model.device, dtype="float32")
-
-
 def _write_samples(folder: Path, phase: int, replies: Sequence[Reply], ratings: Sequence[float]) -> None:
     """Keep a phase's answers for people to read."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -257,5 +242,4 @@ def _write_samples(folder: Path, phase: int, replies: Sequence[Reply], ratings: 
         {"prompt": one.prompt, "reply": one.text, "reward": value, "tokens": one.tokens}
         for one, value in zip(replies, ratings, strict=True)
     )
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(folder / f"phase-{phase:05d}.jsonl", text)
+    write_json_lines(folder / f"phase-{phase:05d}.jsonl", rows)

@@ -7,14 +7,10 @@ strangers' code. The child is this very file, run by path, so it must import not
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
-import subprocess
 import sys
-import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,10 +35,11 @@ class RewardChild:
     """
 
     def __init__(self, file: Path, function: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._what, self._timeout_s = [str(file), function], timeout_s
-        self._child: subprocess.Popen[str] | None = None
-        self._finish: weakref.finalize[..., RewardChild] | None = None
-        self._start()
+        from stockpot.child import LineChild  # here, since the child must not need it
+
+        command = [sys.executable, "-P", str(Path(__file__).resolve())]
+        self._child, self._timeout_s = LineChild(command, [str(file), function], start_s=START_S), timeout_s
+        _unless_failed(self._child.start())
 
     def __call__(self, replies: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Rate replies; each becomes an object with the mapping's names.
@@ -51,63 +48,19 @@ class RewardChild:
             RuntimeError: if the function raised, or its process ended.
             TimeoutError: if it took too long.
         """
-        if self._child is None:
-            self._start()
-        found: list[Any] = self._ask([dict(one) for one in replies], self._timeout_s)
+        found: list[Any] = _unless_failed(self._child.ask([dict(one) for one in replies], self._timeout_s))
         return found
-
-    def _start(self) -> None:
-        pipe = subprocess.PIPE
-        command = [sys.executable, "-P", str(Path(__file__).resolve())]
-        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
-        self._child, self._finish = child, weakref.finalize(self, _end, child, os.getpid())
-        self._ask(self._what, START_S)
-
-    def _ask(self, question: object, timeout_s: float) -> Any:
-        child = self._child
-        assert child is not None and child.stdin is not None and child.stdout is not None
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            child.kill()
-
-        timer = threading.Timer(timeout_s, stop)
-        timer.start()
-        try:
-            child.stdin.write(json.dumps(question) + "\n")
-            child.stdin.flush()
-            answer = child.stdout.readline()
-        except OSError:
-            answer = ""
-        finally:
-            timer.cancel()
-        if not answer.endswith("\n"):
-            self.close()
-            if late.is_set():
-                raise TimeoutError(f"it took longer than {timeout_s:g} s")
-            raise RuntimeError(f"its process ended with {child.returncode}")
-        raised, value = json.loads(answer)
-        if raised:
-            raise RuntimeError(value)
-        return value
 
     def close(self) -> None:
         """End the child; the next call starts another."""
-        if self._finish is not None:
-            self._finish()
-        self._child = self._finish = None
+        self._child.close()
 
 
-def _end(child: subprocess.Popen[str], owner: int) -> None:
-    if os.getpid() != owner:  # a forked copy of the process that owns the child
-        return
-    child.kill()
-    child.wait()
-    for stream in (child.stdin, child.stdout):
-        if stream is not None:
-            with contextlib.suppress(OSError):  # an unfinished line for a child that is gone
-                stream.close()
+def _unless_failed(answer: tuple[bool, Any]) -> Any:
+    failed, value = answer
+    if failed:
+        raise RuntimeError(value)
+    return value
 
 
 # --- in the child ---

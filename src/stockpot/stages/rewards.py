@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from stockpot.bundle import Bundle
-from stockpot.data.branching import branched, tree_of
+from stockpot.data.branching import tree_of
 from stockpot.data.encode import encode_record
 from stockpot.data.records import CompletionRecord
 from stockpot.errors import ConfigError
 from stockpot.judge.metrics import exact_match
+from stockpot.stages.drift import tree_batches
 from stockpot.stages.reward_child import RewardChild
 from stockpot.train.preference import answer_rewards
 from stockpot.train.rollouts import Reply, Reward
@@ -25,8 +26,6 @@ from stockpot.village import Village
 from stockpot.weights.store import load
 
 __all__ = ["reward_from", "weighted"]
-
-BATCH_TOKENS = 4096
 
 
 def reward_from(spec: str, *, device: torch.device) -> Reward:
@@ -116,9 +115,7 @@ def _model(bundle: Bundle, spec: str) -> Reward:
             ids = encode_record(record, bundle.tokenizer, bundle.template).ids[-context:]
             trees.append(tree_of(ids[:1], [ids[1:]]))
         found: list[float] = []
-        step = max(1, BATCH_TOKENS // max(tree.tokens for tree in trees))
-        for at in range(0, len(trees), step):
-            batch = branched(trees[at : at + step])[0].to(model.device)
+        for batch in tree_batches(trees, model.device):
             found += answer_rewards(model, batch).tolist()
         return found
 

@@ -77,8 +77,8 @@ def _summary(
     before, after = (_overall(report) for report in reports)
     parameters = runs["pretrain"].manifest["parameters"]
     return (
-        f"A decoder of {parameters / 1e6:.1f} million parameters was trained from nothing and tuned on conversations in "
-        f"{minutes:.1f} minutes. Asked the same {after.estimate.n} questions, it gave the exact answer to "
+        f"A decoder of {parameters / 1e6:.1f} million parameters was trained from nothing and tuned on conversations; all "
+        f"stages took {minutes:.1f} minutes. Asked the same {after.estimate.n} questions, it gave the exact answer to "
         f"{before.estimate.value:.0%} before instruction tuning and to {after.estimate.value:.0%} after."
     )
 

@@ -18,10 +18,10 @@ from stockpot.config import Settings
 from stockpot.data.batch import Batch
 from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.model.soft import attach_soft
-from stockpot.prompt.items import Item, Questions
+from stockpot.prompt.items import Questions
 from stockpot.prompt.shots import Paper
 from stockpot.prompt.soft import Start, frozen_hash, nearest_tokens, start_vectors
-from stockpot.prompt.training import AnswerBatches, Pair, answer_batch
+from stockpot.prompt.training import AnswerBatches, Pair, answer_batch, answer_pairs
 from stockpot.run import Run
 from stockpot.stages.assemble import (
     GentleLoop,
@@ -92,7 +92,7 @@ def tune_prompt(
     chosen = pool.examples[: config.most_examples]
     held = max(1, min(VALIDATED, len(chosen) // 10))
     paper = Paper(asking, next(iter(asking.wordings)), bundle, chat=config.questions.chat, room=16)
-    pairs = _pairs(paper, chosen)
+    pairs = answer_pairs(paper, chosen)
     validation = _batches(bundle, pairs[:held], config.rows)
     before = frozen_hash(model)
     with Run.create(
@@ -140,11 +140,6 @@ def _open(config: PromptTuningConfig) -> Bundle:
             f"{config.model} has no folder of its own or wears a soft prompt already.", "Save it first."
         )
     return bundle
-
-
-def _pairs(paper: Paper, items: Sequence[Item]) -> list[Pair]:
-    prompts = paper.prompts(items, [[] for _ in items])
-    return [(prompt, paper.answer(item.answer)) for prompt, item in zip(prompts, items, strict=True)]
 
 
 def _batches(bundle: Bundle, pairs: Sequence[Pair], size: int) -> list[Batch]:

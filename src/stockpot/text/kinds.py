@@ -23,12 +23,12 @@ from tokenizers import models, trainers
 
 from stockpot.errors import TokenizerError
 from stockpot.text.counts import count_words
+from stockpot.text.engine_file import Json, added_token, bpe_model, engine_file
 from stockpot.text.merges import learn_merges
 from stockpot.text.pieces import WORD_PATTERN
 
 __all__ = ["BYTE_LETTERS", "KINDS", "Kind", "Request", "build", "kind_named"]
 
-Json = dict[str, Any]
 SPACE_MARK = "▁"
 
 
@@ -104,18 +104,8 @@ def _blocks(request: Request) -> Json:
 
 
 def _bpe_model(vocabulary: Sequence[str], merges: Sequence[tuple[str, str]], request: Request) -> Json:
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": request.unk,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": {token: number for number, token in enumerate(vocabulary)},
-        "merges": [list(pair) for pair in merges],
-    }
+    numbered = {token: number for number, token in enumerate(vocabulary)}
+    return bpe_model(numbered, merges, unk=request.unk)
 
 
 def _alphabet(words: Mapping[str, int], request: Request, *, forms: int = 1) -> list[str]:
@@ -431,25 +421,10 @@ def _spec(kind: Kind, model: Json, request: Request, special_tokens: Sequence[st
     after = max(_ids(model), default=-1) + 1
     numbered = {token: number for number, token in enumerate(inside)}
     numbered |= {token: after + i for i, token in enumerate(t for t in special_tokens if t not in inside)}
-    added = [_added(numbered[token], token) for token in sorted(numbered, key=numbered.__getitem__)]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": kind.pre_tokenizer(request),
-        "post_processor": None,
-        "decoder": kind.decoder,
-        "model": model,
-    }
+    added = [added_token(numbered[token], token) for token in sorted(numbered, key=numbered.__getitem__)]
+    return engine_file(model, added=added, pre_tokenizer=kind.pre_tokenizer(request), decoder=kind.decoder)
 
 
 def _ids(model: Json) -> Iterable[int]:
     vocabulary = model["vocab"]
     return range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
-
-
-def _added(number: int, token: str) -> Json:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": number, "content": token, **flags}

@@ -16,15 +16,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from stockpot.errors import TokenizerError
+from stockpot.text.engine_file import Json, added_token, bpe_model, engine_file
 from stockpot.text.kinds import BYTE_LETTERS
 from stockpot.text.pieces import GPT2_PATTERN, LLAMA3_PATTERN
 
 __all__ = ["ENCODINGS", "Encoding", "is_ranks", "read_ranks"]
 
-Json = dict[str, Any]
 LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,9}\r?\n?")
 SAFE = "Get the file again."
 
@@ -107,28 +106,19 @@ def read_ranks(data: bytes, encoding: Encoding | None = None) -> tuple[str, Json
         )
     vocabulary = {_spelled(token): rank for token, rank in ranks.items()}
     named = {number: token for token, number in encoding.special.items()}
-    added = [
-        {
-            "id": number,
-            "content": named.get(number, f"<|unused_{number}|>"),  # the engine numbers them without gaps
-            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
-            "special": True,
-        }
-        for number in range(len(ranks), max(named, default=-1) + 1)
+    last = max(named, default=-1)
+    added = [  # the engine numbers them without gaps
+        added_token(number, named.get(number, f"<|unused_{number}|>"))
+        for number in range(len(ranks), last + 1)
     ]
     cut = {"type": "Split", "pattern": {"Regex": encoding.pattern}, "behavior": "Isolated", "invert": False}
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    spec = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, bytes_]},
-        "post_processor": None,
-        "decoder": {**bytes_, "add_prefix_space": True, "use_regex": True},
-        "model": _model(ranks, vocabulary),
-    }
+    spec = engine_file(
+        _model(ranks, vocabulary),
+        added=added,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [cut, bytes_]},
+        decoder={**bytes_, "add_prefix_space": True, "use_regex": True},
+    )
     roles = {f"{role}_token": token for role, token in encoding.roles.items()}
     return json.dumps(spec, ensure_ascii=False), roles
 
@@ -140,18 +130,7 @@ def _model(ranks: Mapping[bytes, int], vocabulary: Mapping[str, int]) -> Json:
             parts = _parts(token, rank, ranks)
             if len(parts) == 2:  # others are reached as whole words only
                 merges.append([_spelled(part) for part in parts])
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": True,
-        "vocab": dict(vocabulary),
-        "merges": merges,
-    }
+    return bpe_model(vocabulary, merges, ignore_merges=True)
 
 
 def _parts(token: bytes, rank: int, ranks: Mapping[bytes, int]) -> list[bytes]:

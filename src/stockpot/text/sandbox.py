@@ -8,14 +8,10 @@ and the standard library at the top.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
-import subprocess
 import sys
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -166,12 +162,12 @@ class Worker:
     """
 
     def __init__(self, source: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._source = source
+        from stockpot.child import LineChild  # here, since the child must not need it
+
+        command = [sys.executable, "-I", str(Path(__file__).resolve())]
+        # an empty environment: nothing for a template to find
+        self.child = LineChild(command, source, start_s=_START_S, env={}, is_silent=True)
         self._timeout_s = timeout_s
-        self._lock = threading.Lock()
-        self._child: subprocess.Popen[str] | None = None
-        self._finish: weakref.finalize[..., Worker] | None = None  # runs when this goes, or Python does
-        self._owner = 0
 
     def render(self, cases: Sequence[Mapping[str, Any]]) -> list[str]:
         """Render with each of several sets of variables (values that JSON can hold).
@@ -179,64 +175,19 @@ class Worker:
         Raises:
             TemplateRefusedError: if the template is wrong, forbidden, too slow or too large.
         """
-        with self._lock:
-            if self._child is None or self._owner != os.getpid():  # a fork must not share the pipe
-                self._start()
-            return self._ask([dict(variables) for variables in cases], self._timeout_s)
-
-    def _start(self) -> None:
-        pipe = subprocess.PIPE
-        command = [sys.executable, "-I", str(Path(__file__).resolve()), str(os.getpid())]
-        self._child = subprocess.Popen(  # an empty environment: nothing for a template to find
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", env={}
-        )
-        self._owner = os.getpid()
-        self._finish = weakref.finalize(self, _end, self._child, self._owner)
         try:
-            self._ask(self._source, _START_S)
-        except BaseException:
-            self.close()  # a child without a template is of no use
-            raise
-
-    def _ask(self, question: object, timeout_s: float) -> list[str]:
-        child = self._child
-        assert child is not None and child.stdin is not None and child.stdout is not None
-        timer = threading.Timer(timeout_s, child.kill)
-        timer.start()
-        try:
-            child.stdin.write(json.dumps(question) + "\n")
-            child.stdin.flush()
-            answer = child.stdout.readline()
-        except OSError:
-            answer = ""
-        finally:
-            timer.cancel()
-        if not answer.endswith("\n"):
-            self.close()
+            refused, texts = self.child.ask([dict(variables) for variables in cases], self._timeout_s)
+        except (TimeoutError, RuntimeError):
             raise TemplateRefusedError(
-                f"it was stopped: a rendering may take {timeout_s:g} s and 1 GiB of memory"
-            )
-        refused, texts = json.loads(answer)
+                f"it was stopped: a rendering may take {self._timeout_s:g} s and 1 GiB of memory"
+            ) from None
         if refused:
             raise TemplateRefusedError(texts[0])
         return list(texts)
 
     def close(self) -> None:
-        """End the child."""
-        if self._finish is not None:
-            self._finish()
-        self._child = self._finish = None
-
-
-def _end(child: subprocess.Popen[str], owner: int) -> None:
-    if os.getpid() != owner:  # a forked copy of the process that owns the child
-        return
-    child.kill()
-    child.wait()
-    for stream in (child.stdin, child.stdout):
-        if stream is not None:
-            with contextlib.suppress(OSError):  # an unfinished line for a child that is gone
-                stream.close()
+        """End the child; the next rendering starts another."""
+        self.child.close()
 
 
 def _serve() -> None:

@@ -15,14 +15,13 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from stockpot.errors import TokenizerError
+from stockpot.text.engine_file import Json, added_token, bpe_model, engine_file
 from stockpot.text.kinds import SPACE_MARK
 
 __all__ = ["is_sentencepiece", "read_sentencepiece"]
 
-Json = dict[str, Any]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE, WORD, CHAR = range(1, 5)
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -71,26 +70,17 @@ def read_sentencepiece(data: bytes) -> tuple[str, Json]:
         if 0 <= number < len(model.pieces) and model.pieces[number][2] in (CONTROL, UNKNOWN)
     }
     added = [
-        {
-            "id": number,
-            "content": text,
-            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
-            "special": True,
-        }
+        added_token(number, text)
         for number, (text, _, kind) in enumerate(model.pieces)
         if kind in (CONTROL, UNKNOWN)
     ]
-    spec = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": _normalizer(model),
-        "pre_tokenizer": _cutter(model),
-        "post_processor": None,
-        "decoder": _decoder(model),
-        "model": _unigram(model) if model.kind == UNIGRAM else _bpe(model),
-    }
+    spec = engine_file(
+        _unigram(model) if model.kind == UNIGRAM else _bpe(model),
+        added=added,
+        normalizer=_normalizer(model),
+        pre_tokenizer=_cutter(model),
+        decoder=_decoder(model),
+    )
     return json.dumps(spec, ensure_ascii=False), {f"{role}_token": text for role, text in roles.items()}
 
 
@@ -217,18 +207,14 @@ def _bpe(model: _Model) -> Json:
                 merges.append((-score, at, left, right))
     has_symbols = any(kind == USER_DEFINED for _, _, kind in model.pieces)
     unknown = next(text for text, _, kind in model.pieces if kind == UNKNOWN)
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": unknown,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": True,
-        "byte_fallback": model.byte_fallback,
-        "ignore_merges": has_symbols,  # what stands between cuts and is a piece is taken whole
-        "vocab": vocabulary,
-        "merges": [[left, right] for _, _, left, right in sorted(merges)],
-    }
+    return bpe_model(
+        vocabulary,
+        [(left, right) for _, _, left, right in sorted(merges)],
+        unk=unknown,
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback,
+        ignore_merges=has_symbols,  # what stands between cuts and is a piece is taken whole
+    )
 
 
 # --- the file ---

@@ -13,12 +13,12 @@ from typing import Any
 
 from stockpot.errors import TokenizerError
 from stockpot.gguf_directory import STRING, Array
+from stockpot.text.engine_file import Json, added_token, bpe_model, engine_file
 from stockpot.text.kinds import KINDS, Request
 from stockpot.text.pieces import LLAMA3_PATTERN
 
 __all__ = ["EXPORTABLE", "read_vocabulary", "turn_end", "write_vocabulary"]
 
-Json = dict[str, Any]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = range(1, 6)
 HERE = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
@@ -214,7 +214,7 @@ def _source(tokens: list[str], kinds: Sequence[int], merges: list[str], rule: st
         if not (kind == UNUSED and token == f"[PAD{number}]")
     }
     added = [
-        _added(number, token, special=kind != USER_DEFINED)
+        added_token(number, token, special=kind != USER_DEFINED)
         for number, (token, kind) in listed.items()
         if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
@@ -227,35 +227,10 @@ def _source(tokens: list[str], kinds: Sequence[int], merges: list[str], rule: st
         raise TokenizerError(f"{HERE}tokens names a token twice.")
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise TokenizerError(f"{HERE}tokens leaves ids without a token.")
-    model: Json = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": rule in WHOLE_WORDS,
-        "vocab": vocabulary,
-        "merges": _merges(merges, vocabulary),
-    }
-    spec = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": RULES[rule],
-        "post_processor": None,
-        "decoder": KINDS["byte-bpe"].decoder,
-        "model": model,
-    }
+    model = bpe_model(vocabulary, _merges(merges, vocabulary), ignore_merges=rule in WHOLE_WORDS)
+    decoder = KINDS["byte-bpe"].decoder
+    spec = engine_file(model, added=added, pre_tokenizer=RULES[rule], decoder=decoder)
     return json.dumps(spec, ensure_ascii=False)
-
-
-def _added(number: int, token: str, *, special: bool) -> Json:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
-    return {"id": number, "content": token, **flags}
 
 
 def _merges(merges: list[str], vocabulary: Mapping[str, int]) -> list[list[str]]:

@@ -99,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = _product_dtype(hidden)
+        dtype = compiled.product_dtype(hidden)
         matrix = weight.to(dtype)
         sums = torch.zeros(3, dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
         block = chunk if chunk >= 4 * weight.shape[1] else max(chunk, BLOCK_LOGITS // weight.shape[0])
@@ -161,7 +161,7 @@ class _Grads:
         self.parts: Tensor | None = None  # (block, dim)
 
     def add(self, slope: Tensor, part: Tensor, matrix: Tensor, at: Tensor | slice) -> None:
-        """Add one chunk: ``slope`` is d total / d logits ``(chunk, vocab)``, in float32 or wider."""
+        """Add one chunk: ``slope`` is d total / d logits ``(chunk, vocab)``, in the products' type or a wider one."""
         if self.bias is not None:
             self.bias += slope.sum(0, dtype=self.bias.dtype)
         gathers = self.weight is not None and self.block > len(slope)
@@ -210,11 +210,6 @@ class _Grads:
         )
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
 def _chunk(
     raw: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, z_loss: float, needs_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -223,7 +218,8 @@ def _chunk(
     A label counts as the best-scored item if none is scored higher.
 
     Returns:
-        the sums (total, nats, correct) and d total / d raw logits in the type of the softmax.
+        the sums (total, nats, correct) and d total / d raw logits: in the type of the softmax, or, from compiled code, in
+        the place and type of ``raw``.
     """
     if bias is None and softcap is None and compiled.suits(raw) and raw.numel():
         sums = compiled.judge(raw, labels, z_loss=z_loss, needs_slope=needs_grad)

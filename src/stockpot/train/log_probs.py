@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stockpot.data.batch import IGNORED, Batch
+from stockpot.model.compiled import product_dtype
 from stockpot.model.transformer import Transformer
 
 __all__ = ["LabelLogProbs", "label_log_probs", "linear_log_probs"]
@@ -130,7 +131,7 @@ class _LinearLogProbs(torch.autograd.Function):
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        dtype = product_dtype(hidden)
         wide = torch.promote_types(torch.float32, hidden.dtype)
         matrix = weight.to(dtype)
         log_probs, entropy = (torch.empty(len(labels), dtype=wide, device=hidden.device) for _ in range(2))

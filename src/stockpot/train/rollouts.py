@@ -32,6 +32,7 @@ from stockpot.train.log_probs import label_log_probs
 from stockpot.train.losses import Loss, Metrics
 from stockpot.train.policy import (
     ActorCritic,
+    Baseline,
     PolicyConfig,
     gae,
     group_advantages,
@@ -48,7 +49,7 @@ __all__ = ["Asked", "Reply", "Reward", "RolloutConfig", "Rollouts", "rated_where
 class RolloutConfig(PolicyConfig):
     """How answers are drawn, compared and learned from."""
 
-    baseline: Literal["value", "group", "leave-one-out"] = Field(
+    baseline: Baseline = Field(
         "value",
         description="what a reward is compared with: value (PPO) · group (GRPO) · leave-one-out (RLOO)",
     )

@@ -29,7 +29,7 @@ from stockpot.weights.family import Part, setting, short
 from stockpot.weights.folder import find_folder, inside, read_json, weight_files
 from stockpot.weights.tensors import Shelf, mixed_rows, sorted_rows
 
-__all__ = ["CONFIG", "adapter_files", "base_of", "is_adapter", "read_updates"]
+__all__ = ["CONFIG", "adapter_files", "base_of", "checksums", "is_adapter", "read_updates"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -81,7 +81,7 @@ def base_of(folder: Path) -> Path:
         )
     base = find_folder(found) if found.is_dir() else found
     wanted = ours.get("sha256")
-    if isinstance(wanted, list) and wanted != _checksums(base):
+    if isinstance(wanted, list) and wanted != checksums(base):
         raise CheckpointError(
             f"{base} is not the model that {folder} was trained on: its weights have changed.",
             "Use the base it was trained on, or train the adapter again.",
@@ -263,17 +263,17 @@ def _reference(base: Path, folder: Path) -> dict[str, Any]:
     near = os.path.relpath(base, folder)
     return {
         "base_model_name_or_path": str(base),
-        "stockpot": {"base": str(base), "near": near, "sha256": _checksums(base)},
+        "stockpot": {"base": str(base), "near": near, "sha256": checksums(base)},
     }
 
 
 _KNOWN: dict[tuple[str, int, int], str] = {}
 
 
-def _checksums(base: Path) -> list[str]:
+def checksums(base: Path) -> list[str]:
     """Give the checksums of a base's weights; of an adapter on a base, its own and the base's."""
     if is_adapter(base):
-        return [_sum(base / WEIGHTS), *_checksums(base_of(base))]
+        return [_sum(base / WEIGHTS), *checksums(base_of(base))]
     return [_sum(file) for file in ([base] if base.is_file() else weight_files(base)[0])]
 
 

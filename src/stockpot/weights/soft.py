@@ -1,7 +1,7 @@
 """Soft prompts on disk: an adapter folder in PEFT's form, with the checksum of the model it was trained on.
 
 ``adapter_config.json`` says ``PROMPT_TUNING``, ``adapter_model.safetensors`` holds ``prompt_embeddings`` ``(prefix, dim)``.
-A soft prompt is never put on a model with other weights.
+A soft prompt is never put on a model that was read from other weights; what LoRA adds to them beside it is not looked at.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stockpot.bundle import Bundle
-from stockpot.durable import fingerprint
 from stockpot.errors import CheckpointError
-from stockpot.gguf_directory import is_gguf
 from stockpot.model.adapters import add_updates
 from stockpot.model.soft import attach_soft, soft_ids, soft_vectors
 from stockpot.model.transformer import Transformer
-from stockpot.weights.adapter import base_of, is_adapter, read_updates
+from stockpot.weights.adapter import base_of, checksums, is_adapter, read_updates
 from stockpot.weights.families import FAMILIES, NATIVE
-from stockpot.weights.folder import inside, read_json, weight_files
+from stockpot.weights.folder import inside, read_json
 from stockpot.weights.tensors import Shelf
 
 __all__ = ["is_soft", "refuse_soft", "soft_base", "soft_files", "wear"]
@@ -72,9 +70,7 @@ def wear(bundle: Bundle, folders: Sequence[Path]) -> Bundle:
     Raises:
         CheckpointError: if one was trained on other weights, is damaged or no adapter, or two are soft prompts.
     """
-    for folder in sorted(
-        folders, key=is_soft
-    ):  # weights first: they are what a soft prompt's checksum is about
+    for folder in sorted(folders, key=is_soft):  # LoRA first
         bundle = _wear_soft(bundle, folder) if is_soft(folder) else _add(bundle, folder)
     return bundle
 
@@ -161,19 +157,3 @@ def soft_files(bundle: Bundle, base: Path) -> dict[str, bytes | Callable[[Path],
         CONFIG: (json.dumps(values, indent=2) + "\n").encode(),
         WEIGHTS: lambda path: save_file({NAME: vectors}, path, metadata={"format": "pt"}),
     }
-
-
-_KNOWN: dict[tuple[str, int, int], str] = {}
-
-
-def checksums(base: Path) -> list[str]:
-    """Give the checksums of a model's weights: of a GGUF file, or of the weight files of a folder."""
-    files = [base] if is_gguf(base) else weight_files(base)[0]
-    found = []
-    for file in files:
-        facts = file.stat()
-        key = (str(file.resolve()), facts.st_size, facts.st_mtime_ns)
-        if key not in _KNOWN:
-            _KNOWN[key] = str(fingerprint(file)["sha256"])
-        found.append(_KNOWN[key])
-    return found

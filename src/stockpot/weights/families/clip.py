@@ -20,6 +20,7 @@ from stockpot.model.vision import (
     TowersConfig,
     TwoTowers,
 )
+from stockpot.weights.families.bert import pair
 from stockpot.weights.family import NUMBER, Part, VisionFamily, choice, setting
 
 __all__ = ["FAMILIES"]
@@ -175,12 +176,8 @@ def _stack_parts(stack: StackConfig, ours: str, theirs: str) -> list[Part]:
             names = tuple(f"{yours}.self_attn.{name}_proj.{kind}" for name in "qkv")
             found.append(Part(f"{mine}.attention.qkv.{kind}", names, (stack.dim,) * 3))
         for own, name in LAYER.items():
-            found += _pair(f"{mine}.{own}", f"{yours}.{name}")
+            found += pair(f"{mine}.{own}", f"{yours}.{name}")
     return found
-
-
-def _pair(ours: str, theirs: str) -> list[Part]:
-    return [Part(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in ("weight", "bias")]
 
 
 def image_parts(config: ImageConfig, *, ours: str = "", root: str = "vision_model") -> list[Part]:
@@ -188,9 +185,9 @@ def image_parts(config: ImageConfig, *, ours: str = "", root: str = "vision_mode
     found = [
         Part(f"{ours}first", (f"{root}.embeddings.class_embedding",)),
         Part(f"{ours}patches.weight", (f"{root}.embeddings.patch_embedding.weight",)),
-        *_pair(f"{ours}stack.embedding_norm", f"{root}.pre_layrnorm"),
+        *pair(f"{ours}stack.embedding_norm", f"{root}.pre_layrnorm"),
         *_stack_parts(config.stack, f"{ours}stack", root),
-        *_pair(f"{ours}pool_norm", f"{root}.post_layernorm"),
+        *pair(f"{ours}pool_norm", f"{root}.post_layernorm"),
     ]
     return found + (
         [Part(f"{ours}projection.weight", ("visual_projection.weight",))] if config.projection else []
@@ -202,7 +199,7 @@ def text_parts(config: TextTowerConfig, *, ours: str = "", root: str = "text_mod
     found = [
         Part(f"{ours}text.embed.weight", (f"{root}.embeddings.token_embedding.weight",)),
         *_stack_parts(config.text.main, f"{ours}text.decoder", root),
-        *_pair(f"{ours}text.decoder.norm", f"{root}.final_layer_norm"),
+        *pair(f"{ours}text.decoder.norm", f"{root}.final_layer_norm"),
     ]
     return found + (
         [Part(f"{ours}projection.weight", ("text_projection.weight",))] if config.projection else []

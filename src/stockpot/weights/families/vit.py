@@ -11,12 +11,11 @@ from typing import Any
 
 from stockpot.model.config import StackConfig
 from stockpot.model.vision import ImageConfig, ImageEncoder
-from stockpot.weights.families.bert import classes
+from stockpot.weights.families.bert import ACTIVATIONS, classes, pair
 from stockpot.weights.family import NUMBER, Part, VisionFamily, choice, only, setting
 
 __all__ = ["FAMILIES"]
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 LAYER = {
     "attention_norm": "layernorm_before",
     "attention.out": "attention.output.dense",
@@ -90,8 +89,8 @@ def parts(config: ImageConfig) -> list[Part]:
     found = [
         Part("first", (f"{embeddings}.cls_token",), lead=2),
         Part("stack.positions.weight", (f"{embeddings}.position_embeddings",), lead=1),
-        *_pair("patches", f"{embeddings}.patch_embeddings.projection"),
-        *_pair("stack.norm", "vit.layernorm"),
+        *pair("patches", f"{embeddings}.patch_embeddings.projection"),
+        *pair("stack.norm", "vit.layernorm"),
     ]
     for layer in range(config.stack.layers):
         ours, theirs = f"stack.layers.{layer}", f"vit.encoder.layer.{layer}"
@@ -99,13 +98,9 @@ def parts(config: ImageConfig) -> list[Part]:
             names = tuple(f"{theirs}.attention.attention.{name}.{kind}" for name in ("query", "key", "value"))
             found.append(Part(f"{ours}.attention.qkv.{kind}", names, (config.stack.dim,) * 3))
         for own, name in LAYER.items():
-            found += _pair(f"{ours}.{own}", f"{theirs}.{name}")
-    found += _pair("pooler", "vit.pooler.dense") if config.pooler else []
-    return found + (_pair("classifier", "classifier") if config.classes else [])
-
-
-def _pair(ours: str, theirs: str) -> list[Part]:
-    return [Part(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in ("weight", "bias")]
+            found += pair(f"{ours}.{own}", f"{theirs}.{name}")
+    found += pair("pooler", "vit.pooler.dense") if config.pooler else []
+    return found + (pair("classifier", "classifier") if config.classes else [])
 
 
 FAMILIES = {
