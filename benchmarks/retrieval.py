@@ -129,7 +129,7 @@ def query(args: argparse.Namespace) -> None:
 
 
 def build(args: argparse.Namespace) -> None:
-    """Index the same passages with ours and with the loop that a plain script has: float32 model, batches of 32, faiss."""
+    """Index the same passages with ours and with the loop that a plain script has: float32 model, batches of 32."""
     docs = [one["text"] for one in read(args.data / "xquad_en_passages.jsonl.gz")][: args.limit]
     bundle = sp.load(args.encoder, dtype=args.dtype)
     with tempfile.TemporaryDirectory() as folder:

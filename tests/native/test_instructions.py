@@ -17,7 +17,7 @@ from stockpot.model.config import decoder
 from stockpot.model.grids import NativeMatrix, choose_grid
 from stockpot.model.quantized import quantize
 from stockpot.model.transformer import Transformer
-from stockpot.native.build import COMPILERS, FLAGS, NATIVE, compile_kernels
+from stockpot.native.build import COMPILERS, FLAGS, MAIN, NATIVE, OWN, compile_kernels
 from stockpot.native.calls import Kernels
 
 COMPILER = next((path for name in COMPILERS if (path := shutil.which(name))), None)
@@ -41,7 +41,9 @@ def version(tmp_path_factory):
         if name == "avx2" and platform.machine() not in ("x86_64", "AMD64"):
             pytest.skip("not an x86 processor")
         assert COMPILER is not None
-        compile_kernels(COMPILER, (*FLAGS, machine, "-O1", *VERSIONS[name]), folder / f"{name}.so")
+        compile_kernels(
+            COMPILER, (*FLAGS, *OWN[MAIN], machine, "-O1", *VERSIONS[name]), folder / f"{name}.so"
+        )
         return Kernels(ctypes.CDLL(str(folder / f"{name}.so")))
 
     return made

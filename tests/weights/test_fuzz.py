@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import signal
 from collections import Counter
 from contextlib import contextmanager
 from copy import deepcopy
 
 import pytest
+from memory import Peak
 
 from stockpot.errors import StockpotError
 from stockpot.text import Message
@@ -120,7 +120,7 @@ def hammer(path, file, seed, count, *, span=1 << 30, structure=False):
     """Open ``path`` with ``file`` damaged ``count`` times; returns how many were refused and opened."""
     dice = random.Random(seed)
     data = file.read_bytes()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = Peak()
     told = Counter()
     try:
         for number in range(count):
@@ -136,7 +136,7 @@ def hammer(path, file, seed, count, *, span=1 << 30, structure=False):
                 raise
     finally:
         file.write_bytes(data)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak.grown_kib()
     assert grown < MOST_KIB, f"memory grew by {grown} KiB"
     return told
 

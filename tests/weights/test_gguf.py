@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import resource
 import tracemalloc
 
 import gguf
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf_models import MODELS
+from memory import Peak
 
 from stockpot.bundle import Bundle
 from stockpot.errors import CheckpointError, ConfigError, StockpotError, TokenizerError
@@ -325,7 +325,7 @@ def hammer(data, path, seed, count):
     dice = random.Random(seed)
     directory = data.index(b"output_norm.weight") + 4000
     refused = 0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = Peak()
     for _ in range(count):
         found = bytearray(data)
         for _ in range(dice.randint(1, 3)):
@@ -347,7 +347,7 @@ def hammer(data, path, seed, count):
             refused += 1
         else:
             assert all(bool(param.isfinite().all()) for param in bundle.model.parameters())
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak.grown_kib()
     assert grown < 150_000, f"memory grew by {grown} KiB over files of {len(data)} bytes"
     return refused
 
