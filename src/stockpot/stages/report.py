@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import jinja2
-import vl_convert as vlc
 
 from stockpot.durable import write_atomically
+from stockpot.judge.drawing import COLOURS, INK, svg
 
 __all__ = ["curve_chart", "panel_chart", "path_chart", "score_chart", "write_report"]
-
-INK = "#7a7f87"  # readable on white and on near-black
-COLOURS = ["#2f7ed8", "#d9822b", "#3a9d5d", "#b0509b"]
 
 
 def curve_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, title: str) -> str:
@@ -46,7 +41,7 @@ def curve_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, 
             color=alt.Color("series:N", title=None, scale=alt.Scale(domain=list(series), range=COLOURS)),
         )
     )
-    return _svg(chart.properties(width=560, height=230), title)
+    return svg(chart.properties(width=560, height=230), title)
 
 
 def path_chart(
@@ -78,7 +73,7 @@ def path_chart(
     last = alt.Chart(alt.InlineData(values=[dict(row) for row in ends]))
     intervals = last.mark_rule(strokeWidth=3).encode(x=across, y=alt.Y("low:Q"), y2="high:Q", color=colour)
     dots = last.mark_point(filled=True, size=120).encode(x=across, y=up, color=colour)
-    return _svg(alt.layer(lines, intervals, dots).properties(width=560, height=260), title)
+    return svg(alt.layer(lines, intervals, dots).properties(width=560, height=260), title)
 
 
 def panel_chart(panels: Mapping[str, Sequence[tuple[float, float]]], *, x: str, title: str) -> str:
@@ -96,7 +91,7 @@ def panel_chart(panels: Mapping[str, Sequence[tuple[float, float]]], *, x: str, 
         .properties(width=240, height=130)
         for place, (name, points) in enumerate(panels.items())
     ]
-    return _svg(alt.concat(*charts, columns=2), title)
+    return svg(alt.concat(*charts, columns=2), title)
 
 
 def score_chart(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
@@ -125,19 +120,7 @@ def score_chart(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
     if guessing:
         chance = alt.Chart(alt.InlineData(values=guessing))
         layers.append(chance.mark_tick(color=INK, thickness=2, size=26).encode(x="chance:Q", y=task))
-    return _svg(alt.layer(*layers).properties(width=460, height=alt.Step(18)), title)
-
-
-def _svg(chart: alt.TopLevelMixin, title: str) -> str:
-    styled = (
-        chart.configure(background="transparent", font="sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(labelColor=INK, titleColor=INK, gridColor="#8884", domainColor=INK, tickColor=INK)
-        .configure_legend(labelColor=INK, orient="top")
-    )
-    svg: str = vlc.vegalite_to_svg(styled.to_json())
-    label = html.escape(title)
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{label}" ', svg, count=1)
+    return svg(alt.layer(*layers).properties(width=460, height=alt.Step(18)), title)
 
 
 def write_report(folder: Path, figures: Mapping[str, Any], charts: Sequence[tuple[str, str, str]]) -> Path:

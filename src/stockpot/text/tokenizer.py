@@ -266,6 +266,27 @@ class Tokenizer:
                 self._corpus = CorpusEncoder(self._engine, self._spec, rule)
             return self._corpus.encode(texts)
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of :meth:`encode` and the characters ``[start, end)`` of ``text`` each stands for.
+
+        A character that is spread over several tokens belongs to each of them.
+
+        Raises:
+            TokenizerError: if the text holds a lone surrogate.
+        """
+        utf8(text)
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        whole = self._engine.encode(text, add_special_tokens=False)
+        parts = [text] if self._reachable.isdisjoint(whole.ids) else self._guarded_parts(text)
+        at = 0
+        for part in parts:
+            found = whole if len(parts) == 1 else self._engine.encode(part, add_special_tokens=False)
+            ids += found.ids
+            offsets += [(at + start, at + end) for start, end in found.offsets]
+            at += len(part)
+        return ids, offsets
+
     def _allowing_engine(self) -> Engine:
         # The switch lives on the engine, so each meaning gets its own: flipping it would not be safe between
         # threads.
@@ -273,8 +294,8 @@ class Tokenizer:
             self._allowing = open_engine(self.to_json())
         return self._allowing
 
-    def _encode_guarded(self, text: str) -> list[int]:
-        """Encode text that reached a special id through the model: cut inside each spelling first."""
+    def _guarded_parts(self, text: str) -> list[str]:
+        """Cut inside each spelling of a special token that the model would turn into its id."""
         spellings = sorted(
             (t for t, n in self.special_ids.items() if n in self._reachable), key=len, reverse=True
         )
@@ -283,7 +304,11 @@ class Tokenizer:
         for found in re.finditer("|".join(map(re.escape, spellings)), text):
             parts.append(text[at : found.start() + 1])
             at = found.start() + 1
-        parts.append(text[at:])
+        return [*parts, text[at:]]
+
+    def _encode_guarded(self, text: str) -> list[int]:
+        """Encode text that reached a special id through the model."""
+        parts = self._guarded_parts(text)
         ids = [n for part in parts for n in self._engine.encode(part, add_special_tokens=False).ids]
         if not self._reachable.isdisjoint(ids):
             raise TokenizerError(

@@ -14,6 +14,7 @@ from math import nan
 from typing import Any
 
 from stockpot.errors import ConfigError
+from stockpot.village.arithmetic import ARITHMETIC_KINDS, ArithmeticKind, draw_arithmetic
 from stockpot.village.chats import CHAT_KINDS, draw_chat
 from stockpot.village.dice import VILLAGE_VERSION, Dice, Side
 from stockpot.village.documents import DOCUMENT_KINDS, draw_document
@@ -44,6 +45,7 @@ class Village:
     document_kinds = DOCUMENT_KINDS
     chat_kinds = CHAT_KINDS
     question_kinds = KINDS
+    arithmetic_kinds = ARITHMETIC_KINDS
 
     def __init__(self, seed: int = 0, people: int = 200) -> None:
         self.seed = seed
@@ -128,6 +130,38 @@ class Village:
         return (
             {"prompt": problem.question, "completion": problem.sentence}
             for problem in self._asked(_side(split), start, limit)
+        )
+
+    def arithmetic(
+        self,
+        split: str = "train",
+        limit: int | None = None,
+        *,
+        start: int = 0,
+        kind: ArithmeticKind = "columns",
+        digits: int = 4,
+    ) -> Iterator[dict[str, str]]:
+        """Yield sums of long numbers, ``{"prompt": "4821&0375=", "completion": "4196"}``, without end unless limited.
+
+        Args:
+            split: as for `documents`, and so are ``limit`` and ``start``.
+            limit: see above.
+            start: see above.
+            kind: ``"columns"``, n independent digits, or ``"sums"``, true addition written from the ones on.
+            digits: of each number, 2 to 12.
+
+        Raises:
+            ConfigError: if there is no such split or kind, or the number of digits is not possible.
+        """
+        side, chosen = _side(split), _known("arithmetic", kind, ARITHMETIC_KINDS)
+        if not 2 <= digits <= 12:
+            raise ConfigError(f"Numbers of {digits} digits are not drawn.", "Ask for 2 to 12.")
+        dice = Dice(self.seed, f"arithmetic/{side}/{chosen}/{digits}")
+        return (
+            {"prompt": asked, "completion": answer}
+            for asked, answer in (
+                draw_arithmetic(dice.at(i), side, kind, digits) for i in _indices(start, limit)
+            )
         )
 
     def rater(

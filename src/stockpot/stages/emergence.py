@@ -1,0 +1,295 @@
+"""Grow a family of models from small to large on sums, and see whether what emerges is the model's or the metric's.
+
+`emergence` measures models that are given, reads results that others published, or trains its own family: the same
+decoder at rising widths, every size on the same number of the same digits. How curves are judged is `judge/emergence`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from stockpot import device as machine
+from stockpot.bundle import Bundle
+from stockpot.config import Settings
+from stockpot.data.batch import IGNORED, Batch
+from stockpot.durable import write_atomically
+from stockpot.errors import ConfigError
+from stockpot.judge.emergence import Measured, Study, items_of, measure
+from stockpot.judge.emergence_published import read_published
+from stockpot.model.config import ModelConfig, decoder
+from stockpot.model.transformer import Transformer
+from stockpot.run import Run, is_run
+from stockpot.stages.assemble import Progress, checkpoint_writer, silent
+from stockpot.text.tokenizer import Tokenizer
+from stockpot.train.loop import LoopConfig, fit
+from stockpot.train.losses import next_token_loss
+from stockpot.village import Village
+from stockpot.village.arithmetic import ArithmeticKind
+from stockpot.weights.store import load
+
+__all__ = ["EmergenceConfig", "emergence", "grow_family"]
+
+TRAINED_SHARE = 0.9  # of the minutes; the rest is for asking
+MEASURED_STEPS = 8
+TASKS: tuple[ArithmeticKind, ...] = ("columns", "sums")
+
+
+class EmergenceConfig(Settings):
+    """Which family is grown, on what, and how long."""
+
+    tasks: tuple[ArithmeticKind, ...] = Field(TASKS, min_length=1, description="columns · sums")
+    digits: int = Field(4, ge=2, le=12, description="of each number")
+    widths: tuple[int, ...] = Field(
+        (8, 16, 24, 32, 48, 64, 96), min_length=4, description="widths of the models, multiples of 8"
+    )
+    layers: int = Field(2, ge=1, description="of every model")
+    rows: int = Field(256, ge=1, description="sums in a step")
+    records: int = Field(100_000, ge=100, description="different sums of each task to learn from")
+    minutes: float = Field(25.0, gt=0, description="for everything, on this machine")
+    most_steps: int = Field(
+        6_000, ge=1, description="optimiser steps of each size, however many minutes there are"
+    )
+    seed: int = Field(0, ge=0, description="of weights and sums")
+    device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
+
+
+def emergence(
+    models: Sequence[str | Path] = (),
+    *,
+    task: str | Sequence[str] | None = None,
+    out: str | Path | None = None,
+    config: EmergenceConfig | None = None,
+    published: Sequence[str | Path] = (),
+    items: int = 1000,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Study:
+    """Draw exact match, edit distance, likelihood and Brier score of the same outputs against compute, and judge the jump.
+
+    Args:
+        models: runs, checkpoints or model folders of rising compute, at least four; none: a family is grown.
+        task: what to ask, see `items_of`; none: what the family learns.
+        out: where the family, ``emergence.json`` and the charts go; needed to grow a family.
+        config: of the family.
+        published: result files to read instead of asking models.
+        items: questions of each task.
+        resume: go on growing the family in ``out``.
+        progress: hears one event a model.
+
+    Raises:
+        ConfigError: if there is no folder for a family, or models are of equal compute.
+    """
+    report = progress or silent
+    config = config or EmergenceConfig()
+    tasks = (
+        [f"{one}/{config.digits}" for one in config.tasks]
+        if task is None
+        else [task]
+        if isinstance(task, str)
+        else list(task)
+    )
+    if published:
+        study = read_published(published)
+    else:
+        if not models:
+            if out is None:
+                raise ConfigError(
+                    "A family needs a folder to grow in.", "Give one with --out, or name models."
+                )
+            models = grow_family(config, out=out, resume=resume, progress=report)
+        study = _ask(models, tasks, items, config.seed, report)
+    if out is not None:
+        study.save(out)
+    return study
+
+
+def _ask(
+    models: Sequence[str | Path], tasks: Sequence[str], items: int, seed: int, report: Progress
+) -> Study:
+    asked = {task: items_of(task, items, seed=seed) for task in tasks}
+    said: dict[str, dict[str, tuple[float, Measured]]] = {task: {} for task in tasks}
+    known = {str(one): training_flops(one) for one in models}
+    axis = "FLOPs" if all(known.values()) else "parameters"
+    for one in models:
+        bundle = load(one)
+        size = known[str(one)] if axis == "FLOPs" else float(bundle.model.config.parameters())
+        for task in tasks:
+            name = Path(one).name if len({Path(other).name for other in models}) == len(models) else str(one)
+            said[task][name] = (float(size or 0), measure(bundle, asked[task]))
+        report({"kind": "note", "text": f"{one} asked"})
+    study = Study(axis)
+    for task in tasks:
+        study.add(task, said[task], seed=seed)
+    return study
+
+
+def training_flops(ref: str | Path) -> float | None:
+    """Tell the arithmetic that went into a run or a checkpoint of one, its parents included; None if nothing says so."""
+    path = Path(ref).resolve()
+    folder = next((one for one in (path, *path.parents[:2]) if is_run(one)), None)
+    if folder is None:
+        return None
+    run = Run.open(folder)
+    checkpoint = path if path != folder else run.model_path.resolve()
+    digits = checkpoint.name.removeprefix("step-")
+    last = int(digits) if digits.isdigit() else None
+    seen = [tokens for step, tokens in run.series("tokens") if last is None or step <= last]
+    shape = load(checkpoint, device="cpu").model.config
+    before = 0.0
+    parent = run.manifest.get("parent")
+    if parent:
+        below = training_flops(str(parent["path"])) if Path(str(parent["path"])).exists() else None
+        if below is None:
+            return None
+        before = below
+    return before + shape.flops_per_token() * seen[-1] if seen else None
+
+
+# --- the family ---
+
+
+def grow_family(
+    config: EmergenceConfig, *, out: str | Path, resume: bool = False, progress: Progress | None = None
+) -> list[Path]:
+    """Train every size on the same digits, each in a run folder of its own; returns these folders, smallest first.
+
+    All sizes see equally many tokens: as many as fit into the minutes, by a measurement of this machine.
+
+    Raises:
+        ConfigError: if the folder is in use and not to be resumed, or a width is no multiple of 8.
+    """
+    report = progress or silent
+    out = Path(out)
+    bad = [width for width in config.widths if width % 8 or width < 8]
+    if bad:
+        raise ConfigError(f"A width of {bad[0]} is no multiple of 8.", "Choose widths such as 8, 16, 24.")
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise ConfigError(f"{out} is not empty.", "Give a new folder with --out, or go on with --resume.")
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(config)
+    sums = _Sums.drawn(config, tokenizer)
+    device = machine.pick_device(config.device)
+    steps = _steps(config, tokenizer, sums, device, out / "family.json")
+    report(
+        {"kind": "note", "text": f"{len(config.widths)} sizes, {steps:,} steps of {config.rows} sums each"}
+    )
+    folders = []
+    for width in config.widths:
+        folder = out / f"width-{width:03d}"
+        folders.append(folder)
+        if is_run(folder) and Run.open(folder).status == "done":
+            continue
+        machine.seed_everything(config.seed)
+        bundle = Bundle(Transformer(_shape(config, tokenizer, width)).to(device), tokenizer)
+        loop = _loop(steps, sums.tokens)
+        recipe = {
+            "emergence": {"width": width, "steps": steps, "family": config.model_dump(exclude={"minutes"})}
+        }
+        report({"kind": "stage", "name": f"width {width}: {bundle.model.config.parameters():,} parameters"})
+        with Run.create(folder, stage="emergence", recipe=recipe, resume=resume and is_run(folder)) as run:
+            run.note(seed=config.seed, parameters=bundle.model.config.parameters())
+            write = checkpoint_writer(bundle)
+            fit(
+                bundle.model, sums, next_token_loss, loop, run=run, save=write, resume=resume, progress=report
+            )
+    return folders
+
+
+def _tokenizer(config: EmergenceConfig) -> Tokenizer:
+    """Make a token of each digit and sign."""
+    return Tokenizer.train(["0123456789+&="] * 3, kind="char", vocab_size=64)
+
+
+def _shape(config: EmergenceConfig, tokenizer: Tokenizer, width: int) -> ModelConfig:
+    return decoder(
+        layers=config.layers,
+        dim=width,
+        heads=max(1, width // 16),
+        context=3 * config.digits + 4,
+        vocab_size=tokenizer.vocab_size,
+    )
+
+
+def _loop(steps: int, tokens: int) -> LoopConfig:
+    every = max(1, steps // 2)
+    return LoopConfig(
+        steps=steps, batch_tokens=tokens, log_every=max(1, steps // 20), checkpoint_every=every, keep=1
+    )
+
+
+def _steps(
+    config: EmergenceConfig, tokenizer: Tokenizer, sums: _Sums, device: torch.device, plan: Path
+) -> int:
+    """Say how many steps every size can take within the minutes; what was planned once holds."""
+    if plan.exists():
+        found = json.loads(plan.read_text(encoding="utf-8"))
+        if found["settings"] != json.loads(config.model_dump_json(exclude={"minutes"})):
+            raise ConfigError(f"{plan} was planned with other settings.", "Give a new folder with --out.")
+        return int(found["steps"])
+    seconds = 0.0
+    for width in config.widths:
+        network = Transformer(_shape(config, tokenizer, width)).to(device)
+        events: list[float] = []
+
+        def listen(event: dict[str, object], heard: list[float] = events) -> None:
+            if event["kind"] == "step":
+                heard.append(float(event["tokens_per_s"]))  # type: ignore[arg-type]
+
+        short = _loop(MEASURED_STEPS, sums.tokens).model_copy(update={"log_every": 1})
+        fit(network, sums, next_token_loss, short, progress=listen)
+        seconds += sums.tokens / max(events[1:] or events)
+    steps = max(1, min(config.most_steps, int(60 * config.minutes * TRAINED_SHARE / seconds)))
+    settings = json.loads(config.model_dump_json(exclude={"minutes"}))
+    write_atomically(plan, json.dumps({"steps": steps, "settings": settings}, indent=1))
+    return steps
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Batches of sums, the tasks taking turns, in the same order for every size; only answers count.
+
+    Attributes:
+        ids: of each task ``(records, seq)``.
+        labels: the same.
+        rows: in a batch.
+        seed: of the order.
+    """
+
+    ids: tuple[torch.Tensor, ...]
+    labels: tuple[torch.Tensor, ...]
+    rows: int
+    seed: int
+
+    @classmethod
+    def drawn(cls, config: EmergenceConfig, tokenizer: Tokenizer) -> _Sums:
+        """Draw the sums and turn them into ids."""
+        village = Village(config.seed)
+        ids, labels = [], []
+        for task in config.tasks:
+            records = list(village.arithmetic("train", config.records, kind=task, digits=config.digits))
+            first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+            rows = tokenizer.encode_batch([one["prompt"] + one["completion"] for one in records])
+            whole = torch.tensor([[*first, *row.tolist()] for row in rows])
+            wanted = whole[:, 1:].clone()
+            wanted[:, : len(first) + len(records[0]["prompt"]) - 1] = IGNORED
+            ids.append(whole[:, :-1].contiguous())
+            labels.append(wanted)
+        return cls(tuple(ids), tuple(labels), config.rows, config.seed)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step, on average over the tasks."""
+        return self.rows * sum(one.shape[1] for one in self.ids) // len(self.ids)
+
+    def __iter__(self) -> Iterator[Batch]:
+        source = torch.Generator().manual_seed(self.seed)
+        while True:
+            for ids, labels in zip(self.ids, self.labels, strict=True):
+                picks = torch.randint(0, len(ids), (self.rows,), generator=source)
+                yield Batch(ids[picks], labels[picks])

@@ -1,0 +1,76 @@
+"""A family grows from one command, goes on after an interruption, and is judged."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import stockpot as sp
+from stockpot.stages.emergence import EmergenceConfig, grow_family, training_flops
+
+TINY = EmergenceConfig(
+    digits=2,
+    widths=(8, 16, 24, 32),
+    layers=1,
+    rows=16,
+    records=200,
+    minutes=1,
+    most_steps=3,
+    tasks=("columns",),
+)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("family") / "out"
+    return folder, sp.emergence(out=folder, config=TINY, items=40)
+
+
+def test_one_command_grows_and_judges_a_family(family):
+    folder, study = family
+    (task,) = study.tasks
+    assert task.task == "columns/2" and study.axis == "FLOPs"
+    compute = [point.compute for point in task.points]
+    assert len(compute) == 4 and compute == sorted(compute)
+    for point in task.points:
+        assert set(point.scores) == {"exact", "edit", "nats", "brier"} and point.scores["exact"].n == 40
+        assert 0 < point.power.value < 1
+    saved = json.loads((folder / "emergence.json").read_text(encoding="utf-8"))
+    assert saved["tasks"][0]["sentence"] == task.sentence
+    assert (folder / "columns-2.svg").is_file() and (folder / "width-008" / "manifest.json").is_file()
+
+
+def test_compute_is_that_of_the_tokens_seen(family):
+    folder, _ = family
+    run = sp.Run.open(folder / "width-016")
+    shape = sp.load(run.path).model.config
+    assert training_flops(run.path) == pytest.approx(shape.flops_per_token() * run.last("tokens"))
+    assert training_flops(folder) is None
+
+
+def test_a_family_that_is_there_is_taken_up_and_not_trained_again(family):
+    folder, _ = family
+    before = (folder / "width-008" / "metrics.jsonl").read_bytes()
+    assert len(grow_family(TINY, out=folder, resume=True)) == 4
+    assert (folder / "width-008" / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(sp.ConfigError, match="is not empty"):
+        grow_family(TINY, out=folder)
+    with pytest.raises(sp.ConfigError, match="planned with other settings"):
+        grow_family(TINY.model_copy(update={"rows": 8}), out=folder, resume=True)
+
+
+def test_models_that_are_there_can_be_asked_anything(family, tmp_path):
+    folder, _ = family
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(f'{{"prompt": "1{i}+22=", "completion": "3{i}"}}\n' for i in range(10)), "utf-8")
+    models = sorted(folder.glob("width-*"))
+    (task,) = sp.emergence(models, task=str(path), out=tmp_path / "asked").tasks
+    assert len(task.points) == 4 and (tmp_path / "asked" / "emergence.json").is_file()
+
+
+def test_a_family_needs_a_folder_and_widths_that_fit(tmp_path):
+    with pytest.raises(sp.ConfigError, match="needs a folder"):
+        sp.emergence(config=TINY)
+    with pytest.raises(sp.ConfigError, match="no multiple of 8"):
+        grow_family(TINY.model_copy(update={"widths": (8, 12, 16, 24)}), out=tmp_path / "x")
