@@ -130,6 +130,13 @@ def test_inspect_a_model_folder_counts_its_parameters_without_loading_it(tmp_pat
     assert (found["hidden_size"], found["tokenizer"], found["chat template"]) == (8, "absent", "absent")
 
 
+def test_inspect_prints_the_beginning_of_a_long_text(tmp_path):
+    (tmp_path / "book.txt").write_text("a line of a book\n" * 10_000, encoding="utf-8")
+    shown = ask("inspect", tmp_path / "book.txt").stdout
+    assert len(shown) < 2_500 and "168,000 characters more" in shown
+    assert len(told("inspect", tmp_path / "book.txt")["records"][0]["text"]) == 170_000
+
+
 def test_inspect_tells_weights_by_their_bytes_and_not_by_their_name(tmp_path):
     write_safetensors(tmp_path / "weights.txt", a=(2, 2))
     assert told("inspect", tmp_path / "weights.txt")["format"] == "safetensors"

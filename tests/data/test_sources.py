@@ -125,6 +125,19 @@ def test_a_long_text_is_cut_after_lines_and_loses_nothing(tmp_path_factory, text
     assert all(len(piece.encode()) <= limit or piece.count("\n") <= 1 for piece in pieces)
 
 
+def test_a_text_of_many_megabytes_is_cut_between_lines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("a line of a long book\n" * 400_000, encoding="utf-8")
+    pieces = texts_of(path, ReadConfig())
+    assert len(pieces) > 1 and all(piece.endswith("book\n") for piece in pieces)
+
+
+def test_a_file_of_one_endless_line_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("hello world " * 100_000, encoding="utf-8")
+    assert f"{path}:1: longer than 1 MiB" in refusal(path, ReadConfig(max_line_bytes=1 << 20))
+
+
 # --- errors ---
 
 

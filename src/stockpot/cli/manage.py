@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor", "inspect", "recipes", "runs"]
 
 PANEL = "Manage"
+SCREEN = 2_000  # characters of one text that inspect prints
 COLUMNS = ("run", "stage", "status", "step", "loss", "started", "minutes")
 
 
@@ -239,7 +240,7 @@ def inspect(
     readings = _read_with(tokenizer, found.records) if tokenizer is not None else []
     plain = [_plain_record(one) for one in found.records]
     shown = [show.facts({"this is": found.kind, "path": found.path, **found.facts})]
-    shown += [show.reading(one) for one in readings] or [show.facts(_turns(one)) for one in plain]
+    shown += [show.reading(one) for one in readings] or [show.facts(_for_a_screen(_turns(one))) for one in plain]
     value = {"kind": found.kind, "path": path, **found.facts, "records": plain, "readings": readings}
     show.result(
         flags, "\n\n".join(shown), {name: one for name, one in value.items() if one not in (None, [])}
@@ -258,6 +259,16 @@ def _turns(record: dict[str, Any]) -> dict[str, Any]:
         return record
     turns = {f"{one['role']} {number}": one["content"] for number, one in enumerate(said, 1)}
     return turns | {name: value for name, value in record.items() if value is not said}
+
+
+def _for_a_screen(record: dict[str, Any]) -> dict[str, Any]:
+    """Cut long texts, saying how much is left out."""
+    return {
+        name: f"{value[:SCREEN]} … ({len(value) - SCREEN:,} characters more; --json shows all)"
+        if isinstance(value, str) and len(value) > SCREEN
+        else value
+        for name, value in record.items()
+    }
 
 
 def _trace(flags: Common, path: str, text: str) -> None:

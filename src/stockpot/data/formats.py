@@ -69,11 +69,12 @@ class _Reader:
         """Yield ``(line, byte offset, document)``; a document that is too long is cut after a line."""
         most = min(self._config.max_document_bytes, self._config.max_line_bytes)
         separator = (self._config.separator or "").encode()
-        window.fill(most + len(separator))
+        ahead = most + max(1, len(separator))  # a byte more than a document tells whether it ends here
+        window.fill(ahead)
         window.take(3 if window.find(codecs.BOM_UTF8, 3) == 0 else 0)
-        while window.fill(most + len(separator)):
+        while window.fill(ahead):
             line, offset = window.line, window.offset
-            end = window.find(separator, most + len(separator)) if separator else -1
+            end = window.find(separator, ahead) if separator else -1
             if end >= 0:
                 yield line, offset, window.take(end)
                 window.take(len(separator))
