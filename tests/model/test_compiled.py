@@ -124,7 +124,7 @@ def documents(seq: int) -> Tensor:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("seen", ["all", "causal", "documents", "keys"])
 @pytest.mark.parametrize(("heads", "head_dim"), [((4, 2), 32), ((3, 3), 20), ((2, 1), 16)])
-@pytest.mark.parametrize("seq", [9, 75])
+@pytest.mark.parametrize("seq", [9, 75, 200])
 def test_attention(seq: int, heads: tuple[int, int], head_dim: int, seen: str, dtype: torch.dtype) -> None:
     flat = random(2, seq, (heads[0] + 2 * heads[1]) * head_dim, dtype=dtype)
     gains = (random(head_dim, seed=1), random(head_dim, seed=2))

@@ -38,7 +38,9 @@ __all__ = [
     "swiglu",
 ]
 
-LONGEST = 128  # positions up to which a head is cheaper to do in the cache than as separate products
+# Positions up to which a head is cheaper to do in the cache than as separate products (benchmarks/notes.md); these are
+# cheaper where a matrix unit does them.
+LONGEST = 128 if torch.cpu._is_amx_tile_supported() else 256
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
