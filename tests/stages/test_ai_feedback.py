@@ -60,6 +60,40 @@ def test_what_the_place_adds_cancels_in_the_margin(monkeypatch, tiny_base, tmp_p
     assert all(one["margin"] == pytest.approx(2.0, abs=1e-3) for one in found.comparisons)
 
 
+def test_a_judge_that_cannot_say_favours_neither(monkeypatch, tiny_base, tmp_path):
+    judging(monkeypatch, lambda first, second: 0.0)
+    found = ai_feedback(FeedbackConfig(judge=str(tiny_base), data=PAIRS), out=tmp_path)
+    assert found.first.value == found.agreement.value == 0.5
+    assert all(record["tie"] for record in found.comparisons)
+
+
+def test_comparisons_are_never_overwritten(monkeypatch, tiny_base, tmp_path):
+    judging(monkeypatch, lambda first, second: 1.0)
+    config = FeedbackConfig(judge=str(tiny_base), data=PAIRS, limit=2)
+    ai_feedback(config, out=tmp_path)
+    before = (tmp_path / "comparisons.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="holds comparisons already"):
+        ai_feedback(config.model_copy(update={"limit": 3}), out=tmp_path)
+    assert (tmp_path / "comparisons.jsonl").read_bytes() == before
+
+
+def test_a_conversation_reaches_the_judge_and_the_file_whole(tiny_base, tmp_path):
+    said = [("system", "Be brief."), ("user", "Hello!"), ("assistant", "Hi."), ("user", "Who are you?")]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        json.dumps({"messages": [{"role": r, "content": c} for r, c in said]}), encoding="utf-8"
+    )
+    config = FeedbackConfig(
+        judge=str(tiny_base),
+        model=str(tiny_base),
+        data=str(prompts),
+        max_tokens=5,
+        question="{prompt} {first} {second} A or B?",
+    )
+    (comparison,) = ai_feedback(config, out=tmp_path / "out").comparisons
+    assert [(one["role"], one["content"]) for one in comparison["prompt"]] == said
+
+
 def test_answers_are_drawn_where_there_are_none(tiny_base, tmp_path):
     config = FeedbackConfig(
         judge=str(tiny_base),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.model.adapters import LoRA
 from stockpot.stages.ppo import GRPOConfig, PPOConfig, RewardLoop, grpo, ppo
 from stockpot.stages.rewards import reward_from
+from stockpot.text.chat import Message
 from stockpot.train.rollouts import Reply, rated
 
 LOOP = RewardLoop(steps=24, lr=1e-2, dtype="float32", checkpoint_every=100)
@@ -235,3 +237,5 @@ def test_a_reward_model_rates_replies(tiny_base, tmp_path):
     replies = [Reply("Who is it?", text, None, 3, True) for text in ("Mara.", "I do not know.", "Mara.")]
     found = rate(replies)
     assert found[0] == pytest.approx(found[2], abs=1e-6) and found[0] != found[1]
+    said = (Message("system", "Be brief."), Message("user", "Who is it?"))
+    assert rate([replace(replies[0], messages=said)])[0] != found[0]  # it reads the conversation, not its end

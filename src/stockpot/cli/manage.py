@@ -240,7 +240,9 @@ def inspect(
     readings = _read_with(tokenizer, found.records) if tokenizer is not None else []
     plain = [_plain_record(one) for one in found.records]
     shown = [show.facts({"this is": found.kind, "path": found.path, **found.facts})]
-    shown += [show.reading(one) for one in readings] or [show.facts(_for_a_screen(_turns(one))) for one in plain]
+    shown += [show.reading(one) for one in readings] or [
+        show.facts(_for_a_screen(_turns(one))) for one in plain
+    ]
     value = {"kind": found.kind, "path": path, **found.facts, "records": plain, "readings": readings}
     show.result(
         flags, "\n\n".join(shown), {name: one for name, one in value.items() if one not in (None, [])}

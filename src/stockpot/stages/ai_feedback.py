@@ -114,18 +114,19 @@ def ai_feedback(config: FeedbackConfig, *, out: str | Path, progress: Progress |
     """Have a model rate pairs of answers; writes ``comparisons.jsonl`` and ``feedback.json`` into ``out``.
 
     Raises:
-        ConfigError: if there is no judge.
+        ConfigError: if there is no judge, or ``out`` holds comparisons.
         DataError: if there is no pair, or one is too long for the judge.
     """
-    report = progress or silent
+    report, folder = progress or silent, Path(out)
     if config.judge is None:
         raise ConfigError("There is no judge.", "Name one: stockpot ai-feedback JUDGE.")
+    if (folder / "comparisons.jsonl").exists():
+        raise ConfigError(f"{folder} holds comparisons already.", "Give another folder.")
     pairs = _drawn(config) if config.model is not None else _compared(config)
     judge = load(config.judge, device=config.device)
     report({"kind": "note", "text": f"{len(pairs):,} pairs, each in both orders"})
     chances = _first_is_better(judge, pairs, config.question)
     found = _summed(pairs, chances, name=str(config.judge))
-    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     write_json_lines(folder / "comparisons.jsonl", found.comparisons)
     facts = {name: value for name, value in asdict(found).items() if name != "comparisons"}
@@ -161,7 +162,7 @@ def _drawn(config: FeedbackConfig) -> list[_Pair]:
         draw(bundle, asked, max_tokens=config.max_tokens, seed=config.seed + n * len(asked)) for n in (0, 1)
     ]
     pairs = [
-        _Pair((Message("user", prompt.text),), one.text, other.text, None)
+        _Pair(prompt.messages or (Message("user", prompt.text),), one.text, other.text, None)
         for prompt, one, other in zip(asked, *sides, strict=True)
         if one.text != other.text
     ]
@@ -201,8 +202,7 @@ def _summed(pairs: Sequence[_Pair], chances: Sequence[tuple[float, float]], *, n
     """Turn both orders' probabilities into comparisons and figures."""
     comparisons, verdicts = [], []
     for pair, (as_given, turned) in zip(pairs, chances, strict=True):
-        one_wins, one_wins_turned = as_given > 0.5, turned < 0.5
-        verdict = 0.5 if one_wins != one_wins_turned else float(one_wins)
+        verdict = 1.0 if as_given > 0.5 > turned else 0.0 if as_given < 0.5 < turned else 0.5
         verdicts.append(verdict)
         better, worse = (pair.other, pair.one) if verdict == 0 else (pair.one, pair.other)
         odds = (_logit(as_given) - _logit(turned)) / 2  # the mean of both orders: what the place adds cancels
@@ -218,10 +218,15 @@ def _summed(pairs: Sequence[_Pair], chances: Sequence[tuple[float, float]], *, n
     return Feedback(
         len(pairs),
         proportion(sum(one != 0.5 for one in verdicts), len(pairs)),
-        mean_estimate([((a > 0.5) + (b > 0.5)) / 2 for a, b in chances], chance=0.5),
+        mean_estimate([(_chosen(a) + _chosen(b)) / 2 for a, b in chances], chance=0.5),
         mean_estimate(known, chance=0.5) if known else None,
         tuple(comparisons),
     )
+
+
+def _chosen(chance: float) -> float:
+    """Tell whether the first answer was chosen: 1, 0, or 0.5 where the judge could not say."""
+    return 0.5 if chance == 0.5 else float(chance > 0.5)
 
 
 def _logit(chance: float) -> float:

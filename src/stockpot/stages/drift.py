@@ -146,12 +146,10 @@ class Drift:
     def replies(self, drawn: Sequence[Completion]) -> list[Reply]:
         """Put answers into the form in which they are rated."""
         return [
-            Reply(
-                one.text,
+            one.reply(
                 reply.text.strip() if self.stop else reply.text,
-                one.answer,
                 reply.tokens,
-                reply.finish_reason == "stop",
+                is_finished=reply.finish_reason == "stop",
             )
             for one, reply in zip(self.prompts, drawn, strict=True)
         ]

@@ -43,16 +43,16 @@ def read_prompts(
         DataError: if none is left.
     """
     found: list[Asked] = []
-    overlong = 0
+    overlong, is_chat = 0, bundle.template is not None
     for record in read_records(sources):
         if len(found) == limit:
             break
         prompt, text, answer = _asked(record)
-        ids = bundle.encode(prompt if bundle.template is not None else PAGE.format(text))
+        ids = bundle.encode(prompt if is_chat else PAGE.format(text))
         if len(ids) + max_tokens > bundle.context:
             overlong += 1
             continue
-        found.append(Asked(tuple(ids), text, answer))
+        found.append(Asked(tuple(ids), text, answer, tuple(prompt) if is_chat and len(prompt) > 1 else ()))
     if overlong:
         text = f"{overlong:,} prompts leave no room for {max_tokens} tokens and are left out"
         report({"kind": "note", "text": text})

@@ -111,7 +111,7 @@ def _model(bundle: Bundle, spec: str) -> Reward:
     def rate(replies: Sequence[Reply]) -> list[float]:
         trees = []
         for one in replies:
-            record = CompletionRecord(one.prompt, one.text)
+            record = CompletionRecord(one.messages or one.prompt, one.text)
             ids = encode_record(record, bundle.tokenizer, bundle.template).ids[-context:]
             trees.append(tree_of(ids[:1], [ids[1:]]))
         found: list[float] = []

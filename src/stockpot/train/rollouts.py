@@ -28,6 +28,7 @@ from stockpot.generate.request import Completion, Request, Sampling
 from stockpot.generate.together import complete
 from stockpot.model.adapters import merged_copy
 from stockpot.model.transformer import Transformer
+from stockpot.text.chat import Message
 from stockpot.train.log_probs import label_log_probs
 from stockpot.train.losses import Loss, Metrics
 from stockpot.train.policy import (
@@ -87,11 +88,23 @@ class RolloutConfig(PolicyConfig):
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt, as ids and as people see it, with its known answer if there is one."""
+    """A prompt, as ids and as people see it.
+
+    Attributes:
+        ids: what the policy reads.
+        text: what is asked: the last message of a conversation.
+        answer: the known answer, if there is one.
+        messages: the conversation so far, a system message included; empty where there is none.
+    """
 
     ids: tuple[int, ...]
     text: str
     answer: str | None = None
+    messages: tuple[Message, ...] = ()
+
+    def reply(self, text: str, tokens: int, *, is_finished: bool) -> Reply:
+        """Put an answer to this prompt into the form in which it is rated."""
+        return Reply(self.text, text, self.answer, tokens, is_finished, self.messages)
 
 
 @dataclass(frozen=True)
@@ -99,11 +112,12 @@ class Reply:
     """An answer to be rated.
 
     Attributes:
-        prompt: what was asked.
+        prompt: what was asked: the last message of a conversation.
         text: what the policy wrote.
         answer: the known answer, if there is one.
         tokens: how many ids it wrote.
         is_finished: whether it ended by itself.
+        messages: the conversation so far, a system message included; empty where there is none.
     """
 
     prompt: str
@@ -111,6 +125,7 @@ class Reply:
     answer: str | None
     tokens: int
     is_finished: bool
+    messages: tuple[Message, ...] = ()
 
 
 Reward = Callable[[Sequence[Reply]], Sequence[float]]
@@ -230,13 +245,7 @@ class Rollouts:
         completions = self._write(asked)
         samples = self.config.samples
         replies = [
-            Reply(
-                asked[i // samples].text,
-                one.text,
-                asked[i // samples].answer,
-                one.tokens,
-                one.finish_reason == "stop",
-            )
+            asked[i // samples].reply(one.text, one.tokens, is_finished=one.finish_reason == "stop")
             for i, one in enumerate(completions)
         ]
         ratings = rated(self.reward, replies)
