@@ -36,6 +36,16 @@ def docs(tmp_path):
     return folder
 
 
+def test_the_encoder_computes_where_it_is_told(docs, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("stockpot.prompt.index.load", lambda ref, **places: asked.append(places))
+    with pytest.raises(AttributeError):  # there is no encoder to go on with
+        index(docs, tmp_path / "i", SMALL, device="cpu", dtype="bfloat16")
+    assert asked == [{"device": torch.device("cpu"), "dtype": torch.bfloat16}]
+    with pytest.raises(ConfigError, match="nowhere"):
+        index(docs, tmp_path / "i", SMALL, device="nowhere")
+
+
 @pytest.fixture
 def made(docs, tmp_path, encoder):
     return index(docs, tmp_path / "idx", SMALL, encoder=encoder)

@@ -43,6 +43,8 @@ def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path
     assert "guessing scores 0.33" in str(found)
     with pytest.raises(ConfigError, match="is not empty"):
         ladder(tiny_base, config, out=tmp_path / "ladder")
+    with pytest.raises(ConfigError, match="nowhere"):
+        ladder(tiny_base, config.model_copy(update={"device": "nowhere"}), out=tmp_path / "elsewhere")
 
 
 def test_free_answers_climb_with_steps(tiny_base, tmp_path, write_lines):

@@ -128,6 +128,7 @@ def ladder(
 
     named = None if kinds is None else tuple(name.strip() for name in kinds.split(",") if name.strip())
     given = {"kinds": named, "k": k, "steps": steps, "encoder": encoder}
+    given |= {"device": flags.device, "dtype": flags.dtype}
     config = build(LadderConfig, flags=given).model_copy(update={"questions": flags.questions()})
     with show.progress(flags) as progress:
         found = climb(model, config, out=out, progress=progress)
@@ -168,7 +169,7 @@ def index(
     given = {"encoder": encoder, "chunk_tokens": chunk_tokens, "store": store}
     config = build(IndexConfig, flags=given)
     with show.progress(flags) as progress:
-        _, report = make(list(paths), out, config, progress=progress)
+        _, report = make(list(paths), out, config, device=flags.device, dtype=flags.dtype, progress=progress)
     show.result(flags, str(report), dataclasses.asdict(report))
 
 
@@ -207,7 +208,7 @@ def ask(
     if index is not None:
         from stockpot.prompt.index import Index
 
-        opened = Index.open(index)
+        opened = Index.open(index, device=flags.device, dtype=flags.dtype)
     engine = Engine(load(model, device=flags.device, dtype=flags.dtype))
     if steps is not None or votes > 1:
         _thoughts(flags, engine, question, steps or "zero-shot", votes)

@@ -99,12 +99,21 @@ class Index:
         self.store = Store(facts["settings"]["store"] or str(folder / "store"), encoder.model.config.dim)
 
     @classmethod
-    def open(cls, folder: str | Path, *, encoder: str | Path | Bundle | None = None) -> Index:
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        encoder: str | Path | Bundle | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> Index:
         """Open an index.
 
         Args:
             folder: that `index` made.
             encoder: the model that makes vectors; None: the one the index names.
+            device: where it computes; None: the fastest present.
+            dtype: its number type; None: the one that is fast there.
 
         Raises:
             DataError: if it is no index, damaged, or was made with another encoder.
@@ -113,7 +122,7 @@ class Index:
         facts = _facts(folder)
         if facts is None:
             raise DataError(f"{folder} is no index.", "Make one: stockpot index PATH… --out DIR.")
-        bundle = _encoder(facts["settings"]["encoder"] if encoder is None else encoder)
+        bundle = _encoder(facts["settings"]["encoder"] if encoder is None else encoder, device, dtype)
         if _identity(bundle) != facts["encoder"]:
             raise DataError(
                 f"{folder} was made with the encoder {facts['settings']['encoder']}; this is another one.",
@@ -262,6 +271,8 @@ def index(
     config: IndexConfig | None = None,
     *,
     encoder: Bundle | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Index, IndexReport]:
     """Index documents in a new folder, or bring an index that is there up to date.
@@ -271,6 +282,8 @@ def index(
         out: the index's folder.
         config: encoder, sizes and store; an index that is there keeps its own.
         encoder: an open encoder, instead of the one ``config`` names.
+        device: where the encoder computes; None: the fastest present.
+        dtype: its number type; None: the one that is fast there.
         progress: hears one event a file.
 
     Raises:
@@ -283,7 +296,7 @@ def index(
     facts = _facts(folder)
     if facts is None:
         _refuse_full(folder)
-        bundle = encoder or _encoder(config.encoder)
+        bundle = encoder or _encoder(config.encoder, device, dtype)
         most = (bundle.embedding.most_tokens if bundle.embedding else None) or bundle.context
         if config.chunk_tokens > most:
             raise ConfigError(
@@ -296,7 +309,7 @@ def index(
         write_atomically(folder / FILE, json.dumps(facts, indent=1))
         opened = Index(folder, facts, bundle)
     else:
-        opened = Index.open(folder, encoder=encoder)
+        opened = Index.open(folder, encoder=encoder, device=device, dtype=dtype)
         kept = IndexConfig(**facts["settings"])
         if differs := [
             name for name in config.model_fields_set if getattr(config, name) != getattr(kept, name)
@@ -329,12 +342,12 @@ def _fused(ways: dict[str, list[Row]], alive: set[str]) -> list[Hit]:
     ]
 
 
-def _encoder(ref: str | Path | Bundle) -> Bundle:
+def _encoder(ref: str | Path | Bundle, device: str | None, dtype: str | None) -> Bundle:
     """Open an encoder in the type of numbers that is fast here; vectors stay as near as rounding lets them."""
     if isinstance(ref, Bundle):
         return ref
-    device = pick_device(None)
-    return load(ref, device=device, dtype=pick_dtype(device))
+    place = pick_device(device)
+    return load(ref, device=place, dtype=pick_dtype(place, dtype))
 
 
 def _identity(bundle: Bundle) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from stockpot.config import Settings
+from stockpot.device import seed_everything
 from stockpot.durable import write_atomically
 from stockpot.errors import ConfigError
 from stockpot.generate.engine import Engine
@@ -57,6 +58,10 @@ class LadderConfig(Settings):
     length: int = Field(20, ge=1, description="vectors of the soft prompt")
     steps: int = Field(150, ge=1, description="optimiser steps of the soft prompt and of the adapters")
     lora: LoRA = Field(default_factory=LoRA, description="the adapters of the rung lora")
+    device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
+    dtype: str | None = Field(
+        None, description="number type of the untrained rungs; none: what suits the device"
+    )
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ class _Climb:
                 f"{self.pool.source} leaves {len(self.pool.examples)} examples; {max(config.k, config.chosen_on)} are needed.",
                 "Lower --limit, or name a file of examples.",
             )
-        self.bundle = load(model)
+        self.bundle = load(model, device=config.device, dtype=config.dtype)
         self.engine = Engine(self.bundle, slots=16)
         self.way = "calibrated" if self.pool.labels else "written"
         self.first: tuple[bool, ...] | None = None
@@ -283,9 +288,10 @@ class _Climb:
             questions=questions,
             length=self.config.length,
             loop={"steps": self.config.steps},
+            device=self.config.device,
         )
         run = tune_prompt(settings, out=self.out / "soft")
-        worn = load(self.model, adapters=[run.path])
+        worn = load(self.model, device=self.config.device, dtype=self.config.dtype, adapters=[run.path])
         score = self._score(Engine(worn, slots=16), self.wording, self.pool)
         trained = self.config.length * worn.model.config.dim
         self._add(f"soft prompt of {self.config.length}", score.right[self.way], score.tokens, begun, trained)
@@ -293,7 +299,8 @@ class _Climb:
     def climb_lora(self) -> None:
         """Add the rungs of this kind."""
         begun = time.monotonic()
-        bundle = load(self.model, device="cpu", dtype="float32")
+        seed_everything(self.config.questions.seed)
+        bundle = load(self.model, device=self.config.device, dtype="float32")
         trained = attach(bundle.model, self.config.lora)
         paper = Paper(self.asking, self.wording, bundle, chat=self.config.questions.chat, room=16)
         fit(
