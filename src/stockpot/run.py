@@ -198,6 +198,12 @@ class Run:
             "Let it finish, or use --resume.",
         )
 
+    @property
+    def model_step(self) -> int | None:
+        """The step at which :attr:`model_path` was saved; None if it is no checkpoint."""
+        found = _STEP.fullmatch(self.model_path.name)
+        return int(found[1]) if found else None
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the logged rows, each with its ``"step"``; a line torn by kill -9 is passed over."""
         return read_rows(self.path / METRICS)

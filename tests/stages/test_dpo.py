@@ -168,7 +168,19 @@ def test_drawn_answers_are_rated_by_a_judge_that_teaches_nothing(config, tmp_pat
     plain = dpo(config, out=tmp_path / "plain")
     assert plain.series("train/loss") == run.series("train/loss")
     with pytest.raises(ConfigError, match="Name them with drift_data"):
-        dpo(config.model_copy(update={"gold": "village"}), out=tmp_path / "none")
+        dpo(config.model_copy(update={"gold": "village", "drift_prompts": 4}), out=tmp_path / "none")
+    unwatched = config.model_copy(update=watched | {"drift_prompts": 0})
+    assert not dpo(unwatched, out=tmp_path / "unwatched").series("val/kl")
+
+
+def test_the_accuracy_is_that_of_the_model_that_is_kept(config, tmp_path):
+    steps = {"steps": 6, "validate_every": 1, "checkpoint_every": 1, "keep": 9, "lr": 0.05}
+    loop = config.loop.model_copy(update=steps)
+    run = dpo(config.model_copy(update={"loop": loop, "drift_prompts": 0}), out=tmp_path / "run")
+    losses = dict(run.series("val/loss"))
+    assert run.model_step == min(losses, key=losses.get)
+    kept = dict(run.series("val/accuracy"))[run.model_step]
+    assert run.manifest["accuracy"]["value"] == pytest.approx(kept, abs=1e-6)
 
 
 def test_only_so_many_comparisons_are_read(config, tmp_path):

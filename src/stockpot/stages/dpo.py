@@ -143,7 +143,9 @@ def _reference_opener(config: DPOConfig, model: Transformer) -> Callable[[], Tra
 
 def _asked(config: DPOConfig, bundle: Bundle, held_out: Pairs, report: Progress) -> list[Asked]:
     """Give the prompts to draw answers to: those that are named, or some different ones that were held out."""
-    if config.drift_prompts and config.drift_data is not None:
+    if not config.drift_prompts:
+        return []
+    if config.drift_data is not None:
         return read_prompts(config.drift_data, bundle, config.max_tokens, report, limit=config.drift_prompts)
     if config.gold is not None:
         raise ConfigError(
@@ -177,7 +179,7 @@ def _validation(
 
 
 def _accuracy(run: Run, pairs: Pairs) -> Estimate | None:
-    """Put an interval around the last accuracy on held-out comparisons."""
+    """Put an interval around the accuracy on held-out comparisons of the model that the run stands for."""
     clear = int((pairs.chance != 0.5).sum())
-    series = run.series("val/accuracy")
-    return proportion(round(series[-1][1] * clear), clear) if clear and series else None
+    value = next((one for step, one in run.series("val/accuracy") if step == run.model_step), None)
+    return None if value is None or not clear else proportion(round(value * clear), clear)

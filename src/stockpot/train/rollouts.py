@@ -187,6 +187,7 @@ class Rollouts:
         self._cursor = 0
         self._pending: dict[str, tuple[float, float]] = {}
         self._plan: list[tuple[list[int], bool]] | None = None
+        self._moved: list[tuple[Tensor | float, Tensor | float]] = []  # by micro-batch of the step at hand
 
     def __iter__(self) -> Iterator[RolloutBatch]:
         """Go on from the current place."""
@@ -198,6 +199,7 @@ class Rollouts:
         Raises:
             TrainError: if a reward is no number, or the policy has collapsed.
         """
+        self._end_step()
         if self._phase is not None and self._stops_early():
             self._phase = None
         if self._phase is None or self._cursor >= len(self._planned()):
@@ -211,8 +213,7 @@ class Rollouts:
         assert isinstance(model, ActorCritic | Transformer)
         in_loss = self.config.kl_coef if self.config.baseline != "value" else 0.0
         found = policy_loss(model, batch, self.config, self.kl_coef if in_loss else 0.0)
-        total, count = found.metrics["kl_step"]
-        self.kl_step = float(total) / float(count)
+        self._moved.append(found.metrics["kl_step"])
         pending: Metrics = dict(self._pending)
         self._pending = {}
         return Loss(found.total, found.count, found.metrics | pending)
@@ -221,6 +222,7 @@ class Rollouts:
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the place of the next batch: plain values and tensors, with all that the phase drew."""
+        self._end_step()
         return {
             "phases": self.phases,
             "cursor": self._cursor,
@@ -438,6 +440,13 @@ class Rollouts:
             reference_log_probs=grid(phase.reference) if in_loss else None,
             ends_step=ends,
         )
+
+    def _end_step(self) -> None:
+        """Note how far the policy has moved in the step that ended; the one wait for the device."""
+        if self._moved and self._planned()[self._cursor - 1][1]:
+            totals, counts = zip(*self._moved, strict=True)
+            self.kl_step = sum(map(float, totals)) / sum(map(float, counts))
+            self._moved = []
 
     def _stops_early(self) -> bool:
         """Whether the policy has moved so far that the phase's answers say little about it."""
