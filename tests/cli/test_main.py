@@ -36,7 +36,7 @@ def ask(*words: str):
 
 
 def test_the_verbs_are_those_of_the_grammar():
-    used = {"generate", "fill", "embed", "chat", "index", "ask"}
+    used = {"generate", "fill", "embed", "chat", "index", "ask", "serve"}
     judged = {"eval", "contest", "compare-tokenizers", "prompts", "ladder", "probe", "emergence"}
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
     assert set(VERBS) == MADE | used | judged | managed

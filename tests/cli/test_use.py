@@ -323,6 +323,6 @@ def test_embed_knows_its_poolings(models):
     ],
 )
 def test_a_packed_model_stays_packed_on_a_cpu(given, kind):
-    assert use._kind(use.Drawing(device="cpu", **given), "smollm2") == kind
-    assert use._kind(use.Drawing(device="cpu"), "minilm") is None
-    assert use._kind(use.Drawing(device="cpu"), "runs/base") is None
+    assert use.kind_of_weights("smollm2", given.get("quantize"), use.Drawing(device="cpu", **given)) == kind
+    assert use.kind_of_weights("minilm", None, use.Drawing(device="cpu")) is None
+    assert use.kind_of_weights("runs/base", None, use.Drawing(device="cpu")) is None

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from stockpot.errors import ConfigError, GenerationError
+from stockpot.generate.constrain import Constraints
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Request, Sampling
 
@@ -99,6 +100,67 @@ def test_a_bad_schema_is_refused_before_any_work(bundle, schema, words):
     with pytest.raises(GenerationError, match=words):
         engine.submit(Request("the cat", Sampling(json_schema=schema)))
     assert engine.pending == 0
+
+
+class GivesUp:
+    """A matcher that reports an error after some tokens, as llguidance does when its fuel is used up."""
+
+    def __init__(self, matcher, tokens, *, at_mask):
+        self.matcher, self.left, self.at_mask, self.is_broken = matcher, tokens, at_mask, False
+
+    def is_error(self):
+        return self.is_broken
+
+    def get_error(self):
+        return "out of fuel"
+
+    def is_stopped(self):
+        return self.matcher.is_stopped()
+
+    def compute_bitmask(self):
+        self.is_broken = self.is_broken or (self.at_mask and self.left <= 0)
+        return self.matcher.compute_bitmask()
+
+    def consume_token(self, id):
+        self.left -= 1
+        self.is_broken = not self.at_mask and self.left <= 0
+        return self.matcher.consume_token(id)
+
+
+@pytest.mark.parametrize("at_mask", [True, False])
+def test_a_schema_that_gives_up_harms_its_own_request_only(bundle, at_mask):
+    wanted = Engine(bundle).generate(["one two"], Sampling(temperature=0, max_tokens=20))[0]
+    engine = Engine(bundle)
+    engine._constraints = Constraints(bundle)
+    follow = engine._constraints.follow
+
+    def giving_up(schema):
+        constraint = follow(schema)
+        constraint._matcher = GivesUp(constraint._matcher, 3, at_mask=at_mask)
+        return constraint
+
+    engine._constraints.follow = giving_up
+    free = engine.submit(Request("one two", Sampling(temperature=0, max_tokens=20)))
+    bound = engine.submit(Request("one two", Sampling(json_schema=PERSON, max_tokens=80)))
+    chunks = {free: [], bound: []}
+    while engine.pending:
+        for chunk in engine.step():
+            chunks[chunk.request].append(chunk)
+    assert "".join(chunk.text for chunk in chunks[free]) == wanted.text
+    assert chunks[bound][-1].finish_reason == "error"
+    assert "out of fuel" in str(chunks[bound][-1].error)
+    for ask in (engine.generate, lambda given, how: list(engine.stream(given[0], how))):
+        with pytest.raises(GenerationError, match="out of fuel"):
+            ask(["one two"], Sampling(json_schema=PERSON, max_tokens=80))
+    assert engine.pending == 0
+
+
+def test_a_schema_nested_too_deeply_is_refused(bundle):
+    schema = {}
+    for _ in range(100_000):
+        schema = {"items": schema}
+    with pytest.raises(GenerationError, match="deeply"):
+        Engine(bundle).submit(Request("the cat", Sampling.model_construct(json_schema=schema)))
 
 
 def test_without_the_package_the_user_is_told_what_to_install(bundle, monkeypatch):

@@ -12,10 +12,19 @@ from typing import Annotated
 
 import typer
 
-from stockpot.cli import ask, exchange, judge, make, manage, study, use  # the verbs register themselves
+from stockpot.cli import (
+    ask,
+    exchange,
+    judge,
+    make,
+    manage,
+    serving,
+    study,
+    use,
+)  # the verbs register themselves
 from stockpot.cli.grammar import app
 
-__all__ = ["app", "ask", "exchange", "judge", "main", "make", "manage", "study", "use"]
+__all__ = ["app", "ask", "exchange", "judge", "main", "make", "manage", "serving", "study", "use"]
 
 
 ORDER = ("Make", "Use", "Judge", "Manage")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stockpot.generate.request import Sampling
     from stockpot.text.chat import Message
 
-__all__ = ["Drawing", "chat", "embed", "fill", "generate"]
+__all__ = ["Drawing", "chat", "embed", "fill", "generate", "kind_of_weights"]
 
 PANEL = "Use"
 SAMPLING = "How text is drawn"
@@ -146,7 +146,9 @@ def generate(
     from stockpot.generate.engine import Engine
     from stockpot.weights.store import load
 
-    bundle = load(model, device=flags.device, dtype=flags.dtype, quantize=_kind(flags, model))
+    bundle = load(
+        model, device=flags.device, dtype=flags.dtype, quantize=kind_of_weights(model, flags.quantize, flags)
+    )
     sampling = _over_defaults(given, bundle)
     engine = Engine(bundle)
     if sampling.n == 1 and sampling.beams is None and not flags.json:
@@ -250,14 +252,14 @@ def embed(
 # --- chat ---
 
 
-def _kind(flags: Drawing, model: str) -> str | None:
+def kind_of_weights(model: str, quantize: str | None, flags: Common) -> str | None:
     """Choose the kind of weights to write with.
 
     A known model whose file is packed to 4 bits keeps them on a CPU: they give back what the file holds, and write
     many times as fast.
     """
-    if flags.quantize is not None or flags.dtype is not None:
-        return None if flags.quantize == "none" else flags.quantize
+    if quantize is not None or flags.dtype is not None:
+        return None if quantize == "none" else quantize
     from stockpot.device import pick_device
     from stockpot.weights.known import KNOWN
 
@@ -285,7 +287,9 @@ def chat(
     given = flags.settings()
     from stockpot.weights.store import load
 
-    bundle = load(model, device=flags.device, dtype=flags.dtype, quantize=_kind(flags, model))
+    bundle = load(
+        model, device=flags.device, dtype=flags.dtype, quantize=kind_of_weights(model, flags.quantize, flags)
+    )
     if not bundle.model.config.predicts:
         does = "is a reward model: it rates answers" if bundle.model.config.value_head else "makes vectors"
         raise GenerationError(

@@ -50,7 +50,10 @@ class Constraints:
         Raises:
             GenerationError: if the schema is not one, or too large.
         """
-        text = json.dumps(schema)
+        try:
+            text = json.dumps(schema)
+        except RecursionError:
+            raise GenerationError("The JSON schema is nested too deeply.", "Give a flatter schema.") from None
         if len(text) > MOST_SCHEMA:
             raise GenerationError(
                 f"The JSON schema has {len(text):,} characters; at most {MOST_SCHEMA:,} are taken.",
@@ -81,8 +84,14 @@ class Constraint:
         return bool(self._matcher.is_stopped())
 
     def allowed(self) -> Bool[Tensor, " vocab"]:
-        """Say which ids may come next; ids that end an answer are among them where it may end."""
-        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        """Say which ids may come next; ids that end an answer are among them where it may end.
+
+        Raises:
+            GenerationError: as :meth:`push`.
+        """
+        mask = bytearray(self._matcher.compute_bitmask())
+        self._check()
+        bits = torch.frombuffer(mask, dtype=torch.uint8)
         spread = (bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
         known = spread.flatten().bool()[: self._vocab]
         return torch.nn.functional.pad(known, (0, self._vocab - known.shape[0]))
@@ -94,6 +103,9 @@ class Constraint:
             GenerationError: if the grammar gives up: the schema is too intricate.
         """
         self._matcher.consume_token(id)
+        self._check()
+
+    def _check(self) -> None:
         if self._matcher.is_error():
             raise GenerationError(
                 f"The JSON schema could not be followed: {self._matcher.get_error()}", "Simplify the schema."

@@ -18,8 +18,8 @@ from stockpot.bundle import Bundle
 from stockpot.errors import GenerationError
 from stockpot.generate.beam import beam_search
 from stockpot.generate.constrain import Constraint, Constraints
-from stockpot.generate.inputs import prompt_ids, reading_only
-from stockpot.generate.live import Live, merged
+from stockpot.generate.inputs import most_prompt_tokens, prompt_ids, reading_only
+from stockpot.generate.live import Live
 from stockpot.generate.prefixes import Prefixes
 from stockpot.generate.refill import refill
 from stockpot.generate.release import TextStream
@@ -31,6 +31,7 @@ from stockpot.generate.request import (
     Request,
     Sampling,
     Score,
+    merged,
 )
 from stockpot.generate.scheduler import Scheduler
 from stockpot.generate.scoring import Pooling, embed_texts, fill_gaps, score_pairs
@@ -99,7 +100,7 @@ class Engine:
         }
         chunks = self._run({number: [] for number in numbers.values()})
         return [
-            _joined(chunks[numbers[i, index]], len(encoded[i]))
+            Completion.of(chunks[numbers[i, index]], len(encoded[i]))
             for i in range(len(prompts))
             for index in range(sampling.n)
         ]
@@ -196,7 +197,8 @@ class Engine:
     def step(self) -> list[Chunk]:
         """Write one token for every request under way and read prompts that wait; return what may leave.
 
-        Every request's first chunk comes when its prompt has been read. Nothing to do gives an empty list.
+        Every request's first chunk comes when its prompt has been read. Nothing to do gives an empty list. A request that
+        cannot go on ends with a chunk that holds its error; others go on.
         """
         chunks, self._early = self._early, []
         with reading_only(self._model):
@@ -225,6 +227,8 @@ class Engine:
                     if chunk.request not in wanted:
                         others.append(chunk)
                         continue
+                    if chunk.error is not None:
+                        raise chunk.error
                     wanted[chunk.request].append(chunk)
                     if chunk.finish_reason is not None:
                         unfinished.discard(chunk.request)
@@ -242,6 +246,8 @@ class Engine:
                 step = self.step()
                 others += [chunk for chunk in step if chunk.request != number]
                 for chunk in (chunk for chunk in step if chunk.request == number):
+                    if chunk.error is not None:
+                        raise chunk.error
                     held.append(chunk)
                     if chunk.text or chunk.finish_reason is not None:
                         joined, held = merged(held), []
@@ -290,7 +296,7 @@ class Engine:
         ids = prompt_ids(self.bundle, prompt)
         if not ids:
             raise GenerationError("The prompt is empty.", "Give at least one token to go on from.")
-        most = config.encoder.context if config.encoder else config.context - 1
+        most = most_prompt_tokens(self.bundle)
         if len(ids) > most:
             raise GenerationError(
                 f"The prompt has {len(ids)} tokens, but this model takes {most}.",
@@ -303,12 +309,3 @@ class Engine:
 
     def _decode_ids(self, ids: Sequence[int]) -> str:
         return self.bundle.tokenizer.decode(ids, skip_special=True)
-
-
-def _joined(chunks: Sequence[Chunk], prompt_tokens: int) -> Completion:
-    """Make a completion of all chunks of a request."""
-    whole = merged(chunks)
-    assert whole.finish_reason is not None  # only finished requests are joined
-    return Completion(
-        whole.text, whole.ids, whole.finish_reason, prompt_tokens, whole.log_probs, whole.alternatives
-    )

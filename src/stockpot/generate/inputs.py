@@ -15,7 +15,15 @@ from stockpot.bundle import Bundle
 from stockpot.errors import GenerationError
 from stockpot.generate.request import Prompt
 
-__all__ = ["batches_by_length", "completion_ids", "pad", "prompt_ids", "reading_only", "seen_both_ways"]
+__all__ = [
+    "batches_by_length",
+    "completion_ids",
+    "most_prompt_tokens",
+    "pad",
+    "prompt_ids",
+    "reading_only",
+    "seen_both_ways",
+]
 
 
 @contextmanager
@@ -52,6 +60,12 @@ def prompt_ids(bundle: Bundle, prompt: Prompt) -> list[int]:
             "Encode it with this model's tokenizer.",
         )
     return ids
+
+
+def most_prompt_tokens(bundle: Bundle) -> int:
+    """Return the longest prompt a model can answer, in tokens."""
+    config = bundle.model.config
+    return config.encoder.context if config.encoder else config.context - 1
 
 
 def completion_ids(bundle: Bundle, completion: str | Sequence[int]) -> list[int]:

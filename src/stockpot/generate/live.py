@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from stockpot.errors import GenerationError
 from stockpot.generate.constrain import Constraint
 from stockpot.generate.lookup import Lookup
 from stockpot.generate.release import TextStream
 from stockpot.generate.request import Chunk, FinishReason, Request, Sampling, TokenAlternatives
 from stockpot.generate.sampling import penalise_counts, penalise_repetition
 
-__all__ = ["Live", "merged", "seed_of"]
+__all__ = ["Live", "seed_of"]
 
 MIXER = 0x9E37_79B9_7F4A_7C15  # odd and irregular: neighbouring indices get seeds that share no pattern
 
@@ -40,6 +41,7 @@ class Live:
         constraint: what its JSON schema allows, if it has one.
         deadline: when it is cut, on the engine's clock.
         lookup: guesses its next tokens, if it asked for that.
+        failure: why it cannot go on; others go on.
     """
 
     number: int
@@ -53,6 +55,7 @@ class Live:
     deadline: float | None = None
     lookup: Lookup | None = None
     ids: list[int] = field(default_factory=list)
+    failure: GenerationError | None = None
     _seen: Tensor | None = None
     _counts: Tensor | None = None
 
@@ -126,7 +129,12 @@ class Live:
         given = None if self.request.allowed is None else self.request.allowed(self.ids)
         if self.constraint is None:
             return given
-        return self.constraint.allowed() if given is None else given & self.constraint.allowed()
+        try:
+            allowed = self.constraint.allowed()
+        except GenerationError as error:
+            self.failure = error
+            return given
+        return allowed if given is None else given & allowed
 
     def guess(self) -> list[int]:
         """Guess the ids behind the next one to be run; no more than may still be written."""
@@ -139,10 +147,15 @@ class Live:
     def accept(
         self, id: int, log_prob: float | None = None, alternatives: TokenAlternatives | None = None
     ) -> Chunk:
-        """Take the next id; return what may leave because of it."""
+        """Take the next id; return what may leave because of it, or why nothing can."""
         self.ids.append(id)
         self._remember(id)
-        piece, reason = self._write(id)
+        try:
+            if self.failure is not None:
+                raise self.failure
+            piece, reason = self._write(id)
+        except GenerationError as error:
+            return Chunk(self.number, "", (id,), "error", error=error)
         return Chunk(
             self.number,
             piece,
@@ -188,17 +201,3 @@ class Live:
             self._seen[0, id] = True
         if self._counts is not None:
             self._counts[0, id] += 1
-
-
-def merged(chunks: Sequence[Chunk]) -> Chunk:
-    """Join the chunks of one request into one."""
-    if len(chunks) == 1:
-        return chunks[0]
-    return Chunk(
-        chunks[0].request,
-        "".join(chunk.text for chunk in chunks),
-        tuple(id for chunk in chunks for id in chunk.ids),
-        chunks[-1].finish_reason,
-        tuple(value for chunk in chunks for value in chunk.log_probs),
-        tuple(pairs for chunk in chunks for pairs in chunk.alternatives),
-    )

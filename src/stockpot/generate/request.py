@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from stockpot.config import Settings
+from stockpot.errors import GenerationError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,9 +32,10 @@ __all__ = [
     "Sampling",
     "Score",
     "TokenAlternatives",
+    "merged",
 ]
 
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout"]
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout", "error"]
 Prompt: TypeAlias = "str | Sequence[Message] | Sequence[int]"
 TokenAlternatives: TypeAlias = tuple[tuple[int, float], ...]
 
@@ -180,6 +182,7 @@ class Chunk:
         finish_reason: None while more is to come.
         log_probs: the model's log-probability of each of ``ids``; empty unless asked for.
         alternatives: for each of ``ids`` the likeliest (id, log-probability) pairs; empty unless asked for.
+        error: why it cannot go on, with the reason ``"error"``; ``generate`` and ``stream`` raise it.
     """
 
     request: int
@@ -188,6 +191,22 @@ class Chunk:
     finish_reason: FinishReason | None = None
     log_probs: tuple[float, ...] = ()
     alternatives: tuple[TokenAlternatives, ...] = ()
+    error: GenerationError | None = None
+
+
+def merged(chunks: Sequence[Chunk]) -> Chunk:
+    """Join the chunks of one request into one."""
+    if len(chunks) == 1:
+        return chunks[0]
+    return Chunk(
+        chunks[0].request,
+        "".join(chunk.text for chunk in chunks),
+        tuple(id for chunk in chunks for id in chunk.ids),
+        chunks[-1].finish_reason,
+        tuple(value for chunk in chunks for value in chunk.log_probs),
+        tuple(pairs for chunk in chunks for pairs in chunk.alternatives),
+        chunks[-1].error,
+    )
 
 
 @dataclass(frozen=True)
@@ -213,6 +232,21 @@ class Completion:
     log_probs: tuple[float, ...] = ()
     alternatives: tuple[TokenAlternatives, ...] = ()
     beam_score: float | None = None
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk], prompt_tokens: int) -> Completion:
+        """Make one of all chunks of a finished request.
+
+        Raises:
+            GenerationError: that of the request, if it failed.
+        """
+        whole = merged(chunks)
+        if whole.error is not None:
+            raise whole.error
+        assert whole.finish_reason is not None  # only finished requests are joined
+        return cls(
+            whole.text, whole.ids, whole.finish_reason, prompt_tokens, whole.log_probs, whole.alternatives
+        )
 
     @property
     def tokens(self) -> int:

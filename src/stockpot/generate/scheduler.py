@@ -17,9 +17,9 @@ from torch import Tensor
 
 from stockpot.bundle import Bundle
 from stockpot.generate.inputs import pad, seen_both_ways
-from stockpot.generate.live import Live, merged
+from stockpot.generate.live import Live
 from stockpot.generate.prefixes import LEAST, Held, Prefixes, shared_length
-from stockpot.generate.request import Chunk, TokenAlternatives
+from stockpot.generate.request import Chunk, TokenAlternatives, merged
 from stockpot.generate.rows import Rows
 from stockpot.generate.sampling import Filters, sample
 

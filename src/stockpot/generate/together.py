@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stockpot.generate.engine import Engine
-from stockpot.generate.request import Chunk, Completion, FinishReason, Request
+from stockpot.generate.request import Chunk, Completion, Request
 
 __all__ = ["complete"]
 
@@ -22,7 +22,7 @@ def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
     """
     numbers = [engine.submit(request) for request in requests]
     chunks: dict[int, list[Chunk]] = {number: [] for number in numbers}
-    ended: dict[int, FinishReason] = {}
+    ended: set[int] = set()
     try:
         while len(ended) < len(numbers):
             for chunk in engine.step():
@@ -30,19 +30,9 @@ def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
                     continue  # of somebody else, who should have a separate engine
                 chunks[chunk.request].append(chunk)
                 if chunk.finish_reason is not None:
-                    ended[chunk.request] = chunk.finish_reason
+                    ended.add(chunk.request)
     finally:
         for number in numbers:
             if number not in ended:
                 engine.cancel(number)
-    return [_joined(chunks[number], ended[number]) for number in numbers]
-
-
-def _joined(chunks: Sequence[Chunk], reason: FinishReason) -> Completion:
-    return Completion(
-        text="".join(chunk.text for chunk in chunks),
-        ids=tuple(id for chunk in chunks for id in chunk.ids),
-        finish_reason=reason,
-        prompt_tokens=0,
-        log_probs=tuple(value for chunk in chunks for value in chunk.log_probs),
-    )
+    return [Completion.of(chunks[number], 0) for number in numbers]
