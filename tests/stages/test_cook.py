@@ -200,3 +200,14 @@ def test_a_folder_that_is_no_cook_is_left_alone(config, tmp_path):
     with pytest.raises(CheckpointError, match=r"cook\.json is damaged"):
         cook(config, out=tmp_path / "other")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_without_alignment_the_other_stages_get_its_minutes():
+    from stockpot.stages.align import ALIGN_SHARE
+    from stockpot.stages.cook import PRETRAIN_SHARE, SFT_SHARE, CookConfig
+
+    whole, part = PRETRAIN_SHARE + SFT_SHARE + ALIGN_SHARE, PRETRAIN_SHARE + SFT_SHARE
+    plain = CookConfig(align=False)
+    assert 0.8 < whole < 0.9  # the rest is for the tokenizer, judging and the report
+    assert plain.share(part) + (1 - whole) / (1 - ALIGN_SHARE) == pytest.approx(1)
+    assert CookConfig().share(part) == part

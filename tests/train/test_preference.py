@@ -120,6 +120,17 @@ def test_a_batch_gives_the_loss_of_its_log_probabilities():
     assert float(total / count) == pytest.approx((delta > 0).float().mean().item())
 
 
+def test_a_chosen_answers_own_loss_is_added_per_token_and_a_tie_has_none():
+    model = tiny()
+    batch = batch_of(*PAIRS[:2], reference=torch.zeros(4), chance=torch.tensor([1.0, 0.5]))
+    plain = preference_loss(model, batch, PreferenceConfig())
+    anchored = preference_loss(model, batch, PreferenceConfig(chosen_weight=0.5))
+    ids = torch.tensor([[1, 2, 3, 4]])
+    log_probs = model(ids).logits.detach().log_softmax(-1)
+    own = -(log_probs[0, 1, 3] + log_probs[0, 2, 4]) / 2
+    assert float((anchored.total - plain.total).detach()) == pytest.approx(0.5 * float(own), rel=1e-4)
+
+
 def test_per_token_scores_do_not_depend_on_length():
     model = tiny()
     config = PreferenceConfig(objective="simpo", beta=1.0)

@@ -30,10 +30,11 @@ from stockpot.stages.ppo import PPOConfig, ppo
 from stockpot.stages.reward import RewardConfig, reward
 from stockpot.stages.rewards import reward_from
 
-__all__ = ["VALIDATIONS", "ContestConfig", "align"]
+__all__ = ["ALIGN_SHARE", "VALIDATIONS", "ContestConfig", "align"]
 
-# Shares of the minutes; benchmarks/results/cook.md
+# Shares of a cook's minutes.
 REWARD_SHARE, DPO_SHARE, PPO_SHARE = 0.04, 0.07, 0.14
+ALIGN_SHARE = REWARD_SHARE + DPO_SHARE + PPO_SHARE
 MOST_PASSES = 2.0  # over the comparisons
 VALIDATIONS = 5
 TRIAL_PHASES = 2

@@ -93,7 +93,7 @@ def _cook(config: CookConfig, minutes: float | None) -> str:
         tokenizer.save(folder)
         asked = config.pretrain.model_copy(update={"tokenizer": folder})
         if minutes is not None:
-            asked = asked.model_copy(update={"minutes": minutes * PRETRAIN_SHARE})
+            asked = asked.model_copy(update={"minutes": minutes * config.share(PRETRAIN_SHARE)})
         expected = plan_pretraining(asked)[1]
-    whole = expected.seconds / 60 / PRETRAIN_SHARE
+    whole = expected.seconds / 60 / config.share(PRETRAIN_SHARE)
     return f"pretraining: {expected}; all stages: about {whole:.0f} min"

@@ -18,7 +18,7 @@ from stockpot.data.sources import fingerprint_sources
 from stockpot.judge.harness import Report, evaluate
 from stockpot.judge.look import look
 from stockpot.run import Run
-from stockpot.stages.align import VALIDATIONS, ContestConfig, align
+from stockpot.stages.align import ALIGN_SHARE, VALIDATIONS, ContestConfig, align
 from stockpot.stages.assemble import Progress, silent
 from stockpot.stages.contest import Contest
 from stockpot.stages.dpo import DPOConfig
@@ -58,6 +58,10 @@ class CookConfig(Settings):
     ppo: PPOConfig = Field(default_factory=PPOConfig)
     contest: ContestConfig = Field(default_factory=ContestConfig)
     seed: int = Field(0, ge=0, description="of every stage")
+
+    def share(self, part: float) -> float:
+        """Turn a stage's share of a whole cook's minutes into its share of these settings' minutes."""
+        return part if self.align else part / (1 - ALIGN_SHARE)
 
 
 def cook(
@@ -134,7 +138,7 @@ def _pretrain(
 ) -> tuple[Path, PretrainConfig]:
     asked = config.pretrain.model_copy(update={"tokenizer": str(tokenizer), "seed": config.seed})
     if minutes is not None:
-        asked = asked.model_copy(update={"minutes": minutes * PRETRAIN_SHARE})
+        asked = asked.model_copy(update={"minutes": minutes * config.share(PRETRAIN_SHARE)})
 
     def resolve() -> dict[str, Any]:
         return plan_pretraining(asked)[0].model_dump(mode="json")
@@ -155,7 +159,7 @@ def _tune(
     settled = config.sft.model_copy(update={"model": str(base), "seed": config.seed})
     if minutes is not None:
         spent, steps = kitchen.state["pretrain"]["seconds"], base_config.loop.steps
-        tokens = minutes * 60 * SFT_SHARE * steps * base_config.loop.batch_tokens / spent
+        tokens = minutes * 60 * config.share(SFT_SHARE) * steps * base_config.loop.batch_tokens / spent
         steps = max(1, int(tokens / settled.loop.batch_tokens))
         every = math.ceil(steps / VALIDATIONS)
         loop = {"steps": steps, "validate_every": every, "checkpoint_every": every}

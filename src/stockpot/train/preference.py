@@ -50,6 +50,9 @@ class PreferenceConfig(Settings):
         False, description="dpo: compare log-probabilities per token, so that length does not count"
     )
     gamma: float = Field(0.5, ge=0, description="simpo: the margin that is aimed at")
+    chosen_weight: float = Field(
+        0.0, ge=0, description="of the chosen answer's own loss, nats per token, which keeps it likely"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> PreferenceConfig:
@@ -126,6 +129,9 @@ OBJECTIVES: dict[str, Objective] = {
 def preference_loss(model: Transformer, batch: PreferenceBatch, config: PreferenceConfig) -> Loss:
     """Raise chosen answers above rejected ones.
 
+    With ``chosen_weight`` the chosen answer's own loss per token is added, so that it does not become unlikely together with
+    the rejected one (Pang et al. 2024, arXiv:2404.19733, eq. 1); a tie has no chosen answer.
+
     Metrics, means over pairs: ``loss``; ``accuracy`` (the chosen answer's score is higher; ties do not count);
     ``margin`` (β times the difference of log(policy / reference), the implicit reward); ``chosen_log_prob`` and
     ``rejected_log_prob`` (nats per answer); ``chosen_shift`` and ``rejected_shift`` (their change against the reference).
@@ -143,6 +149,9 @@ def preference_loss(model: Transformer, batch: PreferenceBatch, config: Preferen
         scores = scores / tokens
     delta = scores[0::2] - scores[1::2]
     total = objective.loss(delta, batch.chance, config).sum()
+    if config.chosen_weight:
+        own = -(sums[0::2] / tokens[0::2]) * (batch.chance != 0.5)
+        total = total + config.chosen_weight * own.sum()
     return Loss(total, len(delta), _metrics(total, sums.detach(), known, scores.detach(), batch, config))
 
 
