@@ -11,8 +11,10 @@ import json
 import os
 import subprocess
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 __all__ = ["LineChild"]
@@ -27,6 +29,8 @@ class LineChild:
         start_s: longest time that may take, the program's start included.
         env: its environment; None: ours.
         is_silent: throw away what it writes to stderr.
+        patience: an answer's time is what the process itself computes, where the system tells; by the clock it may take this
+            many times as long, since other programs may be at work. 1: the clock alone counts.
 
     Attributes:
         process: the process; None: none runs.
@@ -40,9 +44,11 @@ class LineChild:
         start_s: float,
         env: Mapping[str, str] | None = None,
         is_silent: bool = False,
+        patience: float = 1.0,
     ) -> None:
         self._command, self._first, self._start_s, self._env = command, first, start_s, env
         self._stderr = subprocess.DEVNULL if is_silent else None
+        self._patience = patience
         self._lock = threading.Lock()
         self.process: subprocess.Popen[str] | None = None
         self._finish: weakref.finalize[..., LineChild] | None = None  # runs when this goes, or Python does
@@ -94,14 +100,19 @@ class LineChild:
     def _exchange(self, question: object, timeout_s: float) -> tuple[bool, Any]:
         process = self.process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        late = threading.Event()
+        answered, late = threading.Event(), threading.Event()
 
-        def stop() -> None:
-            late.set()
-            process.kill()
+        def watch() -> None:
+            begun, until = _computed_s(process.pid), time.monotonic() + timeout_s * self._patience
+            left = timeout_s
+            while left > 0 and not answered.wait(min(left, until - time.monotonic())):
+                left = min(timeout_s - (_computed_s(process.pid) - begun), until - time.monotonic())
+            if not answered.is_set():
+                late.set()
+                process.kill()
 
-        timer = threading.Timer(timeout_s, stop)
-        timer.start()
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
         try:
             process.stdin.write(json.dumps(question) + "\n")
             process.stdin.flush()
@@ -109,7 +120,8 @@ class LineChild:
         except OSError:
             answer = ""
         finally:
-            timer.cancel()
+            answered.set()
+            watcher.join()
         if not answer.endswith("\n"):
             self.close()
             if late.is_set():
@@ -123,6 +135,17 @@ class LineChild:
         if self._finish is not None:
             self._finish()
         self.process = self._finish = None
+
+
+def _computed_s(pid: int) -> float:
+    """Return the seconds that a process has computed; the clock where the system does not tell."""
+    try:
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        )
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.monotonic()
 
 
 def _end(process: subprocess.Popen[str], owner: int) -> None:

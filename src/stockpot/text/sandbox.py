@@ -37,6 +37,7 @@ TIMEOUT_S = 1.0
 MAX_CHARACTERS = 1 << 20
 _MEMORY_BYTES = 1 << 30
 _LOOK_UP_S = 1.0  # an idle child looks this often whether its parent lives
+_PATIENCE = 20.0  # on a busy machine a second of computing takes long
 _START_S = 20.0  # starting Python on a busy machine is not the template's fault
 
 GENERATION = "generation_marks"
@@ -158,7 +159,7 @@ class Worker:
 
     Args:
         source: the template.
-        timeout_s: longest time one rendering may take.
+        timeout_s: longest time one rendering may compute.
     """
 
     def __init__(self, source: str, *, timeout_s: float = TIMEOUT_S) -> None:
@@ -166,7 +167,7 @@ class Worker:
 
         command = [sys.executable, "-I", str(Path(__file__).resolve())]
         # an empty environment: nothing for a template to find
-        self.child = LineChild(command, source, start_s=_START_S, env={}, is_silent=True)
+        self.child = LineChild(command, source, start_s=_START_S, env={}, is_silent=True, patience=_PATIENCE)
         self._timeout_s = timeout_s
 
     def render(self, cases: Sequence[Mapping[str, Any]]) -> list[str]:
