@@ -17,12 +17,14 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "pretraining.py": (),
     "quantised.py": ("llama-cpp-python", "transformers"),
     "retrieval.py": ("transformers",),
+    "serving.py": (),
     "small_against_large.py": (),
     "time_to_loss.py": (),
     "tokenizing.py": ("tokenizers", "tiktoken", "sentencepiece", "riptoken", "rustbpe", "bpeasy", "gigabpe"),
 }
 CLONES: dict[str, tuple[str, ...]] = {
     "pretraining.py": ("a clone of nanoGPT: --nanogpt PATH",),
+    "serving.py": ("a Python that has llama-cpp-python[server]: --peer PYTHON",),
     "small_against_large.py": ("none: both sides are made here",),
     "time_to_loss.py": ("a clone of nanoGPT: --nanogpt PATH", "a clone of nanochat: --nanochat PATH"),
 }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import openai
 import pytest
@@ -254,3 +257,20 @@ def test_the_schema_names_the_routes(server):
     status, found = server.get("/openapi.json")
     assert status == 200
     assert {"/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/embeddings"} <= set(found["paths"])
+
+
+def test_the_llm_tool_talks_to_it(server, tmp_path):
+    pytest.importorskip("llm")
+    known = f"- model_id: pot\n  model_name: tiny\n  api_base: {server.address}/v1\n"
+    (tmp_path / "extra-openai-models.yaml").write_text(known, encoding="utf-8")
+    command = [sys.executable, "-m", "llm", "-m", "pot", "-o", "max_tokens", "12", "-o", "temperature", "0"]
+    found = subprocess.run(
+        [*command, "--key", "none", "the cat"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"LLM_USER_PATH": str(tmp_path)},
+        check=True,
+    )
+    asked = {"messages": ASKED, "max_tokens": 12, "temperature": 0}
+    text = server.post("/v1/chat/completions", asked)[1]["choices"][0]["message"]["content"]
+    assert found.stdout.strip() == text.strip()

@@ -13,7 +13,6 @@ import ipaddress
 import json
 import logging
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -272,7 +271,8 @@ def _refuse_origin(headers: dict[str, str], *, is_visit: bool) -> None:
     """Refuse what a browser sends for a page of somebody else; following a link to our page is allowed."""
     origin = headers.get("origin")
     site = headers.get("sec-fetch-site", "none").lower()
-    is_ours = origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+    host = headers.get("host", "").lower()
+    is_ours = origin is None or origin.lower() in (f"http://{host}", f"https://{host}")
     is_link = is_visit and headers.get("sec-fetch-mode", "").lower() == "navigate"
     if not is_ours or (site not in ("none", "same-origin") and not is_link):
         raise Refusal(403, "Requests from other sites are refused.", code="cross_site_request")

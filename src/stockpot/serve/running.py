@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from fastapi import APIRouter
@@ -27,7 +27,7 @@ from stockpot.serve.guard import is_loopback
 from stockpot.serve.service import Service
 from stockpot.serve.settings import ServeConfig
 
-__all__ = ["Server", "new_token", "prepare", "serve"]
+__all__ = ["Impatient", "Server", "new_token", "prepare", "serve", "watchful"]
 
 SHORTEST_TOKEN = 16
 IDLE_S = 30  # a connection may rest between two requests
@@ -115,7 +115,7 @@ def _listen(config: ServeConfig) -> socket.socket:
 def _settings(app: Any, config: ServeConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_protocol(config.stall_s),
+        http=watchful(config.stall_s),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -152,46 +152,57 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self.service.drain)
 
 
-def _protocol(stall_s: float) -> type[H11Protocol]:
-    """Make a protocol that cuts off who stalls."""
+def watchful(stall_s: float) -> type[Impatient]:
+    """Make a kind of connection that cuts off who stalls for that many seconds."""
+    return type("Watchful", (Impatient,), {"stall_s": stall_s})
 
-    class Impatient(H11Protocol):
-        _arrives: asyncio.TimerHandle | None = None
-        _leaves: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._watch_arrival()
+class Impatient(H11Protocol):
+    """A connection that cuts off who stalls for ``stall_s`` seconds."""
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch_arrival()
+    stall_s: ClassVar[float]
+    _arrives: asyncio.TimerHandle | None = None
+    _leaves: asyncio.TimerHandle | None = None
 
-        def _watch_arrival(self) -> None:
-            """Time the head of a request; once it is there, its body is the guard's business."""
-            is_waited_for = self.cycle is None or (
-                self.cycle.response_complete and self.conn.trailing_data[0]
-            )
-            if not is_waited_for and self._arrives is not None:
-                self._arrives.cancel()
-                self._arrives = None
-            elif is_waited_for and self._arrives is None:
-                self._arrives = self.loop.call_later(stall_s, self.transport.abort)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._watch_arrival()
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._leaves = self._leaves or self.loop.call_later(stall_s, self.transport.abort)
+    def data_received(self, data: bytes) -> None:
+        """Take bytes."""
+        super().data_received(data)
+        self._watch_arrival()
 
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if self._leaves is not None:
-                self._leaves.cancel()
-                self._leaves = None
+    def on_response_complete(self) -> None:
+        """Wait for what follows."""
+        super().on_response_complete()
+        self._watch_arrival()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            for timer in (self._arrives, self._leaves):
-                if timer is not None:
-                    timer.cancel()
-            super().connection_lost(exc)
+    def _watch_arrival(self) -> None:
+        """Time the head of a request; once it is there, its body is the guard's business."""
+        is_waited_for = self.cycle is None or (self.cycle.response_complete and self.conn.trailing_data[0])
+        if not is_waited_for and self._arrives is not None:
+            self._arrives.cancel()
+            self._arrives = None
+        elif is_waited_for and self._arrives is None:
+            self._arrives = self.loop.call_later(self.stall_s, self.transport.abort)
 
-    return Impatient
+    def pause_writing(self) -> None:
+        """Begin to wait for the client to read."""
+        super().pause_writing()
+        self._leaves = self._leaves or self.loop.call_later(self.stall_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client has read."""
+        super().resume_writing()
+        if self._leaves is not None:
+            self._leaves.cancel()
+            self._leaves = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        for timer in (self._arrives, self._leaves):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)

@@ -24,6 +24,7 @@ from stockpot.prompt.answering import passages_prompt
 from stockpot.prompt.index import Hit, Index
 from stockpot.serve.metrics import Metrics
 from stockpot.serve.protocol import Refusal
+from stockpot.serve.schemas import Schemas
 from stockpot.serve.settings import ServeConfig
 from stockpot.serve.worker import Event, Job, Worker
 from stockpot.text.chat import Message
@@ -121,6 +122,7 @@ class Service:
         self._calls = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="stockpot-reader")
+        self._schemas, self._trier = Schemas(), ThreadPoolExecutor(1, thread_name_prefix="stockpot-schemas")
         self._worker = Worker(slots=self.settings.slots, prefix_mib=self.settings.prefix_mib, post=self._post)
         for name, bundle in models.items():
             self.add(name, bundle)
@@ -137,7 +139,9 @@ class Service:
         self.is_draining = True
         self.cut()
         await asyncio.to_thread(self._worker.stop)
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._reader, self._trier):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._schemas.close()
 
     def drain(self) -> None:
         """Take nothing new; what waits is refused, what runs may end for ``grace_s`` and is then cut."""
@@ -221,7 +225,14 @@ class Service:
         served = self.model(model)
         settings = sampling or Sampling.suggested(served.bundle.generation)
         self._refuse_when_full(settings.n)
-        ids, sources = await self._read(lambda: self._prepare(served, prompt, settings, documents))
+        loop = asyncio.get_running_loop()
+        if settings.json_schema is not None:
+            why = await loop.run_in_executor(self._trier, self._schemas.complaint, settings.json_schema)
+            if why:
+                raise Refusal(400, f"The JSON schema cannot be followed: {why}.", param="response_format")
+        ids, sources = await loop.run_in_executor(
+            self._reader, self._prepare, served, prompt, settings, documents
+        )
         self._refuse_when_full(settings.n)
         answer = Answer(served, ids, settings, sources)
         jobs = [self._job(answer, index, client) for index in range(settings.n)]
@@ -281,9 +292,6 @@ class Service:
             self._calls -= 1
 
     # --- odds and ends ---
-
-    async def _read(self, function: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._reader, function)
 
     def _prepare(
         self, served: Served, prompt: Prompt, sampling: Sampling, documents: bool

@@ -1,0 +1,135 @@
+"""Requests that nobody would write on purpose: never a failure of the server, always an error that can be read."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from copy import deepcopy
+from http.client import HTTPConnection
+
+import pytest
+
+SEEDS = [
+    (
+        "/v1/chat/completions",
+        {
+            "model": "tiny",
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": [{"type": "text", "text": "the cat"}]},
+            ],
+            "max_tokens": 3,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "n": 1,
+            "stop": ["x"],
+            "seed": 1,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "logit_bias": {"5": 1.0},
+            "response_format": {"type": "json_object"},
+            "stream": False,
+            "stream_options": {"include_usage": True},
+            "presence_penalty": 0.1,
+        },
+    ),
+    ("/v1/completions", {"prompt": ["the cat", "a dog"], "max_tokens": 2, "echo": True, "best_of": 1}),
+    ("/v1/completions", {"prompt": [5, 6, 7], "logprobs": 1, "max_tokens": 2, "suffix": None}),
+    ("/v1/embeddings", {"model": "vectors", "input": ["the cat", "x"], "encoding_format": "base64"}),
+]
+ODD = [
+    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**70), 0.0, -0.5, 1e-300, 1e308, float("nan"), float("inf"), "", " ",
+    "x", "\x00", "\ud800", "😀" * 50, "x" * 5000, "<|end|>", "null", "user", [], [[]], {}, {"": ""}, {"type": "text"},
+    [1, "a", None], ["x"] * 70, [[1, 2], [3]], {"type": "json_schema", "json_schema": {"schema": {"pattern": "("}}},
+]  # fmt: skip
+
+
+def places(value, path=()):
+    """Yield the path of every value inside."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield from places(one, (*path, key))
+
+
+def mutated(dice, body):
+    """Return a body with a few values replaced, taken out or added, or its bytes damaged."""
+    value = deepcopy(body)
+    for _ in range(dice.randint(1, 3)):
+        path = dice.choice([one for one in places(value) if one])
+        place = value
+        for key in path[:-1]:
+            place = place[key]
+        kind = dice.random()
+        if kind < 0.6:
+            place[path[-1]] = deepcopy(dice.choice(ODD))
+        elif kind < 0.8:
+            del place[path[-1]]
+        elif isinstance(place, dict):
+            place[dice.choice(["extra", "model", "tools", "user", "\ud800"])] = deepcopy(dice.choice(ODD))
+        if not value:
+            break
+    data = bytearray(json.dumps(value).encode())
+    if dice.random() < 0.15:
+        for _ in range(dice.randint(1, 4)):
+            at = dice.randrange(len(data))
+            data[at : at + dice.randint(0, 3)] = dice.randbytes(dice.randint(0, 3))
+            if not data:
+                break
+    return bytes(data)
+
+
+def fuzz(server, count, seed):
+    dice, link = random.Random(seed), HTTPConnection("127.0.0.1", server.port, timeout=120)
+    counts: dict[int, int] = {}
+    for number in range(count):
+        path, body = dice.choice(SEEDS)
+        data = mutated(dice, body)
+        link.request("POST", path, data, {"Content-Type": "application/json"})
+        reply = link.getresponse()
+        found = reply.read()
+        counts[reply.status] = counts.get(reply.status, 0) + 1
+        assert reply.status < 500, (number, path, data, found)
+        if reply.status != 200:
+            assert json.loads(found)["error"]["message"], (number, path, data, found)
+        elif not found.startswith(b"data: "):
+            json.loads(found, parse_constant=pytest.fail)  # neither NaN nor infinity
+    link.close()
+    return counts
+
+
+@pytest.fixture(scope="module")
+def bounded(bundle, make, run_server):
+    with run_server({"tiny": bundle, "vectors": make("encoder")}, max_tokens=4) as one:
+        yield one
+
+
+def test_mutated_requests_are_answered_or_refused(bounded):
+    counts = fuzz(bounded, 120, seed=0)
+    assert counts[200] > 5 and counts[400] > 25
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutated_requests(bounded):
+    counts = fuzz(bounded, 10_000, seed=1)
+    assert set(counts) <= {200, 400, 404}
+    assert bounded.get("/health")[0] == 200
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_nothing(bounded):
+    pytest.importorskip("schemathesis")
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    command = [
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "run",
+        f"{bounded.address}/openapi.json",
+        "--checks",
+        checks,
+    ]
+    found = subprocess.run([*command, "--max-examples", "100", "--seed", "1"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]

@@ -1,0 +1,138 @@
+"""Many at once: the same answers as alone, turns, refusals instead of failures, and places freed by who leaves."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+
+import pytest
+
+CHAT = "/v1/chat/completions"
+STEP_S = 0.02
+
+
+def body(words="the cat", **more):
+    return {"messages": [{"role": "user", "content": words}], "max_tokens": 8} | more
+
+
+def text_of(found):
+    return found["choices"][0]["message"]["content"]
+
+
+@pytest.fixture(scope="module")
+def slow(make):
+    """Make a model that takes its time for every token."""
+    return make(delay_s=STEP_S, context=1024)
+
+
+def pending(server):
+    return server.service._worker.run("slow", lambda engine: engine.pending).result()
+
+
+def test_answers_given_together_equal_those_given_alone(server):
+    asked = [body(f"the cat {'sat on ' * (i % 7)}{i}", temperature=0, max_tokens=16) for i in range(24)]
+    alone = [text_of(server.post(CHAT, one)[1]) for one in asked]
+    with ThreadPoolExecutor(24) as pool:
+        together = list(pool.map(lambda one: text_of(server.post(CHAT, one)[1]), asked))
+    assert together == alone
+    assert len(set(alone)) > 3
+
+
+def test_too_many_are_refused_not_dropped(slow, run_server):
+    with run_server({"slow": slow}, slots=2, queue=6) as one, ThreadPoolExecutor(48) as pool:
+        replies = list(pool.map(lambda _: one.send("POST", CHAT, body()), range(48)))
+        assert {status for status, _, _ in replies} == {200, 429}
+        for status, headers, found in replies:
+            if status == 429:
+                assert 1 <= int(headers["retry-after"]) <= 60
+                assert json.loads(found)["error"]["code"] == "rate_limit_exceeded"
+        assert sum(status == 200 for status, _, _ in replies) >= 8
+        assert one.post(CHAT, body())[0] == 200
+
+
+def test_a_client_with_one_request_does_not_wait_behind_one_with_many(slow, run_server):
+    done = []
+
+    def ask(server, key):
+        server.post(CHAT, body(), {"Authorization": f"Bearer {key}"})
+        done.append(key)
+
+    with run_server({"slow": slow}, slots=1) as one, ThreadPoolExecutor(8) as pool:
+        for number in range(6):
+            pool.submit(ask, one, "many")
+            one.until(lambda number=number: one.service.open_answers > number or done)
+        pool.submit(ask, one, "one")
+    assert done.index("one") <= 3
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_frees_the_place(slow, run_server, stream):
+    with run_server({"slow": slow}, slots=1) as one:
+        link = socket.create_connection(("127.0.0.1", one.port))
+        data = json.dumps(body(max_tokens=1000, stream=stream, logit_bias={"3": -100, "10": -100})).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        link.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        one.until(lambda: one.service.metrics.tokens > 2)
+        assert pending(one) == 1
+        link.close()
+        one.until(lambda: one.service.open_answers == 0)  # a thousand tokens would take longer than that
+        one.until(lambda: pending(one) == 0)
+        assert one.post(CHAT, body())[0] == 200
+
+
+def test_a_stop_ends_streams_and_refuses_who_waits(slow, run_server):
+    frames, waited = [], []
+    with run_server({"slow": slow}, slots=1, grace_s=0.3) as one:
+        link = HTTPConnection("127.0.0.1", one.port, timeout=60)
+        asked = body(max_tokens=1000, stream=True, logit_bias={"3": -100, "10": -100})
+        link.request("POST", CHAT, json.dumps(asked), {"Content-Type": "application/json"})
+        reply = link.getresponse()
+        waiting = threading.Thread(target=lambda: waited.append(one.post(CHAT, body())))
+        waiting.start()
+        one.until(lambda: one.service.open_answers == 2)
+        one.server.handle_exit(15, None)
+        frames = reply.read().decode().strip().split("\n\n")
+        waiting.join()
+        link.close()
+    assert frames[-1] == "data: [DONE]"
+    assert json.loads(frames[-2][6:])["choices"][0]["finish_reason"] == "length"
+    assert 3 < len(frames) < 1000
+    assert waited[0][0] == 503 and waited[0][1]["error"]["code"] == "unavailable"
+
+
+def test_a_step_that_fails_ends_its_answers_and_the_next_works(make, run_server):
+    broken = make()
+    fails = [True]
+
+    def break_once(*_):
+        if fails.pop() if fails else False:
+            raise RuntimeError("no memory")
+
+    broken.model.register_forward_pre_hook(break_once)
+    with run_server({"broken": broken}) as one:
+        status, found = one.post(CHAT, body())
+        assert status == 500 and "memory" not in found["error"]["message"]
+        assert one.post(CHAT, body())[0] == 200
+
+
+def test_a_deadline_cuts_an_answer(slow, run_server):
+    with run_server({"slow": slow}, timeout_s=0.5) as one:
+        _, found = one.post(CHAT, body(max_tokens=1000, logit_bias={"3": -100, "10": -100}))
+        assert found["choices"][0]["finish_reason"] == "length"
+        assert found["usage"]["completion_tokens"] < 1000
+
+
+def test_the_longest_answer_is_bounded(server, bundle, run_server):
+    with run_server({"tiny": bundle}, max_tokens=4) as one:
+        _, found = one.post(CHAT, body(max_tokens=200))
+        assert found["usage"]["completion_tokens"] <= 4
+
+
+def test_models_come_and_go(server, make):
+    server.service.add("more", make(seed=5))
+    assert server.post(CHAT, body(model="more"))[0] == 200
+    server.service.remove("more")
+    assert server.post(CHAT, body(model="more"))[0] == 404
