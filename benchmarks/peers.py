@@ -13,6 +13,7 @@ from pathlib import Path
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "generate.py": ("transformers",),
+    "judging.py": ("lm-eval", "transformers"),
     "post_training.py": ("trl", "peft", "transformers"),
     "pretraining.py": (),
     "quantised.py": ("llama-cpp-python", "transformers"),

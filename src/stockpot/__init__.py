@@ -33,6 +33,7 @@ _PLACES = {
     "Hit": "stockpot.prompt.index",
     "Index": "stockpot.prompt.index",
     "IndexConfig": "stockpot.prompt.index",
+    "Judging": "stockpot.judge.taskfiles",
     "LadderConfig": "stockpot.stages.ladder",
     "LoRA": "stockpot.model.adapters",
     "Loader": "stockpot.data.loader",

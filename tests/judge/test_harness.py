@@ -6,7 +6,8 @@ import pytest
 
 from stockpot.errors import DataError, GenerationError
 from stockpot.generate.engine import Engine
-from stockpot.judge.harness import Report, compare, evaluate
+from stockpot.judge.harness import Report, compare, evaluate, reading
+from stockpot.judge.taskfiles import Judging
 from stockpot.judge.tasks import Item, Task
 
 CHOICES = Task(
@@ -23,11 +24,11 @@ def bundle(make_bundle):
 
 
 def test_each_score_has_its_number_chance_and_interval(bundle):
-    report = evaluate(bundle, [CHOICES, FREE], max_tokens=4)
+    report = evaluate(bundle, [CHOICES, FREE], Judging(max_tokens=4))
     assert {(row.task, row.metric) for row in report.rows} == {
-        *(("choices", metric) for metric in ("exact", "choice", "margin", "log_prob")),
+        *(("choices", metric) for metric in ("exact", "choice", "margin", "brier", "log_prob")),
         *(("free", metric) for metric in ("exact", "log_prob")),
-        *(("all", metric) for metric in ("exact", "choice", "margin", "log_prob")),
+        *(("all", metric) for metric in ("exact", "choice", "margin", "brier", "log_prob")),
     }
     choice = report.row("choices", "choice").estimate
     assert (choice.n, choice.chance) == (6, pytest.approx(1 / 3))
@@ -39,7 +40,7 @@ def test_each_score_has_its_number_chance_and_interval(bundle):
 
 
 def test_a_choice_is_the_likeliest_per_byte(bundle):
-    report = evaluate(bundle, [CHOICES], max_tokens=2)
+    report = evaluate(bundle, [CHOICES], Judging(max_tokens=2))
     engine = Engine(bundle)
     for answer in report.answers["choices"]:
         pairs = [(f"Question: {answer.item.question}\nAnswer:", f" {one}") for one in answer.item.choices]
@@ -49,13 +50,13 @@ def test_a_choice_is_the_likeliest_per_byte(bundle):
 
 
 def test_chat_models_are_asked_as_they_were_trained(make_bundle):
-    assert evaluate(make_bundle(), [FREE], max_tokens=2).wording == "plain"
-    assert evaluate(make_bundle(chat=True), [FREE], max_tokens=2).wording == "chat"
-    assert evaluate(make_bundle(chat=True), [FREE], max_tokens=2, wording="plain").wording == "plain"
+    assert evaluate(make_bundle(), [FREE], Judging(max_tokens=2)).wording == "plain"
+    assert evaluate(make_bundle(chat=True), [FREE], Judging(max_tokens=2)).wording == "chat"
+    assert evaluate(make_bundle(chat=True), [FREE], Judging(max_tokens=2, wording="plain")).wording == "plain"
 
 
 def test_a_report_is_read_back_as_it_was_written(bundle, tmp_path):
-    report = evaluate(bundle, [CHOICES, FREE], max_tokens=3)
+    report = evaluate(bundle, [CHOICES, FREE], Judging(max_tokens=3))
     path = report.save(tmp_path / "deep" / "folder")
     assert Report.load(path) == report
     path.write_text(path.read_text(encoding="utf-8")[:-30], encoding="utf-8")
@@ -67,13 +68,17 @@ def test_a_report_is_read_back_as_it_was_written(bundle, tmp_path):
 
 
 def test_models_are_compared_on_the_same_questions_only(make_bundle):
-    reports = [evaluate(make_bundle(seed=seed), [CHOICES], max_tokens=2) for seed in (0, 1)]
-    (row,) = compare(*reports)
-    assert (row.task, row.estimate.n) == ("choices", 6)
-    assert compare(reports[0], reports[0])[0].estimate.value == 0
+    reports = [evaluate(make_bundle(seed=seed), [CHOICES], Judging(max_tokens=2)) for seed in (0, 1)]
+    rows = {row.metric: row for row in compare(*reports)}
+    assert set(rows) == {f"{name} gain" for name in ("exact", "choice", "margin", "brier", "log_prob")}
+    assert {(row.task, row.estimate.n) for row in rows.values()} == {("choices", 6)}
+    assert 0 < rows["exact gain"].p <= 1 and rows["margin gain"].p is None
+    same = compare(reports[0], reports[0])
+    assert {row.estimate.value for row in same} == {0}
+    assert {reading(row) for row in same} == {"inside the noise"}
     other = Task("choices", "2", CHOICES.items)
     with pytest.raises(ValueError, match="other items"):
-        compare(reports[0], evaluate(make_bundle(), [other], max_tokens=2))
+        compare(reports[0], evaluate(make_bundle(), [other], Judging(max_tokens=2)))
 
 
 def test_a_question_that_does_not_fit_the_model_is_named(bundle):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import pytest
 
@@ -58,11 +59,18 @@ def test_a_packed_file_is_read_as_it_is(tmp_path):
         ('{"question": "a", "answer": "b", "choices": "ab"}', "list of texts"),
         ('{"question": "a", "answer": "b", "choices": ["c", "d"]}', "not among the choices"),
         ('{"question": "a", "answer": "b", "choices": ["b"]}', "at least two"),
+        ('{"question": "a", "answer": "b", "choices": []}', "empty"),
+        ('{"question": "a", "answer": "b", "choices": {}}', "empty|needs"),
         ('{"question": "a", "answer": "b", "choices": ["b", "b"]}', "twice"),
     ],
 )
-def test_a_wrong_line_is_told_with_its_place(tmp_path, line, said):
+def test_a_wrong_line_is_told_with_its_place_and_the_rest_goes_on(tmp_path, line, said):
     (tmp_path / "t.jsonl").write_text(json.dumps(ITEMS[0]) + "\n" + line, encoding="utf-8")
+    task = load_task(tmp_path / "t.jsonl")
+    assert len(task.items) == 1
+    (left,) = task.bad
+    assert re.search(said, left.why)
+    (tmp_path / "t.jsonl").write_text("\n" + line, encoding="utf-8")
     with pytest.raises(DataError, match=said):
         load_task(tmp_path / "t.jsonl")
 

@@ -1,15 +1,14 @@
-"""Ask a model the questions of some tasks and report scores with intervals.
+"""Ask a model the questions of some tasks and report scores one can trust.
 
-Two readings of each item: *exact match* of a greedy answer, and, for items with choices, *choice accuracy* by
-log-likelihood. Beside them stands a continuous twin, the log-probability of the right answer per token in nats, which
-moves before either of the sharp scores does. All model calls go through `Engine`.
+Every figure has its number of items, its 95 % interval and, where guessing has a meaning, the score of guessing; beside the sharp
+measures stand continuous ones. What was not judged is counted and told of. All model calls go through `Engine`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,77 +16,74 @@ from stockpot import durable
 from stockpot.bundle import Bundle
 from stockpot.errors import DataError, GenerationError
 from stockpot.generate.engine import Engine
-from stockpot.generate.request import Sampling, Score
-from stockpot.judge.metrics import (
-    Estimate,
-    exact_match,
-    final_answer,
-    mean_estimate,
-    paired_difference,
-    proportion,
-)
-from stockpot.judge.tasks import Item, Task, Wording, load_task, village_tasks, word_item
-from stockpot.text.chat import Message
+from stockpot.judge.asking import Cache, ask_all, model_fingerprint
+from stockpot.judge.bigbench import is_bigbench, open_bigbench
+from stockpot.judge.contamination import clean_rows, find_overlap, training_texts
+from stockpot.judge.metrics import Estimate, in_words, mcnemar, paired_difference
+from stockpot.judge.opening import open_task
+from stockpot.judge.programs import check_running, run_programs
+from stockpot.judge.requests import Asked, ask_item, check_head
+from stockpot.judge.scoring import TWINS, Answer, Row, estimate, judge_item, rows_of
+from stockpot.judge.taskfiles import Judging, shipped_tasks
+from stockpot.judge.tasks import Item, Left, Task, Wording, load_task, village_tasks
 from stockpot.weights.store import load
 
-__all__ = ["Answer", "Report", "Row", "compare", "evaluate"]
+__all__ = ["Answer", "Report", "Row", "compare", "evaluate", "reading", "resolve"]
 
 Progress = Callable[[dict[str, Any]], None]
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model did with one item.
-
-    Attributes:
-        reply: its greedy answer, cut at the first line break.
-        is_exact: whether the reply matches the right answer.
-        choice: the choice it finds likeliest, by log-probability per byte; None without choices.
-        log_prob: log-probability of the right answer per token, nats.
-        margin: log-probability per byte of the right choice minus that of the best wrong one, nats; None without choices.
-    """
-
-    item: Item
-    reply: str
-    is_exact: bool
-    choice: str | None
-    log_prob: float
-    margin: float | None
-
-    @property
-    def is_chosen(self) -> bool | None:
-        """Whether the likeliest choice is the right one."""
-        return None if self.choice is None else self.choice == self.item.answer
-
-
-@dataclass(frozen=True)
-class Row:
-    """One score of one task."""
-
-    task: str
-    metric: str
-    estimate: Estimate
+FREE_KINDS = 100  # with more sorts of question than this, a figure for each would be noise
+LOWER = ("brier", "perplexity", "bits_per_byte", "word_perplexity", "token_perplexity")
 
 
 @dataclass
 class Report:
-    """Scores of one model on some tasks, with every answer behind them."""
+    """Scores of one model on some tasks, with every answer behind them.
+
+    Attributes:
+        rows: figures of each task.
+        kinds: the first figure of each sort of question within a task.
+        left: task → items that were not judged because they do not fit this model.
+        bad: task → records that are no items.
+        seen: task → items of which at least half stands in the training text, where that was looked for.
+        remarks: sentences about the figures.
+    """
 
     model: str
     wording: str
     rows: list[Row] = field(default_factory=list)
     answers: dict[str, list[Answer]] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    kinds: list[Row] = field(default_factory=list)
+    left: dict[str, list[Left]] = field(default_factory=dict)
+    bad: dict[str, list[Left]] = field(default_factory=dict)
+    seen: dict[str, list[str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"{'task':<28} {'metric':<12} {'score':>7}  {'95 % interval':<16} {'chance':>6} {'n':>5}"]
+        width = max([28, *(len(row.task) for row in self.rows)])
+        lines = [
+            f"{'task':<{width}} {'measure':<15} {'score':>9}  {'95 % interval':<20} {'chance':>6} {'n':>5} {'step':>6}"
+        ]
         for row in self.rows:
             e = row.estimate
             chance = "-" if e.chance is None else f"{e.chance:.2f}"
+            step = "-" if row.metric in (*TWINS, *LOWER) else f"{e.resolution:.3f}"
+            interval = f"[{e.low:.3f}, {e.high:.3f}]"
             lines.append(
-                f"{row.task:<28} {row.metric:<12} {e.value:>7.3f}  [{e.low:.3f}, {e.high:.3f}]   {chance:>6} {e.n:>5}"
+                f"{row.task:<{width}} {row.metric:<15} {e.value:>9.3f}  {interval:<20} {chance:>6} {e.n:>5} {step:>6}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.not_judged(), *self.remarks])
+
+    def not_judged(self) -> list[str]:
+        """Say what has no part in the figures, a line each."""
+        lines = []
+        for what, found in (("do not fit this model", self.left), ("are no items", self.bad)):
+            for task, some in found.items():
+                if some:
+                    noun = "1 of its records" if len(some) == 1 else f"{len(some)} of its records"
+                    lines.append(f"{task}: {noun} {what} and left out, the first: {some[0].why}")
+        return lines
 
     def row(self, task: str, metric: str) -> Row:
         """Return the named score.
@@ -106,7 +102,12 @@ class Report:
             "model": self.model,
             "wording": self.wording,
             "fingerprints": self.fingerprints,
-            "rows": [{"task": r.task, "metric": r.metric, **asdict(r.estimate)} for r in self.rows],
+            "rows": [_plain(row) for row in self.rows],
+            "kinds": [_plain(row) for row in self.kinds],
+            "left": {task: [asdict(one) for one in some] for task, some in self.left.items()},
+            "bad": {task: [asdict(one) for one in some] for task, some in self.bad.items()},
+            "seen": self.seen,
+            "remarks": self.remarks,
             "answers": {task: [asdict(a) for a in answers] for task, answers in self.answers.items()},
         }
 
@@ -127,52 +128,164 @@ class Report:
         """
         try:
             saved = json.loads(Path(path).read_text(encoding="utf-8"))
-            answers = {task: [_answer_of(one) for one in many] for task, many in saved["answers"].items()}
-            report = cls(saved["model"], saved["wording"], [], answers, saved["fingerprints"])
-            for row in saved["rows"]:
-                report.rows.append(Row(row.pop("task"), row.pop("metric"), Estimate(**row)))
+            return cls(
+                saved["model"],
+                saved["wording"],
+                [_row_of(row) for row in saved["rows"]],
+                {task: [_answer_of(one) for one in many] for task, many in saved["answers"].items()},
+                saved["fingerprints"],
+                [_row_of(row) for row in saved["kinds"]],
+                {task: [Left(**one) for one in some] for task, some in saved["left"].items()},
+                {task: [Left(**one) for one in some] for task, some in saved["bad"].items()},
+                saved["seen"],
+                saved["remarks"],
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a whole report: {error}.", "Run the evaluation again.") from error
-        return report
 
 
 def evaluate(
     model: str | Path | Bundle,
     tasks: Sequence[str | Task] = ("village",),
+    judging: Judging | None = None,
     *,
-    limit: int | None = 100,
-    wording: Wording | None = None,
-    max_tokens: int = 24,
+    limit: int | None = None,
+    cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Score a model on tasks.
 
     Args:
         model: a bundle or anything `load` takes.
-        tasks: `Task`s, paths of JSON-lines files, ``"village"`` or ``"village/KIND"``.
-        limit: items per task; None for all of a file (a village kind needs a limit).
-        wording: how items are put; by default ``"chat"`` for models with a chat template, else ``"plain"``.
-        max_tokens: longest answer.
-        progress: receives one event a task.
+        tasks: `Task`s; names of shipped task files; paths of task files (TOML) or of JSON lines; ``"village"``,
+            ``"village/KIND"``; ``"bigbench:NAME"`` or the path of a ``task.json``.
+        judging: what is asked, and how.
+        limit: items per task, in the place of ``judging.limit``.
+        cache: a folder in which answers are kept by their content, so that a second run, or one after a kill, asks
+            only what is new; None: nothing is kept.
+        progress: receives events: how far, and the time left.
+
+    Raises:
+        ConfigError: if a task is wrong, or code would have to be run without leave or confinement.
+        DataError: if a task's data cannot be read or holds no item.
+        GenerationError: if the model has no head that could answer.
     """
+    judging = judging or Judging()
+    if limit is not None:
+        judging = judging.model_copy(update={"limit": limit})
+    opened = list(resolve(tasks, judging))
+    if any(task.scorer.kind == "code" for task in opened):
+        check_running(judging.run_code)
     bundle = model if isinstance(model, Bundle) else load(model)
-    wording = wording or ("plain" if bundle.template is None else "chat")
-    report = Report(model=str(bundle.source or "model"), wording=wording)
+    name = str(bundle.source or "model")
+    check_head(bundle, name)
+    report = Report(model=name, wording=judging.wording or ("plain" if bundle.template is None else "chat"))
+    path = None if cache is None else Path(cache) / "answers.jsonl"
+    kept = Cache(path, model_fingerprint(bundle) if path is not None else "")
     engine = Engine(bundle, slots=16)
-    for task in _resolve(tasks, limit):
-        answers = _answer(engine, task.items, wording, max_tokens)
-        report.answers[task.name] = answers
-        report.fingerprints[task.name] = task.fingerprint
-        report.rows += _rows(task.name, answers)
-        if progress is not None:
-            progress({"kind": "note", "text": f"{task.name}: {report.rows[-1].estimate}"})
-    if len(report.answers) > 1:
-        report.rows += _rows("all", [answer for answers in report.answers.values() for answer in answers])
+    for task in opened:
+        _judge_task(engine, task, judging, kept, report, progress)
+    if len(report.answers) > 1 and all(task.scorer.kind == "both" for task in opened):
+        every = [answer for answers in report.answers.values() for answer in answers]
+        report.rows += rows_of("all", every, opened[0].scorer)
+    if judging.against:
+        _look_for_items(report, judging.against, bundle)
     return report
 
 
+def _look_for_items(report: Report, against: Sequence[str], bundle: Bundle) -> None:
+    """Say which items stand in the training text, and how the model does on the others."""
+    named = {
+        f"{task}\n{answer.item.id}": answer for task, answers in report.answers.items() for answer in answers
+    }
+    items = [replace(answer.item, id=key) for key, answer in named.items()]
+    overlap = find_overlap(items, training_texts(against, bundle.tokenizer))
+    report.remarks.append(str(overlap))
+    for task, answers in report.answers.items():
+        report.seen[task] = [key.partition("\n")[2] for key in overlap.seen if key.startswith(f"{task}\n")]
+        metric = next((row.metric for row in report.rows if row.task == task), None)
+        if metric is not None and report.seen[task]:
+            report.kinds += clean_rows(task, answers, report.seen[task], metric)
+            for row in report.kinds[-2:]:
+                report.remarks.append(f"{row.task}: {row.metric} {row.estimate}")
+
+
+def resolve(tasks: Sequence[str | Task], judging: Judging) -> Iterator[Task]:
+    """Open tasks by whatever names them; errors as in `evaluate`."""
+    limit = judging.limit
+    for task in tasks:
+        if isinstance(task, Task):
+            yield task
+        elif task == "village" or task.startswith("village/"):
+            kinds = [task.removeprefix("village/")] if "/" in task else None
+            yield from _as_wanted(village_tasks(limit=limit or 100, kinds=kinds), judging)
+        elif is_bigbench(task):
+            yield from _as_wanted(open_bigbench(task, judging.data, limit=limit), judging)
+        elif task in shipped_tasks() or task.endswith(".toml"):
+            yield open_task(task, judging)
+        else:
+            yield from _as_wanted([load_task(task, limit=limit)], judging)
+
+
+def _as_wanted(tasks: Iterable[Task], judging: Judging) -> Iterator[Task]:
+    for task in tasks:
+        yield Task(task.name, task.version, task.items, judging.scorer(task.scorer), task.bad)
+
+
+def _judge_task(
+    engine: Engine, task: Task, judging: Judging, cache: Cache, report: Report, progress: Progress | None
+) -> None:
+    """Ask one task's items and add what came of it to a report."""
+    default: Wording = "plain" if engine.bundle.template is None or task.scorer.kind != "both" else "chat"
+    wording = judging.wording or default
+    asked: list[Asked] = []
+    left: list[Left] = []
+    for item in task.items:
+        one = ask_item(engine.bundle, item, task.scorer, wording)
+        left.append(one) if isinstance(one, Left) else asked.append(one)
+    report.left[task.name], report.bad[task.name] = left, list(task.bad)
+    report.fingerprints[task.name] = task.fingerprint
+    if not asked:
+        raise GenerationError(
+            f"{task.name}: none of its {len(left)} items fits this model; the first: {left[0].why}.",
+            "Judge a model with a longer context, or ask shorter questions.",
+        )
+    outcomes = ask_all(engine, asked, task.scorer, cache, seed=judging.seed, progress=progress)
+    if task.scorer.kind == "code":
+        answers = run_programs([one.item for one in asked], outcomes, task.scorer, progress)
+    else:
+        answers = [
+            judge_item(one.item, outcome, task.scorer, one.sizes)
+            for one, outcome in zip(asked, outcomes, strict=True)
+        ]
+    report.answers[task.name] = answers
+    rows = rows_of(task.name, answers, task.scorer)
+    report.rows += rows
+    report.kinds += _kinds(task.name, answers, rows)
+    if progress is not None:
+        progress({"kind": "note", "text": f"{task.name}: {rows[0].metric} {rows[0].estimate}"})
+
+
+def _kinds(task: str, answers: Sequence[Answer], rows: Sequence[Row]) -> list[Row]:
+    """Estimate a task's first figure for each sort of question, where there are several."""
+    metric = rows[0].metric
+    groups: dict[str, list[Answer]] = {}
+    for answer in answers:
+        if metric in answer.scores:
+            groups.setdefault(answer.item.kind, []).append(answer)
+    if not 2 <= len(groups) <= FREE_KINDS:
+        return []
+    return [Row(f"{task}/{kind}", metric, estimate(metric, some)) for kind, some in sorted(groups.items())]
+
+
+# --- two models ---
+
+
 def compare(before: Report, after: Report) -> list[Row]:
-    """Estimate, task by task, how much the later model gained on the same items (paired bootstrap).
+    """Estimate, task by task, how much the later model gained on the same items.
+
+    The interval is that of a paired bootstrap; measures that are right or wrong also have McNemar's exact probability.
+    Items that only one of the two was asked are left out.
 
     Raises:
         ValueError: if a shared task's items differ between the reports.
@@ -183,85 +296,53 @@ def compare(before: Report, after: Report) -> list[Row]:
             continue
         if before.fingerprints[task] != after.fingerprints[task]:
             raise ValueError(f"{task} holds other items in the second report")
-        pairs = list(zip(before.answers[task], after.answers[task], strict=True))
-        gain = paired_difference([float(a.is_exact) for a, _ in pairs], [float(b.is_exact) for _, b in pairs])
-        rows.append(Row(task, "exact gain", gain))
+        second = {answer.item.id: answer for answer in after.answers[task]}
+        pairs = [(one, second[one.item.id]) for one in before.answers[task] if one.item.id in second]
+        for name in dict.fromkeys(name for one, _ in pairs for name in one.scores):
+            both = [
+                (a.scores[name], b.scores[name]) for a, b in pairs if name in a.scores and name in b.scores
+            ]
+            if both:
+                rows.append(Row(task, f"{name} gain", *_gain(name, both)))
     return rows
+
+
+def _gain(name: str, both: Sequence[tuple[float, float]]) -> tuple[Estimate, float | None]:
+    first, second = [a for a, _ in both], [b for _, b in both]
+    gain = paired_difference(first, second)
+    if name in TWINS or not all(value in (0.0, 1.0) for pair in both for value in pair):
+        return gain, None
+    return gain, mcnemar([value == 1.0 for value in first], [value == 1.0 for value in second])
+
+
+def reading(row: Row) -> str:
+    """Say in words what a row of `compare` allows to say."""
+    said = in_words(row.estimate, row.p)
+    if row.metric.removesuffix(" gain") in LOWER and said != "inside the noise":
+        return "worse" if said == "better" else "better"
+    return said
+
+
+# --- JSON ---
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    value = {
+        "task": row.task,
+        "metric": row.metric,
+        **asdict(row.estimate),
+        "resolution": row.estimate.resolution,
+    }
+    return value if row.p is None else {**value, "p": row.p}
+
+
+def _row_of(saved: dict[str, Any]) -> Row:
+    del saved["resolution"]
+    task, metric, p = saved.pop("task"), saved.pop("metric"), saved.pop("p", None)
+    return Row(task, metric, Estimate(**saved), p)
 
 
 def _answer_of(saved: dict[str, Any]) -> Answer:
     item = saved.pop("item")
-    return Answer(Item(**{**item, "choices": tuple(item["choices"])}), **saved)
-
-
-def _resolve(tasks: Sequence[str | Task], limit: int | None) -> Iterable[Task]:
-    for task in tasks:
-        if isinstance(task, Task):
-            yield task
-        elif task == "village":
-            yield from village_tasks(limit=limit or 100)
-        elif task.startswith("village/"):
-            yield from village_tasks(limit=limit or 100, kinds=[task.removeprefix("village/")])
-        else:
-            yield load_task(task, limit=limit)
-
-
-def _answer(engine: Engine, items: Sequence[Item], wording: Wording, max_tokens: int) -> list[Answer]:
-    prompts = [word_item(item, wording) for item in items]
-    for item, prompt in zip(items, prompts, strict=True):
-        _check_fits(engine.bundle, item, prompt)
-    replies = engine.generate(prompts, Sampling(temperature=0.0, max_tokens=max_tokens, stop=("\n",)))
-    lead = " " if wording == "plain" else ""
-    pairs, owners = [], []
-    for index, item in enumerate(items):
-        for choice in item.choices or (item.answer,):
-            pairs.append((prompts[index], lead + choice))
-            owners.append(index)
-    scores: list[list[Score]] = [[] for _ in items]
-    for owner, score in zip(owners, engine.score(pairs), strict=True):
-        scores[owner].append(score)
-    return [_judge(*parts) for parts in zip(items, (reply.text for reply in replies), scores, strict=True)]
-
-
-def _check_fits(bundle: Bundle, item: Item, prompt: str | list[Message]) -> None:
-    """Refuse a question that leaves no room for an answer, before any is asked.
-
-    Raises:
-        GenerationError: naming the item.
-    """
-    longest = max(
-        (len(bundle.tokenizer.encode(choice)) for choice in item.choices or (item.answer,)), default=0
-    )
-    needed = len(bundle.encode(prompt)) + longest + 1
-    if needed > bundle.context:
-        raise GenerationError(
-            f"{item.id}: question and answer take {needed} tokens; this model has room for {bundle.context}.",
-            "Leave long questions out, or judge a model with a longer context.",
-        )
-
-
-def _judge(item: Item, reply: str, scores: Sequence[Score]) -> Answer:
-    reply = reply.strip()
-    is_exact = exact_match(final_answer(reply), item.answer)
-    if not item.choices:
-        return Answer(item, reply, is_exact, None, scores[0].log_prob / scores[0].tokens, None)
-    per_byte = {c: s.log_prob / max(1, s.bytes) for c, s in zip(item.choices, scores, strict=True)}
-    right = scores[item.choices.index(item.answer)]
-    wrong = max(value for choice, value in per_byte.items() if choice != item.answer)
-    best = max(per_byte, key=lambda choice: per_byte[choice])
-    return Answer(item, reply, is_exact, best, right.log_prob / right.tokens, per_byte[item.answer] - wrong)
-
-
-def _rows(task: str, answers: Sequence[Answer]) -> list[Row]:
-    rows = [Row(task, "exact", proportion(sum(a.is_exact for a in answers), len(answers)))]
-    chosen = [a for a in answers if a.choice is not None]
-    if chosen:
-        chance = sum(a.item.chance for a in chosen) / len(chosen)
-        rows.append(
-            Row(
-                task, "choice", proportion(sum(bool(a.is_chosen) for a in chosen), len(chosen), chance=chance)
-            )
-        )
-        rows.append(Row(task, "margin", mean_estimate([a.margin or 0.0 for a in chosen], chance=0.0)))
-    rows.append(Row(task, "log_prob", mean_estimate([a.log_prob for a in answers])))
-    return rows
+    lists = {name: tuple(item[name]) for name in ("choices", "contexts", "right", "answers")}
+    return Answer(Item(**{**item, **lists}), **{**saved, "log_probs": tuple(saved["log_probs"])})

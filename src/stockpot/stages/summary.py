@@ -43,7 +43,7 @@ def summarise(
     names = ("pretrain", "sft") if contest is None else ("pretrain", "sft", "reward", "dpo", "ppo")
     runs = {name: Run.open(folder / name) for name in names}
     before_and_after = (reports["base"], reports["tuned"])
-    gains = compare(*before_and_after)
+    gains = [row for row in compare(*before_and_after) if row.metric == "exact gain"]
     scores = [
         {"task": row.task, "metric": row.metric, "model": model, **asdict(row.estimate)}
         for model, report in reports.items()

@@ -65,6 +65,7 @@ def alignment_figures(folder: Path, contest: Contest, reports: Mapping[str, Repo
             for name in ("dpo", "ppo")
             if name in reports
             for row in compare(reports["tuned"], reports[name])
+            if row.metric == "exact gain"
         ],
         "samples": [
             {

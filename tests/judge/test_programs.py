@@ -1,0 +1,159 @@
+"""pass@k by hand, and programs for the forms of HumanEval, MBPP, and C to Python."""
+
+# ruff: noqa: E501 - each program stands on its line
+
+from __future__ import annotations
+
+import pytest
+
+from stockpot.errors import ConfigError, DataError
+from stockpot.judge.asking import Outcome
+from stockpot.judge.programs import c_tests, check_running, pass_at_k, program_of, run_programs
+from stockpot.judge.readings import READINGS
+from stockpot.judge.sandbox import Limits, Verdict, check_sandbox
+from stockpot.judge.tasks import Item, Scorer
+
+
+def _confined() -> bool:
+    try:
+        check_sandbox()
+    except ConfigError:
+        return False
+    return True
+
+
+confined = pytest.mark.skipif(not _confined(), reason="programs cannot be confined here (no bubblewrap)")
+
+ADD_ONE = {  # after the lecture: add one with bit operations only, carry by carry
+    "id": "add_one",
+    "function": "add_one",
+    "code": "int add_one(int x) {\n  int m = 1;\n  while (x & m) {\n    x = x ^ m;\n    m <<= 1;\n  }\n  x = x ^ m;\n  return x;\n}\n",
+    "begin": "def add_one(x):",
+    "calls": [[0], [1], [7], [41], [255]],
+}
+RIGHT = "    m = 1\n    while x & m:\n        x ^= m\n        m <<= 1\n    return x ^ m\n"
+
+
+def item_of(reading, record):
+    fields = READINGS[reading](record, "here:1")
+    return Item("one", "", fields.answer, facts=fields.facts)
+
+
+def test_pass_at_k_by_hand():
+    assert pass_at_k(4, 2, 1) == 0.5
+    assert pass_at_k(4, 2, 2) == pytest.approx(1 - 1 / 6)
+    assert pass_at_k(3, 0, 3) == 0
+    assert pass_at_k(3, 3, 1) == 1
+    with pytest.raises(ValueError, match="samples"):
+        pass_at_k(3, 1, 4)
+
+
+def test_nothing_runs_without_leave():
+    with pytest.raises(ConfigError, match="--run-code"):
+        check_running(False)
+
+
+def test_a_program_is_what_was_given_and_what_was_written_or_a_fenced_block():
+    item = Item("1", "", "", facts={"begin": "def f():\n"})
+    assert program_of(item, "    return 1") == "def f():\n    return 1"
+    assert program_of(item, "Here:\n```python\ndef f(): return 2\n```\nDone.") == "def f(): return 2\n"
+
+
+@confined
+def test_the_lectures_c_function_is_run_and_its_translation_judged():
+    item = item_of("translate", ADD_ONE)
+    assert c_tests(item.facts).splitlines()[3] == "assert add_one(41) == 42"
+    answers = run_programs(
+        [item, item],
+        [Outcome(replies=(RIGHT, "    return x\n")), Outcome(replies=("    return x + 2\n", "    x\n"))],
+        Scorer(kind="code", samples=2),
+    )
+    assert [answer.scores["pass@1"] for answer in answers] == [0.5, 0.0]
+    assert answers[0].note == "1 of 2 pass"
+    assert answers[0].reply == RIGHT
+    assert "AssertionError" in answers[1].note
+
+
+@confined
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("int f(int x) { return y; }", "does not compile"),
+        ("int g(int x) { return x; }", "no function f"),
+        ("char *f(int x) { return 0; }", "gives"),
+        ("int f(int *x) { return *x; }", "more than numbers"),
+        ('#include <stdio.h>\nint f(int x) { printf("1 "); return x; }', "something of its own"),
+        ("int f(int x) { for (;;); }", "C source"),
+    ],
+)
+def test_a_c_source_that_cannot_be_compared_is_told(source, said, monkeypatch):
+    import stockpot.judge.programs as programs
+
+    run = programs.run_c
+    monkeypatch.setattr(programs, "run_c", lambda text: run(text, Limits(wall_s=3.0)))
+    verdict = c_tests({"c": source, "function": "f", "calls": [[1]]})
+    assert isinstance(verdict, Verdict)
+    assert said in verdict.why
+
+
+@confined
+def test_broken_numbers_are_compared_nearly():
+    facts = {"c": "double f(double x) { return x / 3; }", "function": "f", "calls": [[1.0], [2]]}
+    tests = c_tests(facts)
+    assert "isclose(f(1.0)" in tests
+
+
+HUMANEVAL = {
+    "task_id": "T/0",
+    "prompt": 'from typing import List\n\n\ndef double(xs: List[int]) -> List[int]:\n    """ Double each.\n    """\n',
+    "entry_point": "double",
+    "canonical_solution": "    return [2 * x for x in xs]\n",
+    "test": "\n\nMETADATA = {}\n\n\ndef check(candidate):\n    assert candidate([1, 2]) == [2, 4]\n    assert candidate([]) == []\n",
+}
+MBPP = {
+    "task_id": 12,
+    "text": "Write a function to add two numbers.",
+    "code": "def sum(a, b):\n    return a + b",
+    "test_setup_code": "",
+    "test_list": ["assert sum(1, 2) == 3", "assert sum(0, 0) == 0"],
+}
+TRANSLATED = {
+    "id": 3,
+    "cpp": {"declaration": "int twice(int n){\n", "canonical_solution": "    return 2 * n;\n}\n"},
+    "python": {
+        "declaration": 'def twice(n):\n    "',
+        "canonical_solution": "    return 2 * n\n",
+        "test": "def check(twice):\n    assert twice(4) == 8\n\ncheck(twice)",
+    },
+}
+
+
+@confined
+@pytest.mark.parametrize(
+    ("reading", "record"), [("humaneval", HUMANEVAL), ("mbpp", MBPP), ("translate", TRANSLATED)]
+)
+def test_the_known_solution_passes_and_a_wrong_one_does_not(reading, record):
+    item = item_of(reading, record)
+    wrong = item.answer.replace("2 *", "3 *").replace("a + b", "a - b")
+    assert wrong != item.answer
+    good, bad = run_programs(
+        [item, item], [Outcome(replies=(item.answer,)), Outcome(replies=(wrong,))], Scorer(kind="code")
+    )
+    assert good.scores["pass@1"] == 1, good.note
+    assert bad.scores["pass@1"] == 0
+    assert bad.note
+
+
+@pytest.mark.parametrize(
+    ("reading", "record", "said"),
+    [
+        ("humaneval", {"prompt": "x"}, "'test' is missing"),
+        ("mbpp", MBPP | {"test_list": []}, "no tests"),
+        ("translate", ADD_ONE | {"calls": []}, "calls"),
+        ("translate", ADD_ONE | {"function": None}, "'function' is missing"),
+        ("translate", TRANSLATED | {"python": {"declaration": "x"}}, "names no function"),
+    ],
+)
+def test_a_record_without_tests_is_no_item(reading, record, said):
+    with pytest.raises(DataError, match=said):
+        READINGS[reading](record, "here:1")
