@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _PLACES = {
+    "AlignImageConfig": "stockpot.stages.align_image",
     "Batch": "stockpot.data.batch",
     "Bundle": "stockpot.bundle",
     "ChatTemplate": "stockpot.text.chat",
@@ -31,6 +32,7 @@ _PLACES = {
     "GRPOConfig": "stockpot.stages.ppo",
     "GenerationError": "stockpot.errors",
     "Hit": "stockpot.prompt.index",
+    "Image": "stockpot.image",
     "Index": "stockpot.prompt.index",
     "IndexConfig": "stockpot.prompt.index",
     "Judging": "stockpot.judge.taskfiles",
@@ -68,6 +70,7 @@ _PLACES = {
     "Transformer": "stockpot.model.transformer",
     "Village": "stockpot.village",
     "ai_feedback": "stockpot.stages.ai_feedback",
+    "align_image": "stockpot.stages.align_image",
     "ask": "stockpot.prompt.answering",
     "batches": "stockpot.data.corpus",
     "compare": "stockpot.judge.harness",
@@ -80,6 +83,7 @@ _PLACES = {
     "encoder": "stockpot.model.config",
     "encoder_decoder": "stockpot.model.config",
     "evaluate": "stockpot.judge.harness",
+    "evaluate_images": "stockpot.judge.images",
     "fit": "stockpot.train.loop",
     "grpo": "stockpot.stages.ppo",
     "index": "stockpot.prompt.index",

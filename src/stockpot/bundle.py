@@ -1,8 +1,8 @@
 """Bundle: everything a model needs to be talked to, in one object.
 
 A bundle is a model, its tokenizer, its chat template and its generation defaults. ``encode`` is the one place
-where text or messages become the ids that a model reads. It opens no file (``weights`` does) and runs no
-model (``generate`` does).
+where text, messages or pictures become the ids that a model reads. It opens no file but the pictures it is given
+(``weights`` does), and runs no model but a model's eyes (``generate`` does).
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stockpot.errors import GenerationError
+from stockpot.image import Image
 from stockpot.text.chat import ChatTemplate, Message
 from stockpot.text.framing import Frame
 from stockpot.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stockpot.model.transformer import Transformer
 
 __all__ = ["Bundle", "Embedding"]
@@ -67,19 +70,22 @@ class Bundle:
     embedding: Embedding | None = None
     soft: tuple[int, ...] = ()
 
-    def encode(self, prompt: str | Sequence[Message], *, most: int | None = None) -> list[int]:
+    def encode(
+        self, prompt: str | Sequence[Message] | Sequence[str | Image], *, most: int | None = None
+    ) -> list[int]:
         """Turn a prompt into the ids the model reads.
 
         A text is encoded as ordinary text: spellings of special tokens in it stay text. Around it stands what
         :attr:`frame` says. Messages go through the chat template, up to the point where the assistant's next
-        answer begins.
+        answer begins. A picture, in a message or among texts, becomes ids behind the vocabulary.
 
         Args:
-            prompt: a text or a conversation.
+            prompt: a text, a conversation, or texts and pictures in their order.
             most: cut a text so that it has no more ids than this, its frame included.
 
         Raises:
-            GenerationError: if messages are given to a model without a chat template.
+            GenerationError: if messages are given to a model without a chat template, or a picture to one without eyes.
+            DataError: if a picture cannot be read.
         """
         if isinstance(prompt, str):
             first, last = self.frame
@@ -87,18 +93,58 @@ class Bundle:
             if most is not None:
                 ids = ids[: max(most - len(first) - len(last) - len(self.soft), 0)]
             return [*self.soft, *first, *ids, *last]
+        parts = [part for part in prompt if not isinstance(part, Message)]
+        if parts and len(parts) == len(prompt):
+            first, last = self.frame
+            shown = [self.tokenizer.encode(p) if isinstance(p, str) else self._look(p) for p in parts]
+            return [*self.soft, *first, *(id for part in shown for id in part), *last]
+        messages = [part for part in prompt if isinstance(part, Message)]
+        if parts:
+            raise GenerationError(
+                "Messages do not stand among texts and pictures.", "Put them into one message."
+            )
         if self.template is None:
             raise GenerationError(
                 "Messages were given, but this model has no chat template.",
                 "Give a plain text, or use a model that was trained on conversations.",
             )
-        chat = self.template.encode(list(prompt), self.tokenizer, add_generation_prompt=True, masked=False)
-        if len(chat.ids) and int(chat.ids.max()) >= self.model.config.vocab_size:
-            token = self.tokenizer.id_to_token(int(chat.ids.max()))
+        pictures: set[int] = set()
+
+        def look(image: Image) -> Sequence[int]:
+            ids = self._look(image)
+            pictures.update(ids)
+            return ids
+
+        chat = self.template.encode(
+            messages, self.tokenizer, add_generation_prompt=True, masked=False, look=look
+        )
+        words = [id for id in map(int, chat.ids) if id not in pictures]
+        if max(words, default=0) >= self.model.config.vocab_size:
+            token = self.tokenizer.id_to_token(max(words))
             raise GenerationError(
                 f"The chat template writes {token!r}, which the model has no id for.", "Use another template."
             )
         return [*self.soft, *(int(id) for id in chat.ids)]
+
+    def _look(self, image: Image) -> Sequence[int]:
+        """Give the ids that mean a picture."""
+        from stockpot.model.sight import sight_of
+
+        sight = sight_of(self.model)
+        if sight is None:
+            raise GenerationError(
+                "A picture was given, but this model reads text only.",
+                "Give it eyes: stockpot align-image MODEL --data CAPTIONS.",
+            )
+        return sight.look(image.key, lambda: _tensor(image, sight.reader.config.image.image_size))
+
+    @property
+    def id_count(self) -> int:
+        """How many ids mean something: the vocabulary, and behind it a soft prompt or the pictures seen so far."""
+        from stockpot.model.sight import sight_of
+
+        sight = sight_of(self.model)
+        return len(self.soft) + (self.model.config.vocab_size if sight is None else sight.known_ids)
 
     @property
     def frame(self) -> Frame:
@@ -146,3 +192,9 @@ class Bundle:
     def context(self) -> int:
         """Maximum number of ids the model was made for."""
         return self.model.config.context
+
+
+def _tensor(image: Image, size: int) -> Tensor:
+    import torch
+
+    return torch.from_numpy(image.square(size).copy())

@@ -19,6 +19,7 @@ COMMON = ("--device", "--dtype", "--seed", "--json", "--quiet", "--debug")
 MAKING = ("--recipe", "--set", "--out", "--resume", "--dry-run")
 MADE = {
     *("train-tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "tune-prompt", "ai-feedback"),
+    "align-image",
     "cook",
 }
 
@@ -37,7 +38,7 @@ def ask(*words: str):
 
 def test_the_verbs_are_those_of_the_grammar():
     used = {"generate", "fill", "embed", "chat", "index", "ask", "serve"}
-    judged = {"eval", "contest", "compare-tokenizers", "prompts", "ladder", "probe", "emergence"}
+    judged = {"eval", "eval-images", "contest", "compare-tokenizers", "prompts", "ladder", "probe", "emergence"}
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
     assert set(VERBS) == MADE | used | judged | managed
 

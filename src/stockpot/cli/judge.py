@@ -1,4 +1,4 @@
-"""The verbs that judge: eval, contest, compare-tokenizers."""
+"""The verbs that judge: eval, eval-images, contest, compare-tokenizers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stockpot.judge.taskfiles import Judging
     from stockpot.judge.tasks import Wording
 
-__all__ = ["compare_tokenizers", "contest", "evaluate"]
+__all__ = ["compare_tokenizers", "contest", "evaluate", "evaluate_images"]
 
 PANEL = "Judge"
 
@@ -274,6 +274,29 @@ def _document(reports: list[Any], differences: list[Any]) -> list[dict[str, Any]
             for row in rows
         ]
     return value
+
+
+@verb("eval-images", panel=PANEL)
+def evaluate_images(
+    flags: Common,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run of align-image.")],
+    data: Annotated[
+        str, typer.Option(metavar="PATH", help="village:scenes/val, or pictures with captions.")
+    ] = "village:scenes/val",
+    limit: Annotated[int, typer.Option(min=2, help="Most pictures.")] = 200,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in a conversation.")] = False,
+    shown: Annotated[int, typer.Option("--show", min=0, help="Captions to show.")] = 5,
+) -> None:
+    """Score what a model says of pictures, and whether it follows them: exchanged and blank pictures are put too."""
+    from stockpot.judge.images import evaluate_images as ask
+    from stockpot.weights.store import load
+
+    with show.progress(flags) as progress:
+        bundle = load(model, device=flags.device, dtype=flags.dtype)
+        report = ask(bundle, data, limit=limit, chat=chat, progress=progress)
+    report.model = model
+    lines = [f"written: {one.written}\n   true: {one.truth}" for one in report.pictures[:shown]]
+    show.result(flags, "\n".join([str(report), *lines]), report.to_dict())
 
 
 @verb("contest", panel=PANEL)

@@ -1,4 +1,4 @@
-"""The verbs that make something: train-tokenizer, pretrain, sft, reward, dpo, ppo, grpo, tune-prompt, ai-feedback, cook.
+"""The verbs that make something, from train-tokenizer to cook.
 
 Each merges its recipe, ``--set`` and flags into the settings of its stage and calls the stage. Nothing here
 trains.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ai_feedback",
+    "align_image",
     "cook",
     "dpo",
     "grpo",
@@ -175,6 +176,37 @@ def tune_prompt(
     own: dict[str, Any] = {"model": model, "length": length, "loop.steps": steps, "questions.task": task}
     own |= {"questions.data": data, "questions.wordings": None if wording is None else (wording,)}
     _train("tune-prompt", stage, PromptTuningConfig, flags, own)
+
+
+@verb("align-image", panel=PANEL, flags=Making)
+def align_image(
+    flags: Making,
+    model: Model = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Pictures with texts: records with image and text, folders, or village:scenes; may be repeated.",
+        ),
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The tower: a ViT or CLIP folder; by default a small one is trained."
+        ),
+    ] = None,
+    adapters: Annotated[
+        str | None, typer.Option(metavar="KIND", help="none, linear, bottleneck, lora or full.")
+    ] = None,
+    chat: Annotated[bool | None, typer.Option("--chat", help="Put pictures as a user's messages.")] = None,
+    steps: Steps = None,
+) -> None:
+    """Give MODEL eyes: pictures become vectors in front of its words, and it learns to speak of them."""
+    from stockpot.stages.align_image import AlignImageConfig
+    from stockpot.stages.align_image import align_image as stage
+
+    own = {"model": model, "data": data, "vision": vision, "adapters": adapters, "chat": chat}
+    _train("align-image", stage, AlignImageConfig, flags, own | {"loop.steps": steps})
 
 
 @verb("ai-feedback", panel=PANEL, flags=Making)

@@ -23,7 +23,7 @@ from stockpot.errors import ConfigError, GenerationError, StockpotError
 
 if TYPE_CHECKING:
     from stockpot.bundle import Bundle
-    from stockpot.generate.request import Sampling
+    from stockpot.generate.request import Prompt, Sampling
     from stockpot.text.chat import Message
 
 __all__ = ["Drawing", "chat", "embed", "fill", "generate", "kind_of_weights"]
@@ -126,6 +126,10 @@ def generate(
     n: Annotated[
         int | None, typer.Option("--n", help="How many continuations.", rich_help_panel=SAMPLING)
     ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A picture before PROMPT, for a model with eyes; may be repeated."),
+    ] = None,
     schema: Annotated[
         Path | None,
         typer.Option(
@@ -144,8 +148,14 @@ def generate(
     given = flags.settings(n=n, json_schema=_schema(schema, form))
     text = _prompt(prompt)
     from stockpot.generate.engine import Engine
+    from stockpot.image import Image
     from stockpot.weights.store import load
 
+    pictures = [Image(file) for file in image or ()]
+    for picture in pictures:
+        picture.pixels()  # a bad file is told before a model is opened
+    parts: list[str | Image] = [*pictures, text]
+    given_to_it: Prompt = parts if pictures else text
     bundle = load(
         model, device=flags.device, dtype=flags.dtype, quantize=kind_of_weights(model, flags.quantize, flags)
     )
@@ -153,13 +163,13 @@ def generate(
     engine = Engine(bundle)
     if sampling.n == 1 and sampling.beams is None and not flags.json:
         reason = None
-        for chunk in engine.stream(text, sampling):
+        for chunk in engine.stream(given_to_it, sampling):
             show.stream(chunk.text)
             reason = chunk.finish_reason
         show.stream("\n")
         _refuse_half_json(sampling, [reason])
         return
-    completions = engine.generate([text], sampling)
+    completions = engine.generate([given_to_it], sampling)
     shown = [
         one.text if len(completions) == 1 else f"[{i}] {one.text}" for i, one in enumerate(completions, 1)
     ]

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "Batch", "PreferenceBatch", "RolloutBatch"]
+__all__ = ["IGNORED", "Batch", "ImageBatch", "PreferenceBatch", "RolloutBatch"]
 
 IGNORED = -100
 """The label of a position that is not counted."""
@@ -96,6 +96,30 @@ class PreferenceBatch(_Movable):
     @property
     def tokens(self) -> int:
         """Real tokens, the prompt of a pair counted once."""
+        return self.texts.tokens
+
+
+@dataclass
+class ImageBatch(_Movable):
+    """Texts with pictures in them.
+
+    Attributes:
+        texts: ids from the vocabulary's size on mean pictures: the first ``grid`` of them the first picture, and so on;
+            no label is one of them.
+        features: what a tower saw in each picture ``(images, grid, width)``.
+    """
+
+    texts: Batch
+    features: Tensor
+
+    @property
+    def ids(self) -> Tensor:
+        """All tokens ``(batch, seq)``."""
+        return self.texts.ids
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, those of pictures included."""
         return self.texts.tokens
 
 

@@ -89,11 +89,12 @@ class PreferenceRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """A picture (the path of its file) and its text: ``{"image", "text"}``."""
+    """A picture (the path of its file) and its text: ``{"image", "text"}``, with ``prompt``: what stands between them."""
 
     kind: ClassVar[str] = "image"
     image: str
     text: str
+    prompt: str = ""
     where: str = ""
 
 
@@ -242,6 +243,9 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any], str], Record]] = {
     "completion": _completion,
     "preference": _preference,
     "image": lambda fields, where: ImageRecord(
-        field.text(fields["image"], where, "image"), field.text(fields["text"], where, "text"), where
+        field.text(fields["image"], where, "image"),
+        field.text(fields["text"], where, "text"),
+        _optional_text(fields, "prompt", where) or "",
+        where,
     ),
 }

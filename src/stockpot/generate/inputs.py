@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,13 +51,13 @@ def prompt_ids(bundle: Bundle, prompt: Prompt) -> list[int]:
         return bundle.encode(prompt)
     ids = [part for part in prompt if isinstance(part, int)]
     if len(ids) < len(prompt):
-        return bundle.encode([part for part in prompt if not isinstance(part, int)])
+        return bundle.encode(cast("Any", [part for part in prompt if not isinstance(part, int)]))
     if not ids:
         return []
-    vocab_size = bundle.model.config.vocab_size + len(bundle.soft)  # a soft prompt's ids lie behind the rest
-    if min(ids) < 0 or max(ids) >= vocab_size:
+    known = bundle.id_count
+    if min(ids) < 0 or max(ids) >= known:
         raise GenerationError(
-            f"The prompt has an id outside the vocabulary (0 to {vocab_size - 1}).",
+            f"The prompt has an id outside the vocabulary (0 to {known - 1}).",
             "Encode it with this model's tokenizer.",
         )
     return ids

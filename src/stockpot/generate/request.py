@@ -20,6 +20,7 @@ from stockpot.errors import GenerationError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stockpot.image import Image
     from stockpot.text.chat import Message
 
 __all__ = [
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout", "error"]
-Prompt: TypeAlias = "str | Sequence[Message] | Sequence[int]"
+Prompt: TypeAlias = "str | Sequence[Message] | Sequence[str | Image] | Sequence[int]"
 TokenAlternatives: TypeAlias = tuple[tuple[int, float], ...]
 
 LARGEST_SEED = 2**63 - 1

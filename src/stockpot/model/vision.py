@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Images = Float[Tensor, "batch channels height width"]
-Vectors = Float[Tensor, "batch width"]
+Vectors = Float[Tensor, "batch space"]
 
 
 class ImageConfig(Settings):

@@ -13,6 +13,7 @@ from stockpot.config import Settings
 from stockpot.data.sources import read_texts
 from stockpot.errors import ConfigError
 from stockpot.stages.ai_feedback import FeedbackConfig
+from stockpot.stages.align_image import AlignImageConfig
 from stockpot.stages.assemble import open_to_tune, silent, with_steps
 from stockpot.stages.comparisons import ComparisonConfig, read_comparisons
 from stockpot.stages.cook import PRETRAIN_SHARE, CookConfig
@@ -48,7 +49,7 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
             return plan_pretraining(config)[1]
         case SFTConfig():
             return _tuning(config.model, config.loop, config.device)
-        case PromptTuningConfig():
+        case PromptTuningConfig() | AlignImageConfig():
             return _tuning(config.model, config.loop, config.device)
         case PPOConfig():
             answers = config.prompts * config.samples

@@ -9,7 +9,7 @@ token was put together from typed text. What a template may do lies in ``sandbox
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stockpot.errors import TokenizerError
+from stockpot.image import Image
 from stockpot.text.sandbox import GENERATION, Renderer, TemplateRefusedError, Worker, compile_template
 
 if TYPE_CHECKING:
     from stockpot.text.tokenizer import Tokenizer
 
-__all__ = ["DEFAULT_TEMPLATE", "ROLES", "ChatIds", "ChatTemplate", "Message"]
+__all__ = ["DEFAULT_TEMPLATE", "PICTURE", "ROLES", "ChatIds", "ChatTemplate", "Message"]
+
+PICTURE = "\ufffc"
+"""Stands for a picture in the text of a message that has pictures."""
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
@@ -45,22 +49,39 @@ _DEFAULT_SOURCE = """\
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Message:
     """One turn of a conversation.
 
+    Args:
+        role: who says it.
+        content: text, or texts and pictures in their order.
+
+    Attributes:
+        content: the text; each picture in it is the character U+FFFC.
+        pictures: the pictures in it, in their order.
+
     Raises:
-        TokenizerError: if ``role`` is none of :data:`ROLES`, or ``content`` is no text.
+        TokenizerError: if ``role`` is none of :data:`ROLES`, or ``content`` is neither.
     """
 
     role: str
     content: str
+    pictures: tuple[Image, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise TokenizerError(f"A message has the role {self.role!r}.", f"Roles are {', '.join(ROLES)}.")
-        if not isinstance(self.content, str):
-            raise TokenizerError(f"The content of a message is {type(self.content).__name__}, not text.")
+    def __init__(self, role: str, content: str | Sequence[str | Image]) -> None:
+        if role not in ROLES:
+            raise TokenizerError(f"A message has the role {role!r}.", f"Roles are {', '.join(ROLES)}.")
+        pictures: tuple[Image, ...] = ()
+        if isinstance(content, list | tuple) and all(isinstance(part, str | Image) for part in content):
+            pictures = tuple(part for part in content if isinstance(part, Image))
+            texts = (part.replace(PICTURE, "") if isinstance(part, str) else PICTURE for part in content)
+            content = "".join(texts)
+        if not isinstance(content, str):
+            raise TokenizerError(f"The content of a message is {type(content).__name__}, not text.")
+        object.__setattr__(self, "role", role)
+        object.__setattr__(self, "content", content)
+        object.__setattr__(self, "pictures", pictures)
 
 
 @dataclass(frozen=True)
@@ -112,8 +133,11 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = False,
         masked: bool = True,
+        look: Callable[[Image], Sequence[int]] | None = None,
     ) -> ChatIds:
         """Return ids and loss mask.
+
+        A picture in a message becomes the ids that ``look`` gives for it.
 
         Assistant text is what stands in the template's ``{% generation %}`` blocks. A template without them
         is rendered up to each assistant message with and without it, and the difference is the assistant's.
@@ -123,8 +147,11 @@ class ChatTemplate:
         templates (Qwen 3, Mistral) rewrite earlier turns, so that only this works for long conversations.
 
         Raises:
-            TokenizerError: if the template is wrong, or would let typed text become a special token.
+            TokenizerError: if the template is wrong, or would let typed text become a special token, or a picture is
+                given and nothing to look at it with.
         """
+        if look is None and any(message.pictures for message in messages):
+            raise TokenizerError("A message has a picture, which is not read here.", "Leave it out.")
         hidden = _Hidden(messages, self.source, list(tokenizer.special_ids))
         cases = [(hidden.messages, add_generation_prompt), (hidden.apart, add_generation_prompt)]
         is_marked = not masked or _HAS_GENERATION.search(self.source) is not None
@@ -141,7 +168,8 @@ class ChatTemplate:
             whole = _mark(whole, prefixes, hidden.marks)
         elif not masked:
             whole = whole.replace(hidden.marks[0], "").replace(hidden.marks[1], "")
-        return _to_ids(hidden, whole, tokenizer)
+        seen = {} if look is None else {mark: look(one) for mark, one in hidden.pictures.items()}
+        return _to_ids(hidden, whole, tokenizer, seen)
 
     def _run(self, cases: Sequence[tuple[Sequence[Message], bool]], marks: tuple[str, str]) -> list[str]:
         """Render messages, each with or without the prompt for an answer."""
@@ -203,11 +231,22 @@ class _Hidden:
         ordered = sorted(special, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
         self._private: dict[str, str] = {}
-        self.messages = [Message(m.role, self._special.sub(self._hide(unused), m.content)) for m in messages]
+        self.pictures: dict[str, Image] = {}
+        plain = [(m.role, self._mark_pictures(m, unused)) for m in messages]
+        self.messages = [Message(role, self._special.sub(self._hide(unused), text)) for role, text in plain]
         self.apart = [Message(m.role, wall + "".join(c + wall for c in m.content)) for m in self.messages]
         self._shown = {ord(character): spelling for spelling, character in self._private.items()}
-        pieces = "|".join(map(re.escape, [*self.marks, *ordered]))
+        pieces = "|".join(map(re.escape, [*self.marks, *self.pictures, *ordered]))
         self._pieces = re.compile(f"({pieces})")
+
+    def _mark_pictures(self, message: Message, unused: Iterator[str]) -> str:
+        """Put a private character in the place of each picture."""
+        text = message.content
+        for picture in message.pictures:
+            mark = next(unused)
+            self.pictures[mark] = picture
+            text = text.replace(PICTURE, mark, 1)
+        return text
 
     def _hide(self, unused: Iterator[str]) -> Any:
         def replace(found: re.Match[str]) -> str:
@@ -239,7 +278,9 @@ def _unused_characters(text: str) -> Iterator[str]:
     raise TokenizerError("The conversation uses every private-use character there is.", "Clean it first.")
 
 
-def _to_ids(hidden: _Hidden, rendering: str, tokenizer: Tokenizer) -> ChatIds:
+def _to_ids(
+    hidden: _Hidden, rendering: str, tokenizer: Tokenizer, pictures: Mapping[str, Sequence[int]]
+) -> ChatIds:
     ids: list[int] = []
     mask: list[bool] = []
     inside = False
@@ -248,6 +289,8 @@ def _to_ids(hidden: _Hidden, rendering: str, tokenizer: Tokenizer) -> ChatIds:
             new = tokenizer.encode(piece) if piece else []
         elif piece in hidden.marks:
             inside, new = piece == hidden.marks[0], []
+        elif piece in pictures:
+            new = list(pictures[piece])
         else:
             new = [tokenizer.special_ids[piece]]
         ids += new

@@ -18,6 +18,7 @@ from stockpot.device import has_fast_bf16
 from stockpot.errors import CheckpointError
 from stockpot.model.adapters import AdaptedLinear
 from stockpot.model.attention import CrossAttention, SelfAttention
+from stockpot.model.bottleneck import BottleneckLinear
 from stockpot.model.heads import ClassificationHead, ValueHead
 from stockpot.model.layers import FeedForward
 from stockpot.model.soft import SoftEmbedding
@@ -124,6 +125,8 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
     for module in model.modules():
         if isinstance(module, AdaptedLinear):
             adapters.update(map(id, (module.lora_down, *module.lora_up)))
+        if isinstance(module, BottleneckLinear):
+            adapters.update(map(id, (module.narrow, module.wide)))
         if isinstance(module, SoftEmbedding):
             adapters.add(id(module.soft))
         if isinstance(module, (ClassificationHead, ValueHead)):

@@ -22,6 +22,7 @@ from stockpot.village.news import draw_news
 from stockpot.village.people import Employer, Person, World, draw_world
 from stockpot.village.problem import Problem
 from stockpot.village.questions import HELD_OUT_KINDS, KINDS, TRAINED_KINDS, draw_questions
+from stockpot.village.scenes import Scene, draw_scene
 from stockpot.village.tastes import Comparison, draw_asked, draw_comparison, rate
 
 __all__ = ["HELD_OUT_KINDS", "KINDS", "TRAINED_KINDS", "VILLAGE_VERSION", "Employer", "Person", "Village"]
@@ -182,6 +183,16 @@ class Village:
     def _asked(self, side: Side, start: int, limit: int | None) -> Iterator[Problem]:
         dice = Dice(self.seed, f"prompts/{side}")
         return (draw_asked(self.world, dice.at(i), side) for i in _indices(start, limit))
+
+    def scenes(self, split: str = "train", limit: int | None = None, *, start: int = 0) -> Iterator[Scene]:
+        """Yield scenes of coloured shapes to paint (`stockpot.village.scenes.paint`), without end unless limited.
+
+        In ``"val"`` half of them show a pair of colour and shape that ``"train"`` never shows. Arguments and errors as for
+        `documents`.
+        """
+        side = _side(split)
+        dice = Dice(self.seed, f"scenes/{side}")
+        return (draw_scene(dice.at(i), side) for i in _indices(start, limit))
 
     def news(self) -> list[dict[str, Any]]:
         """Give facts newer than anything in the documents: ``id, date, text, question, answer, choices``."""

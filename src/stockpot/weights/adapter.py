@@ -29,7 +29,16 @@ from stockpot.weights.family import Part, setting, short
 from stockpot.weights.folder import find_folder, inside, read_json, weight_files
 from stockpot.weights.tensors import Shelf, mixed_rows, sorted_rows
 
-__all__ = ["CONFIG", "adapter_files", "base_of", "checksums", "is_adapter", "read_updates"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "adapter_files",
+    "base_of",
+    "checksums",
+    "is_adapter",
+    "read_updates",
+    "reference",
+]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -221,7 +230,7 @@ def adapter_files(
             f"The adapter is not written: {len(broken)} tensors hold NaN or infinity ({broken[0]} …).",
             "Training went wrong; lower the learning rate and go on from the last checkpoint.",
         )
-    values = _config(ranks, settings_of(model)) | _reference(base, folder)
+    values = _config(ranks, settings_of(model)) | reference(base, folder)
     values["fan_in_fan_out"] = any(part.transposed for part in parts)
     return {
         CONFIG: (json.dumps(values, indent=2) + "\n").encode(),
@@ -258,7 +267,7 @@ def _plain(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
-def _reference(base: Path, folder: Path) -> dict[str, Any]:
+def reference(base: Path, folder: Path) -> dict[str, Any]:
     """Say which model the adapter belongs to."""
     near = os.path.relpath(base, folder)
     return {

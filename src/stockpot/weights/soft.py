@@ -18,11 +18,13 @@ from torch import Tensor
 from stockpot.bundle import Bundle
 from stockpot.errors import CheckpointError
 from stockpot.model.adapters import add_updates
+from stockpot.model.sight import sight_of
 from stockpot.model.soft import attach_soft, soft_ids, soft_vectors
 from stockpot.model.transformer import Transformer
 from stockpot.weights.adapter import base_of, checksums, is_adapter, read_updates
 from stockpot.weights.families import FAMILIES, NATIVE
 from stockpot.weights.folder import inside, read_json
+from stockpot.weights.sight import LORA, add_sight, is_sight
 from stockpot.weights.tensors import Shelf
 
 __all__ = ["is_soft", "refuse_soft", "soft_base", "soft_files", "wear"]
@@ -52,11 +54,15 @@ def soft_base(folder: Path) -> Path:
 
 
 def refuse_soft(model: Transformer, aim: str) -> None:
-    """Refuse a model that wears a soft prompt, which cannot do what ``aim`` says.
+    """Refuse a model that wears a soft prompt or eyes, which cannot do what ``aim`` says.
 
     Raises:
-        CheckpointError: if it wears one.
+        CheckpointError: if it wears them.
     """
+    if sight_of(model) is not None:
+        raise CheckpointError(
+            f"A model with eyes cannot {aim}.", "Use the model without them; load takes both as they are."
+        )
     if soft_ids(model):
         raise CheckpointError(
             f"A model with a soft prompt cannot {aim}.",
@@ -65,13 +71,18 @@ def refuse_soft(model: Transformer, aim: str) -> None:
 
 
 def wear(bundle: Bundle, folders: Sequence[Path]) -> Bundle:
-    """Put adapters on a bundle's model, in place: LoRA is added to the weights, a soft prompt stands in front.
+    """Put adapters on a bundle's model, in place: LoRA is added to the weights, a soft prompt stands in front, eyes see.
 
     Raises:
         CheckpointError: if one was trained on other weights, is damaged or no adapter, or two are soft prompts.
     """
-    for folder in sorted(folders, key=is_soft):  # LoRA first
-        bundle = _wear_soft(bundle, folder) if is_soft(folder) else _add(bundle, folder)
+    for folder in sorted(folders, key=lambda one: is_soft(one) or is_sight(one)):  # LoRA first
+        if is_sight(folder):
+            if (folder / LORA).is_dir():
+                bundle = _add(bundle, folder / LORA)
+            bundle = add_sight(bundle, folder)
+        else:
+            bundle = _wear_soft(bundle, folder) if is_soft(folder) else _add(bundle, folder)
     return bundle
 
 
@@ -94,6 +105,8 @@ def _add(bundle: Bundle, folder: Path) -> Bundle:
 def _wear_soft(bundle: Bundle, folder: Path) -> Bundle:
     if soft_ids(bundle.model):
         raise CheckpointError("The model has a soft prompt already; two do not fit.", "Name one.")
+    if sight_of(bundle.model) is not None:
+        raise CheckpointError("A model with eyes takes no soft prompt.", "Name one of them.")
     values = read_json(folder, CONFIG)
     wanted = (
         (values.get("stockpot") or {}).get("sha256") if isinstance(values.get("stockpot"), dict) else None

@@ -27,6 +27,7 @@ from stockpot.model.config import ModelConfig
 from stockpot.model.outline import outline
 from stockpot.model.quantized import QuantizedTransformer
 from stockpot.model.quantized import quantize as quantized
+from stockpot.model.sight import sight_of
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
 from stockpot.text.formats import IN_FOLDERS
@@ -42,6 +43,7 @@ from stockpot.weights.gguf.writing import save_gguf
 from stockpot.weights.known import find_known
 from stockpot.weights.sentences import embedding_files, read_embedding
 from stockpot.weights.shards import index_of, most_bytes, plan
+from stockpot.weights.sight import LORA, OWN_BASE, is_sight, save_sight
 from stockpot.weights.soft import is_soft, refuse_soft, soft_base, soft_files, wear
 from stockpot.weights.spare import refuse_other_vocabulary
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
@@ -99,6 +101,8 @@ def load(
     folder = find_folder(ref)
     if is_soft(folder):
         return load(soft_base(folder), device=device, dtype=dtype, adapters=[folder])
+    if is_sight(folder):
+        return load(base_of(folder), device=device, dtype=dtype, adapters=[folder])
     model = load_model(folder, device=device, dtype=dtype)
     text = folder
     while is_adapter(text) and not any((text / name).exists() for name in IN_FOLDERS):
@@ -226,7 +230,9 @@ def save(
 
 
 def save_adapter(path: str | os.PathLike[str], bundle: Bundle, base: Path) -> Path:
-    """Write the adapters, or the soft prompt, of a bundle's model, with its text side, as a folder that names its base.
+    """Write the adapters, the soft prompt or the eyes of a bundle's model, with its text side, as a folder that names its base.
+
+    A model with eyes of which other weights were trained too is written into that folder as a whole.
 
     Args:
         path: the folder to write.
@@ -241,11 +247,31 @@ def save_adapter(path: str | os.PathLike[str], bundle: Bundle, base: Path) -> Pa
     if bundle.soft:
         write_all(folder, soft_files(bundle, base) | _text_files(bundle))
         return folder
+    if sight_of(bundle.model) is not None:
+        return _save_sight(folder, bundle, base)
     if not has_adapters(bundle.model):
         raise ValueError("the model has no adapters")
     parts = _family_of(bundle.model.config, bundle.family).parts(bundle.model.config)
     write_all(folder, adapter_files(bundle.model, parts, base=base, folder=folder) | _text_files(bundle))
     return folder
+
+
+def _save_sight(folder: Path, bundle: Bundle, base: Path) -> Path:
+    model = bundle.model
+    parts = _family_of(model.config, bundle.family).parts(model.config)
+    sight = sight_of(model)
+    assert sight is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    is_own = sight.weight.requires_grad  # all of the model was trained, not adapters beside it
+    if has_adapters(model):
+        write_all(folder / LORA, adapter_files(model, parts, base=base, folder=folder / LORA))
+    if is_own:
+        model.embed = sight.plain()
+        try:
+            base = save(folder / OWN_BASE, bundle)
+        finally:
+            model.embed = sight
+    return save_sight(folder, model, base=base, is_own_base=is_own, text=_text_files(bundle))
 
 
 def convert(

@@ -1,0 +1,215 @@
+"""Pictures in front of a language model: a tower's grid of features, projected to the width of its tokens.
+
+A picture's vectors stand behind the vocabulary, as a soft prompt's do: ids ``vocab, vocab + 1, …`` mean them, so that whatever
+takes ids (cache, batches, beams, scores) takes pictures anywhere in a text, and no logit belongs to them. The model
+computes what ``prefix=vectors`` computes. Equal pictures get equal ids, so that a beginning read before is found again.
+Nothing here opens a file.
+Source: Tsimpoukelli et al. 2021, arXiv:2106.13884 (Frozen), §3; Eichenberg et al. 2021, arXiv:2112.05253 (MAGMA), §3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+
+from stockpot.config import Settings
+from stockpot.model.linear import Linear
+from stockpot.model.soft import SoftEmbedding
+from stockpot.model.transformer import Transformer
+from stockpot.model.vision import ImageConfig, ImageEncoder
+
+__all__ = ["ImageEmbedding", "ImageReader", "ReaderConfig", "attach_sight", "detach_sight", "sight_of"]
+
+MOST_BYTES = 1 << 30  # of pictures' vectors that are kept
+
+
+class ReaderConfig(Settings):
+    """How a picture becomes vectors of a language model's width."""
+
+    image: ImageConfig = Field(description="the tower")
+    dim: int = Field(ge=1, description="width of the language model")
+    layers: Literal[1, 2] = Field(1, description="of the projector: a matrix, or two with GELU between")
+    mean: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="of the colours, subtracted")
+    std: tuple[float, float, float] = Field((0.5, 0.5, 0.5), description="of the colours, divided by")
+
+    @property
+    def grid(self) -> int:
+        """Vectors of a picture: one a patch."""
+        return self.image.patches
+
+
+class ImageReader(nn.Module):
+    """A tower that sees and a projector that says it in vectors of a language model.
+
+    Args:
+        config: sizes.
+        tower: the image encoder.
+        std: what a projected number spreads by at first, like the model's token vectors.
+    """
+
+    def __init__(self, config: ReaderConfig, tower: ImageEncoder, *, std: float = 0.02) -> None:
+        super().__init__()
+        self.config = config
+        self.tower = tower
+        width, dim = config.image.stack.dim, config.dim
+        self.norm = nn.LayerNorm(width)
+        self.middle = Linear(width, dim) if config.layers == 2 else None
+        self.out = Linear(width if self.middle is None else dim, dim)
+        for layer in (self.middle, self.out):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.out.weight.mul_(std)
+
+    def features(
+        self, pixels: UInt8[Tensor, "images height width colours"]
+    ) -> Float[Tensor, "images grid features"]:
+        """Look at pictures through the tower; the gathering token is left out."""
+        place = self.out.weight.device
+        mean, std = (
+            torch.tensor(value, device=place)[:, None, None] for value in (self.config.mean, self.config.std)
+        )
+        normal = (pixels.to(place).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        hidden: Tensor = self.tower(normal).hidden
+        return hidden[:, 1:]
+
+    def project(self, features: Float[Tensor, "images grid features"]) -> Float[Tensor, "images grid dim"]:
+        """Bring features to the model's width."""
+        x = self.norm(features)
+        if self.middle is not None:
+            x = F.gelu(self.middle(x))
+        out: Tensor = self.out(x)
+        return out
+
+
+class ImageEmbedding(nn.Embedding):
+    """An embedding with pictures behind its last id; its weight and that weight's name are kept.
+
+    Args:
+        embedding: the model's own.
+        reader: makes a picture's vectors.
+        scale: what the model multiplies embeddings by.
+    """
+
+    def __init__(self, embedding: nn.Embedding, reader: ImageReader, scale: float = 1.0) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.padding_idx, self.max_norm, self.norm_type = None, None, 2.0
+        self.scale_grad_by_freq = self.sparse = False
+        self.weight = embedding.weight
+        self.reader = reader
+        self.scale = scale
+        self._shown: Tensor | None = None  # (positions, dim), of the pictures of a training batch
+        self._kept: Tensor | None = None  # (room · grid, dim), a ring of pictures seen
+        self._numbers: dict[bytes, int] = {}
+        self._next = 0
+
+    def forward(self, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+        """Look up token vectors and, for ids behind the vocabulary, pictures' vectors."""
+        known = self.num_embeddings
+        vectors = self._kept if self._shown is None else self._shown
+        if vectors is None:
+            return F.embedding(ids, self.weight)
+        found = F.embedding(ids.clamp(max=known - 1), self.weight)
+        places = (ids - known).clamp(min=0) % len(vectors)
+        seen = F.embedding(places, vectors) / self.scale
+        return torch.where((ids >= known)[..., None], seen.to(found.dtype), found)
+
+    @contextmanager
+    def showing(self, features: Float[Tensor, "images grid features"]) -> Iterator[None]:
+        """Let picture ``i`` be ids ``vocab + i · grid …`` for the length of a block, with gradients to the projector."""
+        self._shown = self.reader.project(features).flatten(0, 1)
+        try:
+            yield
+        finally:
+            self._shown = None
+
+    @torch.no_grad()
+    def look(self, key: bytes, pixels: Callable[[], Tensor]) -> range:
+        """Give the ids that mean a picture; it is looked at once, while it is among the last that were.
+
+        Args:
+            key: tells pictures apart.
+            pixels: opens it: ``(height, width, 3)`` uint8.
+        """
+        grid = self.reader.config.grid
+        if key not in self._numbers:
+            self._reserve()
+            assert self._kept is not None
+            room = len(self._kept) // grid
+            training = self.reader.training
+            self.reader.eval()
+            vectors = self.reader.project(self.reader.features(pixels()[None]))[0]
+            self.reader.train(training)
+            at = self._next % room * grid
+            self._kept[at : at + grid] = vectors.to(self._kept)
+            self._numbers = {
+                one: number for one, number in self._numbers.items() if number > self._next - room
+            }
+            self._numbers[key] = self._next
+            self._next += 1
+        first = self.num_embeddings + self._numbers[key] * grid
+        return range(first, first + grid)
+
+    @property
+    def known_ids(self) -> int:
+        """How many ids mean something: the vocabulary, and the pictures seen."""
+        return self.num_embeddings + self._next * self.reader.config.grid
+
+    def forget(self) -> None:
+        """Drop every picture seen; their ids mean nothing any more. Call it when the projector has changed."""
+        self._kept, self._numbers, self._next = None, {}, 0
+
+    def plain(self) -> nn.Embedding:
+        """Give the embedding without pictures."""
+        with torch.device("meta"):
+            embedding = nn.Embedding(self.num_embeddings, self.embedding_dim)
+        embedding.weight = self.weight
+        return embedding
+
+    def _reserve(self) -> None:
+        """Make room for one picture more, up to a bound; from there on the one seen longest ago makes room."""
+        each = self.reader.config.grid * self.embedding_dim
+        most = max(16, MOST_BYTES // (4 * each))
+        room = 0 if self._kept is None else len(self._kept) // self.reader.config.grid
+        if self._next < room or room >= most:
+            return
+        size = min(most, max(16, 2 * room)) * self.reader.config.grid
+        kept = torch.zeros(size, self.embedding_dim, device=self.weight.device)
+        if self._kept is not None:
+            kept[: len(self._kept)] = self._kept
+        self._kept = kept
+
+
+def attach_sight(model: Transformer, reader: ImageReader) -> None:
+    """Give a model eyes, in place: ids behind its vocabulary may mean pictures. Nothing is frozen by it.
+
+    Raises:
+        ValueError: if it has eyes or a soft prompt already, or the widths differ.
+    """
+    if isinstance(model.embed, ImageEmbedding | SoftEmbedding):
+        raise ValueError("the model has eyes or a soft prompt already")
+    if reader.config.dim != model.config.dim:
+        raise ValueError(f"vectors of {reader.config.dim} do not fit a model of width {model.config.dim}")
+    reader.to(model.device)
+    model.embed = ImageEmbedding(model.embed, reader, model.config.embedding_scale or 1.0)
+
+
+def detach_sight(model: Transformer) -> None:
+    """Take the eyes off, in place."""
+    if isinstance(model.embed, ImageEmbedding):
+        model.embed = model.embed.plain()
+
+
+def sight_of(model: nn.Module) -> ImageEmbedding | None:
+    """Give a model's eyes; None if it is blind."""
+    embed = getattr(model, "embed", None)
+    return embed if isinstance(embed, ImageEmbedding) else None
