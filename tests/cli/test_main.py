@@ -38,7 +38,16 @@ def ask(*words: str):
 
 def test_the_verbs_are_those_of_the_grammar():
     used = {"generate", "fill", "embed", "chat", "index", "ask", "serve"}
-    judged = {"eval", "eval-images", "contest", "compare-tokenizers", "prompts", "ladder", "probe", "emergence"}
+    judged = {
+        "eval",
+        "eval-images",
+        "contest",
+        "compare-tokenizers",
+        "prompts",
+        "ladder",
+        "probe",
+        "emergence",
+    }
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
     assert set(VERBS) == MADE | used | judged | managed
 

@@ -94,8 +94,8 @@ class ImageRecord:
     kind: ClassVar[str] = "image"
     image: str
     text: str
-    prompt: str = ""
     where: str = ""
+    prompt: str = ""
 
 
 Record = TextRecord | ChatRecord | CompletionRecord | PreferenceRecord | ImageRecord
@@ -245,7 +245,7 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any], str], Record]] = {
     "image": lambda fields, where: ImageRecord(
         field.text(fields["image"], where, "image"),
         field.text(fields["text"], where, "text"),
-        _optional_text(fields, "prompt", where) or "",
         where,
+        _optional_text(fields, "prompt", where) or "",
     ),
 }

@@ -25,6 +25,18 @@ from stockpot.judge.harness import Row
 from stockpot.judge.metrics import Estimate, mean_estimate, proportion
 from stockpot.model.sight import sight_of
 from stockpot.text.chat import Message
+from stockpot.village import Village
+from stockpot.village.scenes import (
+    COLOURS,
+    COUNTS,
+    RELATIONS,
+    SHAPES,
+    Facts,
+    Scene,
+    paint,
+    read_caption,
+    scene_questions,
+)
 from stockpot.weights.store import load
 
 __all__ = ["ImageReport", "SeenPicture", "evaluate_images"]
@@ -197,18 +209,32 @@ def _wins(one: Sequence[float], other: Sequence[float]) -> int:
 # --- village scenes ---
 
 
-def _scenes(report: ImageReport, asking: _Asking, data: str, limit: int) -> None:
-    from stockpot.village import Village
-    from stockpot.village.scenes import (
-        COLOURS,
-        COUNTS,
-        RELATIONS,
-        SHAPES,
-        paint,
-        read_caption,
-        scene_questions,
-    )
+def _attributes(read: Sequence[Facts | None], scenes: Sequence[Scene]) -> list[Row]:
+    """Score what captions say, attribute by attribute."""
+    checks: dict[str, tuple[float, list[bool]]] = {
+        "colour": (1 / len(COLOURS), []),
+        "shape": (1 / len(SHAPES), []),
+        "count": (1 / len(COUNTS), []),
+        "relation": (1 / len(RELATIONS), []),
+    }
+    for facts, scene in zip(read, scenes, strict=True):
+        true = scene.facts
+        said = facts.things if facts is not None else ()
+        for at, (colour, shape) in enumerate(true.things):
+            checks["colour"][1].append(at < len(said) and said[at][0] == colour)
+            checks["shape"][1].append(at < len(said) and said[at][1] == shape)
+        if true.relation is not None:
+            checks["relation"][1].append(facts is not None and facts.relation == true.relation)
+        else:
+            checks["count"][1].append(facts is not None and len(said) == 1 and facts.count == true.count)
+    return [
+        Row("all", f"caption {name}", proportion(sum(right), len(right), chance=chance))
+        for name, (chance, right) in checks.items()
+        if right
+    ]
 
+
+def _scenes(report: ImageReport, asking: _Asking, data: str, limit: int) -> None:
     named = SCENES.fullmatch(data)
     assert named is not None
     count = min(limit, int(named["count"] or limit))
@@ -228,30 +254,7 @@ def _scenes(report: ImageReport, asking: _Asking, data: str, limit: int) -> None
             report.rows.append(
                 Row(name, "caption exact", proportion(sum(exact[at] for at in places), len(places)))
             )
-    checks: dict[str, tuple[float, list[bool]]] = {
-        name: (chance, [])
-        for name, chance in (
-            ("colour", 1 / len(COLOURS)),
-            ("shape", 1 / len(SHAPES)),
-            ("count", 1 / len(COUNTS)),
-            ("relation", 1 / len(RELATIONS)),
-        )
-    }
-    for facts, scene in zip(read, scenes, strict=True):
-        true = scene.facts
-        said = facts.things if facts is not None else ()
-        for at, (colour, shape) in enumerate(true.things):
-            checks["colour"][1].append(at < len(said) and said[at][0] == colour)
-            checks["shape"][1].append(at < len(said) and said[at][1] == shape)
-        if true.relation is not None:
-            checks["relation"][1].append(facts is not None and facts.relation == true.relation)
-        else:
-            checks["count"][1].append(facts is not None and len(said) == 1 and facts.count == true.count)
-    for name, (chance, right) in checks.items():
-        if right:
-            report.rows.append(
-                Row("all", f"caption {name}", proportion(sum(right), len(right), chance=chance))
-            )
+    report.rows += _attributes(read, scenes)
     asked = [questions[at % len(questions)] for at, questions in enumerate(map(scene_questions, scenes))]
     chosen = asking.choose(images, [(question, choices) for question, _, choices in asked])
     right_answers = sum(one == answer for one, (_, answer, _) in zip(chosen, asked, strict=True))

@@ -73,7 +73,11 @@ class Message:
         if role not in ROLES:
             raise TokenizerError(f"A message has the role {role!r}.", f"Roles are {', '.join(ROLES)}.")
         pictures: tuple[Image, ...] = ()
-        if isinstance(content, list | tuple) and all(isinstance(part, str | Image) for part in content):
+        if (
+            content
+            and isinstance(content, list | tuple)
+            and all(isinstance(part, str | Image) for part in content)
+        ):
             pictures = tuple(part for part in content if isinstance(part, Image))
             texts = (part.replace(PICTURE, "") if isinstance(part, str) else PICTURE for part in content)
             content = "".join(texts)
