@@ -433,3 +433,37 @@ def test_special_tokens_in_a_prompt_stay_text(bundle):
     ids = bundle.encode("a<|eos|>b")
     assert bundle.tokenizer.eos_id not in ids
     assert ids[0] == bundle.tokenizer.bos_id
+
+
+def test_the_cache_stays_within_its_memory_and_all_are_answered(make_bundle):
+    bundle = make_bundle(context=160, layers=4, dim=64, kv_heads=4)
+    lengths = [150, 5, 8, 90, 3, 4, 60, 2]
+    found = []
+    for mib in (None, 1):  # 1 MiB: 512 tokens
+        engine = Engine(bundle, slots=8, cache_mib=mib)
+        numbers = [
+            engine.submit(Request(f"the cat {i}", Sampling(temperature=0, max_tokens=length)))
+            for i, length in enumerate(lengths)
+        ]
+        ids = dict.fromkeys(numbers, ())
+        largest = 0
+        while engine.pending:
+            for chunk in engine.step():
+                ids[chunk.request] += chunk.ids
+            cache = engine._scheduler._rows.cache
+            largest = max(largest, cache.batch * cache.capacity)
+        found.append((ids, largest))
+    assert found[0][0] == found[1][0]
+    assert found[1][1] <= 512 < found[0][1]
+
+
+def test_a_completion_too_long_for_the_memory_is_written_alone(make_bundle):
+    bundle = make_bundle(context=8192)
+    engine = Engine(bundle, slots=4, cache_mib=1)
+    long = engine.submit(Request("the cat", Sampling(temperature=0, max_tokens=8000)))
+    short = engine.submit(Request("a dog", Sampling(temperature=0, max_tokens=3)))
+    assert {chunk.request for _ in range(5) for chunk in engine.step()} == {long}
+    engine.cancel(long)
+    chunks = [chunk for _ in range(6) for chunk in engine.step()]
+    assert {chunk.request for chunk in chunks} == {short}
+    assert engine.pending == 0

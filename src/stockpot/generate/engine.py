@@ -46,6 +46,8 @@ class Engine:
         bundle: the model and its text side.
         slots: most completions under way at once; further ones wait.
         prefix_mib: memory for beginnings that were read before, so that a shared one is computed once; 0: none.
+        cache_mib: memory for what is being written; a completion that does not fit beside the others waits. None: as much as
+            ``slots`` completions take.
         clock: seconds, for ``timeout_s``.
     """
 
@@ -55,6 +57,7 @@ class Engine:
         *,
         slots: int = 8,
         prefix_mib: int = 128,
+        cache_mib: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if slots < 1:
@@ -66,7 +69,9 @@ class Engine:
         self._stop_ids = bundle.stop_ids
         self._clock = clock
         self._prefixes = Prefixes(self._model, prefix_mib << 20)
-        self._scheduler = Scheduler(bundle, slots, self._prefixes, clock)
+        self._scheduler = Scheduler(
+            bundle, slots, self._prefixes, clock, None if cache_mib is None else cache_mib << 20
+        )
         self._constraints: Constraints | None = None
         self._early: list[Chunk] = []
         self._numbers = 0

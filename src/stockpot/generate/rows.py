@@ -31,14 +31,19 @@ Memory = tuple[
 class Rows:
     """A growing cache with live rows ``0 … count - 1``.
 
+    Args:
+        most_tokens: longest row.
+        most_bytes: memory for all rows; None: as much as they take. One row may always be as long as it must.
+
     Attributes:
         lengths: tokens stored in each live row.
         memories: for encoder-decoders, what each live row's source became.
     """
 
-    def __init__(self, model: Transformer, most_tokens: int) -> None:
+    def __init__(self, model: Transformer, most_tokens: int, most_bytes: int | None = None) -> None:
         self._model = model
         self._most_tokens = most_tokens
+        self._most_in_all = None if most_bytes is None else most_bytes // _token_bytes(model)
         self._cache: KVCache | None = None
         self._view: tuple[int, int, KVCache] | None = None
         self.lengths: list[int] = []
@@ -49,8 +54,13 @@ class Rows:
         """Number of live rows."""
         return len(self.lengths)
 
+    def has_room(self, tokens: Sequence[int]) -> bool:
+        """Tell whether rows of so many tokens may be alive together; one alone always may."""
+        longest = min(max(tokens), self._most_tokens)
+        return len(tokens) == 1 or self._most_in_all is None or len(tokens) * longest <= self._most_in_all
+
     def add(self, rows: int, tokens: int) -> None:
-        """Bring ``rows`` empty rows to life, each with room for ``tokens`` tokens."""
+        """Bring ``rows`` empty rows to life; ``tokens``: the longest that a live row may become."""
         self._reserve(self.count + rows, min(tokens, self._most_tokens))
         assert self._cache is not None
         self._cache.lengths[self.count : self.count + rows] = 0
@@ -119,11 +129,15 @@ class Rows:
         old = self._cache
         if old is not None and old.batch >= rows and old.capacity >= tokens:
             return
+        batch, capacity = rows, max(1, min(max(tokens, SMALLEST), self._most_tokens))
         if old is not None:
-            rows = rows if rows <= old.batch else max(rows, 2 * old.batch)
-            tokens = old.capacity if tokens <= old.capacity else max(tokens, 2 * old.capacity)
-        capacity = max(1, min(max(tokens, SMALLEST), self._most_tokens))
-        self._cache = self._model.new_cache(max(rows, old.batch if old else 0), capacity)
+            batch = old.batch if rows <= old.batch else max(rows, 2 * old.batch)
+            grown = old.capacity if tokens <= old.capacity else max(tokens, 2 * old.capacity)
+            capacity = max(capacity, min(grown, self._most_tokens))
+            if self._most_in_all is not None and batch * capacity > self._most_in_all:
+                capacity = max(1, min(tokens, self._most_tokens))
+                batch = max(rows, min(2 * rows, self._most_in_all // capacity))
+        self._cache = self._model.new_cache(batch, capacity)
         if old is not None and self.count:
             longest = max(self.lengths)
             new = (*self._cache.keys, *self._cache.values)
@@ -159,3 +173,11 @@ class Rows:
             mask = torch.ones(1, length, dtype=torch.bool, device=view.lengths.device)
             self.memories[start + row] = (layers, mask)
         self._view = None
+
+
+def _token_bytes(model: Transformer) -> int:
+    """Return what one token takes in the cache of a model that writes."""
+    if model.config.decoder is None:
+        return 1
+    cache = model.new_cache(1, 1)
+    return sum(store.numel() * store.element_size() for store in (*cache.keys, *cache.values))

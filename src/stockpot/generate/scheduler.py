@@ -60,14 +60,22 @@ class Scheduler:
         slots: most requests under way at once.
         prefixes: beginnings that were read before.
         clock: seconds, for deadlines.
+        most_bytes: memory for the cache; who does not fit waits until others have ended; None: as much as it takes.
     """
 
-    def __init__(self, bundle: Bundle, slots: int, prefixes: Prefixes, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        slots: int,
+        prefixes: Prefixes,
+        clock: Callable[[], float],
+        most_bytes: int | None = None,
+    ) -> None:
         self.slots = slots
         self._prefixes, self._clock = prefixes, clock
         self._model, self._bundle = bundle.model, bundle
         self._is_seq2seq = bundle.model.config.shape == "encoder_decoder"
-        self._rows = Rows(bundle.model, bundle.context)
+        self._rows = Rows(bundle.model, bundle.context, most_bytes)
         self._waiting: deque[Live] = deque()
         self._reading: _Reading | None = None
         self._writing: list[Live] = []
@@ -137,9 +145,11 @@ class Scheduler:
         while self._waiting and len(self._writing) + reading.count < self.slots:
             live = self._waiting[0]
             key = tuple(live.prompt)
-            if key in places:
+            if key in places and self._rows.has_room(self._alive(reading, live)):
                 reading.twins.append((self._waiting.popleft(), places[key]))
                 continue
+            if not self._rows.has_room(self._alive(reading, live)):
+                break
             known = self._known(live.prompt)
             shared = max((shared_length(live.prompt, one.prompt) for one in reading.members), default=0)
             if self._prefixes.is_on and shared >= known[1] + WORTH_WAITING:
@@ -150,11 +160,10 @@ class Scheduler:
             places[key] = len(reading.members)
             found.append(known)
             reading.members.append(self._waiting.popleft())
-        most = max(
-            len(live.prompt) + live.limit for live in reading.members + [live for live, _ in reading.twins]
-        )
+        if not reading.members:
+            return
         start = self._rows.count
-        self._rows.add(len(reading.members), most)
+        self._rows.add(len(reading.members), max(self._alive(reading)))
         for row, (source, tokens) in enumerate(found, start):
             if isinstance(source, Held):
                 self._rows.fill(row, source, tokens)
@@ -162,6 +171,11 @@ class Scheduler:
                 self._rows.copy(source, row, tokens)
         reading.done = [tokens for _, tokens in found]
         self._reading = reading
+
+    def _alive(self, reading: _Reading, *more: Live) -> list[int]:
+        """Return how many tokens each request under way may come to, and those that are to be read with them."""
+        both = [*self._writing, *reading.members, *(live for live, _ in reading.twins), *more]
+        return [len(live.prompt) + live.limit for live in both]
 
     @property
     def _budget(self) -> int:
@@ -189,8 +203,7 @@ class Scheduler:
         self._reading = None
         origins = list(range(len(reading.members))) + [place for _, place in reading.twins]
         if reading.twins:
-            most = max(len(live.prompt) + live.limit for live, _ in reading.twins)
-            self._rows.add(len(reading.twins), most)
+            self._rows.add(len(reading.twins), max(self._alive(reading)))
             for row, (_, place) in enumerate(reading.twins, start + len(reading.members)):
                 self._rows.copy(start + place, row)
             logits = logits[torch.tensor(origins, device=logits.device)]

@@ -123,7 +123,12 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="stockpot-reader")
         self._schemas, self._trier = Schemas(), ThreadPoolExecutor(1, thread_name_prefix="stockpot-schemas")
-        self._worker = Worker(slots=self.settings.slots, prefix_mib=self.settings.prefix_mib, post=self._post)
+        self._worker = Worker(
+            slots=self.settings.slots,
+            prefix_mib=self.settings.prefix_mib,
+            cache_mib=self.settings.cache_mib,
+            post=self._post,
+        )
         for name, bundle in models.items():
             self.add(name, bundle)
 

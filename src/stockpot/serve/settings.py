@@ -20,6 +20,9 @@ class ServeConfig(Settings):
     slots: int = Field(32, ge=1, le=1024, description="answers a model writes at once; further ones wait")
     queue: int = Field(256, ge=0, description="answers that may wait for a model; further ones are refused")
     connections: int = Field(900, ge=1, description="most connections open at once")
+    cache_mib: int = Field(
+        4096, ge=1, description="memory for answers under way, each model; who does not fit waits"
+    )
     prefix_mib: int = Field(256, ge=0, description="memory for beginnings that were read before, each model")
     max_tokens: int = Field(2048, ge=1, description="longest answer, in tokens, whatever is asked for")
     timeout_s: float = Field(

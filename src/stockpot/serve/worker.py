@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 from stockpot.bundle import Bundle
@@ -76,12 +77,15 @@ class Worker:
 
     Args:
         slots: most jobs of a model under way at once.
-        prefix_mib: memory for known beginnings, each model.
+        prefix_mib, cache_mib: memory for known beginnings and for answers under way, each model.
         post: brings events to the thread where jobs take them; called by the worker once a step.
     """
 
-    def __init__(self, *, slots: int, prefix_mib: int, post: Callable[[Sequence[Event]], None]) -> None:
-        self._slots, self._prefix_mib, self._post = slots, prefix_mib, post
+    def __init__(
+        self, *, slots: int, prefix_mib: int, cache_mib: int, post: Callable[[Sequence[Event]], None]
+    ) -> None:
+        self._slots, self._post = slots, post
+        self._engine = partial(Engine, slots=slots, prefix_mib=prefix_mib, cache_mib=cache_mib)
         self._benches: dict[str, _Bench] = {}
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._calls: deque[Callable[[], None]] = deque()
@@ -172,9 +176,6 @@ class Worker:
     def _take_on(self, name: str, bundle: Bundle) -> None:
         self._give_up(name)
         self._benches[name] = _Bench(bundle, self._engine(bundle))
-
-    def _engine(self, bundle: Bundle) -> Engine:
-        return Engine(bundle, slots=self._slots, prefix_mib=self._prefix_mib)
 
     def _give_up(self, name: str) -> None:
         bench = self._benches.pop(name, None)
