@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stockpot.errors import GenerationError
-from stockpot.judge.look import look, read
+from stockpot.judge.look import lens, look, read
 
 TEXT = "What is it? yes no"
 
@@ -32,6 +32,30 @@ def test_a_decoders_probabilities_are_those_of_its_softmax(bundle):
         )
         best = expected[place - 1].topk(8).values.tolist()
         assert [p for _, p in reading.tokens[place].alternatives] == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["decoder", "encoder"])
+def test_the_last_layer_says_what_the_model_says_and_the_first_one_something_else(make_bundle, shape):
+    bundle = make_bundle(shape)
+    ids = bundle.encode(TEXT)
+    reading = read(bundle, ids)
+    for place in range(1, len(ids)):
+        layers = lens(bundle, reading, place)
+        assert len(layers) == 3  # embeddings and two layers
+        assert layers[-1].probability == pytest.approx(reading.tokens[place].probability, abs=1e-5)
+        assert layers[-1].alternatives[0][0] == reading.tokens[place].alternatives[0][0]
+        assert layers[0].probability != layers[-1].probability
+    assert (lens(bundle, reading, 0) is None) == (shape == "decoder")
+
+
+def test_ids_are_read_as_they_are_and_told_with_what_else_could_stand_there(bundle):
+    ids = bundle.encode(TEXT)
+    reading = read(bundle, ids[:4])
+    assert [token.id for token in reading.tokens] == ids[:4]
+    last = reading.tokens[-1]
+    assert [bundle.tokenizer.decode([id]) for id in last.alternative_ids] == [
+        text for text, _ in last.alternatives
+    ]
 
 
 def test_attention_is_that_of_every_head_and_a_decoders_looks_back_only(bundle):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,16 @@ class Serving(Common):
     index: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Answer chats from the documents of this index.")
     ] = None
+    feedback: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Where votes go; made with the first. Uploads and trained models lie in FILE-files beside it.",
+        ),
+    ] = Path("feedback.db")
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Queue these prompts to be compared on the page.")
+    ] = None
     quantize: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +87,7 @@ def serve(
         ),
     ],
 ) -> None:
-    """Serve models as OpenAI's API does, to programs and to a browser."""
+    """Serve models to programs, as OpenAI's API does, and to people, on a page: chat, look inside, vote, train on the votes."""
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
@@ -88,6 +99,7 @@ def serve(
     from stockpot.serve import serve as run
     from stockpot.serve.guard import is_loopback
     from stockpot.serve.settings import ServeConfig
+    from stockpot.serve.views import PAGE, routes
 
     given: dict[str, Any] = {
         "host": flags.host,
@@ -113,13 +125,16 @@ def serve(
     def ready(address: str) -> None:
         show.result(
             flags,
-            f"{', '.join(opened)} at {address} (OpenAI's API: {address}/v1); Ctrl-C stops.",
+            f"{', '.join(opened)} at {address} (the page; OpenAI's API: {address}/v1); Ctrl-C stops.",
             {"address": address, "models": list(opened)},
         )
         if not is_loopback(config.host):
             print("warning: other machines can reach this server, and nothing is encrypted.", file=sys.stderr)
 
-    run(opened, config, token=secret, index=passages, ready=ready)
+    refs = {name: ref for name, (ref, adapters) in named.items() if not adapters}
+    prompts = None if flags.prompts is None else str(flags.prompts)
+    page = partial(routes, feedback=flags.feedback, refs=refs, prompts=prompts)
+    run(opened, config, token=secret, index=passages, routes=[page], static=PAGE, ready=ready)
 
 
 def _token(given: str | None) -> str | None:

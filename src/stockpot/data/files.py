@@ -1,8 +1,8 @@
 """Which files a source names, and how their bytes are read without harm.
 
 Decides what is opened: regular files only, each directory once, archives in place (nothing is ever unpacked
-to the disk), and unpacking stops where it looks like a bomb. What a container is (gzip, zstd, zip, parquet)
-is read from its first bytes. It does not know what a record is.
+to the disk), and unpacking stops where it looks like a bomb. What a container is (gzip, zstd, zip, parquet,
+SQLite) is read from its first bytes. It does not know what a record is.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import BinaryIO, Literal
 
 from stockpot.data.reading import shown
 from stockpot.data.unpack import Budget, Guarded, unpacked
+from stockpot.data.votes import MAGIC
 from stockpot.errors import DataError
 
 __all__ = ["FORMS", "Entry", "Form", "Window", "entries", "find", "numbered_lines"]
 
-Form = Literal["text", "lines", "json", "csv", "tsv", "parquet", "html"]
+Form = Literal["text", "lines", "json", "csv", "tsv", "parquet", "html", "votes"]
 
 FORMS: dict[str, Form] = {
     ".txt": "text",
@@ -97,10 +98,10 @@ def entries(path: Path, *, max_ratio: int, left_out: list[str]) -> Iterator[Entr
         DataError: if it is not a regular file, or its container is damaged.
     """
     with _opened(path) as file:
-        magic = file.read(4)
+        magic = file.read(len(MAGIC))
         size = os.fstat(file.fileno()).st_size
     budget = Budget(str(path), size, max_ratio)
-    if magic == b"PK\x03\x04" or (path.suffix == ".zip" and size):
+    if magic[:4] == b"PK\x03\x04" or (path.suffix == ".zip" and size):
         yield from _members(path, budget, left_out)
         return
     yield Entry(str(path), _form(path.name, magic), lambda: _stream(path, budget))
@@ -235,8 +236,10 @@ def _is_known(name: str) -> bool:
 
 def _form(name: str, magic: bytes = b"") -> Form:
     """Tell the form from the ending; a name without a known one is plain text."""
-    if magic == b"PAR1":
+    if magic[:4] == b"PAR1":
         return "parquet"
+    if magic == MAGIC:
+        return "votes"
     return FORMS.get(_ending(name), "text")
 
 

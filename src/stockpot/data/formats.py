@@ -1,4 +1,4 @@
-"""From bytes to raw records: text, JSON lines, JSON, tables and web pages.
+"""From bytes to raw records: text, JSON lines, JSON, tables, web pages and databases of votes.
 
 Each reader is a stream: memory is bounded by one record, and a record that cannot be read is reported with
 ``file:line`` while the rest goes on. What the fields mean is decided in ``records``.
@@ -17,6 +17,7 @@ from stockpot.data.files import Entry, Window, numbered_lines
 from stockpot.data.html import page_text
 from stockpot.data.reading import ReadConfig, ReadReport, shown
 from stockpot.data.records import FIELD_NAMES
+from stockpot.data.votes import read_votes
 from stockpot.errors import DataError
 
 __all__ = ["Raw", "read_entry"]
@@ -45,6 +46,7 @@ def read_entry(entry: Entry, config: ReadConfig, report: ReadReport) -> Iterator
         "tsv": lambda file: reader.table(file, "\t"),
         "parquet": reader.parquet,
         "html": reader.html,
+        "votes": reader.votes,
     }
     with entry.open() as file:
         yield from read[entry.form](file)
@@ -232,6 +234,12 @@ class _Reader:
             else:
                 data = data.removeprefix(codecs.BOM_UTF8) if line == 1 else data
                 yield self._escaped(data, offset, line)
+
+    def votes(self, file: BinaryIO) -> Iterator[Raw]:
+        """Yield the comparisons of a database of votes, which is opened by its name: SQLite needs the files beside it."""
+        del file
+        for number, record in read_votes(self._name):
+            yield self._at(number), record
 
     def parquet(self, file: BinaryIO) -> Iterator[Raw]:
         """Yield the rows of a parquet file; columns that no record has are not loaded."""

@@ -30,6 +30,7 @@ __all__ = [
     "Record",
     "TextRecord",
     "as_messages",
+    "asked_of",
     "parse_record",
     "text_of",
 ]
@@ -138,6 +139,27 @@ def parse_record(value: object, where: str) -> Record:
 def as_messages(prompt: Prompt) -> tuple[Message, ...]:
     """Read a prompt as messages: plain text is what the user says."""
     return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+
+
+def asked_of(record: Record) -> tuple[tuple[Message, ...], str | None]:
+    """Give what a record asks, as messages, and the known answer; a plain text is a question.
+
+    Raises:
+        DataError: if the record asks nothing.
+    """
+    match record:
+        case TextRecord():
+            return as_messages(record.text), None
+        case CompletionRecord():
+            return as_messages(record.prompt), record.completion
+        case PreferenceRecord():
+            return as_messages(record.prompt), None
+        case ChatRecord():
+            last = record.messages[-1]
+            is_answered = last.role == "assistant" and len(record.messages) > 1
+            return (record.messages[:-1], last.content) if is_answered else (record.messages, None)
+        case _:
+            raise DataError(f"{record.where}: a {record.kind} record is no prompt.", "Give prompts.")
 
 
 def text_of(record: Record) -> str:

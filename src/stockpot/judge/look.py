@@ -10,14 +10,15 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 
 import torch
 
 from stockpot.bundle import Bundle
 from stockpot.errors import GenerationError
 
-__all__ = ["Reading", "TokenReading", "look", "read"]
+__all__ = ["MAX_TOKENS", "LayerReading", "Reading", "TokenReading", "lens", "look", "read"]
 
 MAX_TOKENS = 256  # 12 layers of 12 heads at this length are about 10 MB of page
 
@@ -31,10 +32,27 @@ class TokenReading:
         probability: what the model gave it, 0–1; None where the model did not predict it (a decoder's
             first token; every token of a model that only rates or embeds).
         alternatives: likeliest tokens at its place, with probabilities.
+        id: its number.
+        alternative_ids: the numbers of the alternatives.
     """
 
     text: str
     probability: float | None
+    alternatives: tuple[tuple[str, float], ...]
+    id: int
+    alternative_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerReading:
+    """What a layer would have said at a token's place, were it the last one.
+
+    Attributes:
+        probability: what it gave the token that stands there, 0–1.
+        alternatives: its likeliest tokens, with probabilities.
+    """
+
+    probability: float
     alternatives: tuple[tuple[str, float], ...]
 
 
@@ -46,30 +64,34 @@ class Reading:
         tokens: one reading a token.
         attention: ``(layers, heads, seq, seq)``, rows are the attending tokens; each row sums to 1.
         shape: "decoder" or "encoder".
+        hidden: embeddings, then the states after each layer ``(layers + 1, seq, dim)``.
     """
 
     tokens: tuple[TokenReading, ...]
     attention: torch.Tensor
     shape: str
+    hidden: torch.Tensor = field(repr=False)
 
 
 @torch.inference_mode()
-def read(bundle: Bundle, text: str, *, alternatives: int = 8) -> Reading:
-    """Run a text through a decoder or an encoder and keep what it attended to and expected.
+def read(
+    bundle: Bundle, text: str | Sequence[int], *, alternatives: int = 8, most: int = MAX_TOKENS
+) -> Reading:
+    """Run a text, or ids, through a decoder or an encoder and keep what it attended to and expected.
 
     A decoder's reading of token t is its prediction from the tokens before; an encoder's is its prediction at t with t
     itself in view.
 
     Raises:
-        GenerationError: if the text is empty or longer than 256 tokens or the context, or the model is an encoder-decoder.
+        GenerationError: if the text is empty or longer than ``most`` tokens or the context, or the model is an encoder-decoder.
     """
     shape = bundle.model.config.shape
     if shape == "encoder_decoder":
         raise GenerationError(
             "Looking inside is for decoders and encoders.", "Give a model of one of those shapes."
         )
-    ids = bundle.encode(text)
-    limit = min(MAX_TOKENS, bundle.model.config.context)
+    ids = bundle.encode(text) if isinstance(text, str) else list(text)
+    limit = min(most, bundle.model.config.context)
     if not 1 <= len(ids) <= limit:
         raise GenerationError(
             f"The text has {len(ids)} tokens; looking inside takes 1 to {limit}.", "Shorten it."
@@ -84,20 +106,51 @@ def read(bundle: Bundle, text: str, *, alternatives: int = 8) -> Reading:
         # a decoder's row t holds its prediction of token t + 1; nothing predicts the first
         expected = [None, *rows[:-1]] if shape == "decoder" else list(rows)
     tokens = tuple(_token(bundle, token, row, alternatives) for token, row in zip(ids, expected, strict=True))
-    return Reading(tokens, torch.stack([layer[0].float() for layer in seen.attention]), shape)
+    attention = torch.stack([layer[0].float() for layer in seen.attention])
+    return Reading(tokens, attention, shape, torch.stack([layer[0] for layer in seen.hidden]))
+
+
+@torch.inference_mode()
+def lens(bundle: Bundle, reading: Reading, place: int, *, alternatives: int = 4) -> list[LayerReading] | None:
+    """Say what each layer would have predicted at a token's place: its states through the last norm and the output matrix.
+
+    The first entry is the embeddings', the last one the model's own prediction. None where nothing is predicted.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    model = bundle.model
+    row = place - 1 if reading.shape == "decoder" else place
+    if not model.config.predicts or row < 0:
+        return None
+    stack = model.decoder or model.encoder
+    assert stack is not None
+    states = reading.hidden[:, row]
+    rows = model.logits(states if stack.norm is None else stack.norm(states)).float().softmax(-1)
+    token = reading.tokens[place].id
+    return [
+        LayerReading(round(float(one[token]), 6), _likeliest(bundle, one, alternatives)[0]) for one in rows
+    ]
 
 
 def _token(bundle: Bundle, token: int, row: torch.Tensor | None, count: int) -> TokenReading:
     """Describe a token by the probabilities ``row`` ``(vocab,)`` at its place; None where nothing was predicted."""
-    spelling = bundle.tokenizer.decode([token]) or bundle.tokenizer.id_to_token(token)
+    spelling = _spelt(bundle, token)
     if row is None:
-        return TokenReading(spelling, None, ())
+        return TokenReading(spelling, None, (), token)
+    others, ids = _likeliest(bundle, row, count)
+    return TokenReading(spelling, round(float(row[token]), 6), others, token, ids)
+
+
+def _likeliest(
+    bundle: Bundle, row: torch.Tensor, count: int
+) -> tuple[tuple[tuple[str, float], ...], tuple[int, ...]]:
     values, best = row.topk(min(count, row.numel()))
-    others = tuple(
-        (bundle.tokenizer.decode([i]) or bundle.tokenizer.id_to_token(i), round(p, 5))
-        for i, p in zip(best.tolist(), values.tolist(), strict=True)
-    )
-    return TokenReading(spelling, round(float(row[token]), 6), others)
+    pairs = zip(best.tolist(), values.tolist(), strict=True)
+    return tuple((_spelt(bundle, id), round(p, 5)) for id, p in pairs), tuple(best.tolist())
+
+
+def _spelt(bundle: Bundle, id: int) -> str:
+    return bundle.tokenizer.decode([id]) or bundle.tokenizer.id_to_token(id)
 
 
 def look(bundle: Bundle, text: str) -> str:

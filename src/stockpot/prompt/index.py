@@ -131,6 +131,11 @@ class Index:
         return cls(folder, facts, bundle)
 
     @property
+    def encoder(self) -> Bundle:
+        """The model that makes vectors."""
+        return self._engine.bundle
+
+    @property
     def files(self) -> dict[str, dict[str, Any]]:
         """What is indexed: path → its checksum, version and number of passages."""
         return dict(self._facts["files"])

@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stockpot.bundle import Bundle
-from stockpot.data.records import (
-    ChatRecord,
-    CompletionRecord,
-    PreferenceRecord,
-    Record,
-    TextRecord,
-    as_messages,
-)
+from stockpot.data.records import asked_of
 from stockpot.data.sources import read_records
 from stockpot.errors import DataError
 from stockpot.stages.assemble import Progress
-from stockpot.text.chat import Message
 from stockpot.train.rollouts import Asked
 
 __all__ = ["PAGE", "read_prompts"]
@@ -47,8 +39,9 @@ def read_prompts(
     for record in read_records(sources):
         if len(found) == limit:
             break
-        prompt, text, answer = _asked(record)
-        ids = bundle.encode(prompt if is_chat else PAGE.format(text))
+        prompt, answer = asked_of(record)
+        text = prompt[-1].content
+        ids = bundle.encode(list(prompt) if is_chat else PAGE.format(text))
         if len(ids) + max_tokens > bundle.context:
             overlong += 1
             continue
@@ -63,24 +56,3 @@ def read_prompts(
         )
     report({"kind": "note", "text": f"{len(found):,} prompts"})
     return found
-
-
-def _asked(record: Record) -> tuple[list[Message], str, str | None]:
-    """Give the messages to answer, what was asked as text, and the known answer."""
-    messages: tuple[Message, ...]
-    answer: str | None
-    match record:
-        case TextRecord():
-            messages, answer = as_messages(record.text), None
-        case CompletionRecord():
-            messages, answer = as_messages(record.prompt), record.completion
-        case PreferenceRecord():
-            messages, answer = as_messages(record.prompt), None
-        case ChatRecord():
-            last = record.messages[-1]
-            is_answered = last.role == "assistant" and len(record.messages) > 1
-            messages = record.messages[:-1] if is_answered else record.messages
-            answer = last.content if is_answered else None
-        case _:
-            raise DataError(f"{record.where}: a {record.kind} record is no prompt.", "Give prompts.")
-    return list(messages), messages[-1].content, answer
