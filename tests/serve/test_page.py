@@ -98,6 +98,12 @@ def ask(page, text="one two three"):
     page.wait_for_selector(".theirs .facts")
 
 
+def limit(page, tokens):
+    page.get_by_role("button", name="System prompt and sampling").click()
+    page.get_by_label("Longest answer").fill(tokens)
+    page.get_by_role("button", name="Done").click()
+
+
 def scripted(page, text, **more):
     """Let the next answers of the model be this text, as the server would stream it."""
     pieces = [text[at : at + 4000] for at in range(0, len(text), 4000)]
@@ -145,7 +151,7 @@ def test_an_answer_streams_and_escape_stops_it(tab, server):
 def test_asking_again_and_editing_make_branches(tab):
     ask(tab)
     tab.get_by_role("button", name="Answer again").click()
-    tab.wait_for_selector("text=2 / 2")
+    tab.wait_for_selector(".theirs:has-text('2 / 2') .facts")
     tab.get_by_role("button", name="Earlier version").click()
     tab.wait_for_selector("text=1 / 2")
     tab.focus("#ask")
@@ -278,10 +284,11 @@ def test_look_inside_steps_changes_a_token_and_goes_on(tab):
     tab.keyboard.press("b")
     until(tab, f"document.querySelectorAll('.token').length === {count}")
     tab.get_by_label("Head").select_option("2")
-    assert tab.locator(".head.here").count() == 1
+    tab.wait_for_selector(".head.here")
 
 
 def test_an_answer_of_the_chat_is_looked_into_and_an_encoder_fills_a_gap(tab):
+    limit(tab, "12")
     ask(tab)
     tab.get_by_role("button", name="Look inside").last.click()
     tab.wait_for_selector(".token.given")
@@ -399,7 +406,7 @@ def test_a_token_is_asked_for_and_not_kept(browser, make, tmp_path):
         context = browser.new_context()
         page = context.new_page()
         page.goto(one.address)
-        page.get_by_label("Token").fill("a-token-of-many-signs")
+        page.get_by_role("textbox", name="Token").fill("a-token-of-many-signs")
         page.keyboard.press("Enter")
         ask(page)
         assert "a-token-of" not in page.evaluate(

@@ -75,7 +75,7 @@ class CompareView {
   }
 
   /** Show the next pair, and have the one after it made meanwhile. */
-  async next() {
+  async next(counts) {
     if (!preferences.rater.trim()) { toast("Say who votes first.", "bad"); document.getElementById("rater")?.focus(); return; }
     this.busy = true;
     const ahead = this.ahead;
@@ -84,7 +84,7 @@ class CompareView {
     const told = await tried(() => ahead || this.fetch());
     this.busy = false;
     if (!told) { await this.setUp(); return; }
-    this.counts = told.counts;
+    this.counts = counts || told.counts; // a pair that was fetched ahead was counted before the vote
     this.pair = told.pair;
     if (!this.pair) { this.done(); return; }
     this.drawPair();
@@ -121,7 +121,7 @@ class CompareView {
     this.busy = false;
     if (!told) return;
     this.cast.push(sent.id);
-    await this.next();
+    await this.next(told.counts);
   }
 
   async undo() {
@@ -129,7 +129,7 @@ class CompareView {
     if (!id || this.busy) return;
     const told = await tried(() => del(`/v1/compare/votes/${id}`));
     if (!told) return;
-    this.ahead = Promise.resolve({ pair: this.pair, counts: told.counts });
+    if (this.pair) this.ahead = Promise.resolve({ pair: this.pair, counts: told.counts });
     Object.assign(this, { pair: told.pair, counts: told.counts });
     this.drawPair();
     toast("The vote is deleted.");

@@ -78,6 +78,7 @@ class InsideView {
     const told = await tried(() => post("/v1/look", { model: this.model, ...what }));
     if (asked !== this.asked || !told) { if (asked === this.asked) this.status.textContent = ""; return; }
     this.told = told;
+    this.found = null;
     this.ids = told.tokens.map((one) => one.id);
     this.layer ??= told.layers - 1;
     this.layer = Math.min(this.layer, told.layers - 1);
@@ -97,6 +98,7 @@ class InsideView {
   /** Look at one place: layers and heads. */
   async look() {
     const asked = ++this.asked;
+    this.found = null;
     this.paint();
     const place = this.place;
     const found = await tried(() => post("/v1/look/token", { model: this.model, ids: this.ids, place }));
@@ -131,6 +133,7 @@ class InsideView {
   }
 
   drawPanels() {
+    if (!this.found) return; // it is on its way
     const one = this.told.tokens[this.place];
     this.panel.replaceChildren(this.alternatives(one), this.layers(one), this.attention());
   }
