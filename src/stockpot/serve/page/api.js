@@ -29,13 +29,18 @@ async function request(method, path, body, { signal, raw } = {}) {
     if (body !== undefined) headers["content-type"] = raw ? "application/octet-stream" : "application/json";
     let response;
     try {
-      response = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : raw ? body : JSON.stringify(body) });
+      response = await fetch(path, {
+        method,
+        headers,
+        signal,
+        body: body === undefined ? undefined : raw ? body : JSON.stringify(body),
+      });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new ApiError(0, "The server cannot be reached. Is it still running?");
     }
     if (response.ok) return response;
-    if (response.status === 401 && await askForToken()) continue;
+    if (response.status === 401 && (await askForToken())) continue;
     const told = await response.json().catch(() => ({}));
     throw new ApiError(response.status, told.error?.message || `The server answered ${response.status}.`, told.error?.code);
   }
@@ -47,9 +52,19 @@ let asking = null;
 function askForToken() {
   asking ||= new Promise((resolve) => {
     const input = h("input", { type: "password", autocomplete: "off", required: true, id: "token" });
-    const dialog = h("dialog", { "aria-labelledby": "token-title" }, h("form", { method: "dialog" },
-      h("h2", { id: "token-title" }, "This server needs a token"), h("p.soft", {}, "It was shown once when the server started."),
-      h("label", { htmlFor: "token" }, "Token"), input, h("div.row", {}, h("button.btn.main", {}, "Go on"))));
+    const dialog = h(
+      "dialog",
+      { "aria-labelledby": "token-title" },
+      h(
+        "form",
+        { method: "dialog" },
+        h("h2", { id: "token-title" }, "This server needs a token"),
+        h("p.soft", {}, "It was shown once when the server started."),
+        h("label", { htmlFor: "token" }, "Token"),
+        input,
+        h("div.row", {}, h("button.btn.main", {}, "Go on")),
+      ),
+    );
     dialog.addEventListener("close", () => {
       token = input.value.trim();
       dialog.remove();
@@ -86,7 +101,11 @@ export async function stream(path, body, take, { signal } = {}) {
     const events = held.split("\n\n");
     held = events.pop();
     for (const event of events) {
-      const data = event.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
+      const data = event
+        .split("\n")
+        .filter((line) => line.startsWith("data:"))
+        .map((line) => line.slice(5).trim())
+        .join("\n");
       if (!data) continue;
       if (data === "[DONE]") return;
       const told = JSON.parse(data);

@@ -1,21 +1,27 @@
 /** Chat: conversations that are kept, answers that stream, branches, documents, thumbs. */
 
 import { del, post, stream } from "./api.js";
-import { showDocuments, showPassage, takeFiles, takesDocuments } from "./documents.js";
-import { button, download, field, h, icon, isTyping, toast, tried } from "./dom.js";
-import { Live, render } from "./markdown.js";
+import { showDocuments, takeFiles, takesDocuments } from "./documents.js";
+import { button, h, icon, isTyping, toast, tried } from "./dom.js";
+import { Live } from "./live.js";
+import { aboutOf, drawMessage } from "./message.js";
+import { showSettings } from "./settings.js";
 import { can, chosenModel, empty, modelSelect, rater, sampling, shared } from "./shared.js";
 import { conversations, forget, keep, preferences } from "./store.js";
-import { add, asMarkdown, asRecord, begin, messages, path, turnTo, versions } from "./talk.js";
+import { add, begin, messages, path } from "./talk.js";
 
-const IDEAS = ["Explain what a tokenizer does, in three sentences.", "Write a Python function that reverses a string.", "Give me a recipe for a soup from what is left in the kitchen."];
+const IDEAS = [
+  "Explain what a tokenizer does, in three sentences.",
+  "Write a Python function that reverses a string.",
+  "Give me a recipe for a soup from what is left in the kitchen.",
+];
 const IMAGES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 let talk = begin(preferences.system);
 let running = null;
 
 /** Draw the view. @param {HTMLElement} main @param {string} id of a conversation */
 export async function show(main, id) {
-  const known = await tried(conversations) || [];
+  const known = (await tried(conversations)) || [];
   if (id && id !== talk.id) talk = known.find((one) => one.id === id) || begin(preferences.system);
   const view = new ChatView(main);
   view.draw();
@@ -25,22 +31,37 @@ export async function show(main, id) {
 
 /** List the conversations at the side. */
 async function side(known) {
-  const found = known || await conversations();
+  const found = known || (await conversations());
   document.getElementById("side").replaceChildren(
     button("New chat (n)", { name: "plus", word: "New chat", kind: "grow", onclick: fresh }),
     h("div.label", {}, found.length ? "Conversations" : ""),
-    ...found.map((one) => h(`div.past${one.id === talk.id ? ".here" : ""}`, {},
-      h("a", { href: `#/chat/${one.id}`, title: one.title, "aria-current": one.id === talk.id ? "page" : undefined }, one.title || "…"),
-      button(`Delete “${one.title}”`, { name: "bin", onclick: async () => {
-        await forget(one.id);
-        if (one.id === talk.id) fresh(); else await side();
-      } }))));
+    ...found.map((one) =>
+      h(
+        `div.past${one.id === talk.id ? ".here" : ""}`,
+        {},
+        h(
+          "a",
+          { href: `#/chat/${one.id}`, title: one.title, "aria-current": one.id === talk.id ? "page" : undefined },
+          one.title || "…",
+        ),
+        button(`Delete “${one.title}”`, {
+          name: "bin",
+          onclick: async () => {
+            await forget(one.id);
+            if (one.id === talk.id) fresh();
+            else await side();
+          },
+        }),
+      ),
+    ),
+  );
 }
 
 function fresh() {
   talk = begin(preferences.system);
   document.body.classList.remove("drawer");
-  if (location.hash === "#/chat") dispatchEvent(new HashChangeEvent("hashchange")); else location.hash = "#/chat";
+  if (location.hash === "#/chat") dispatchEvent(new HashChangeEvent("hashchange"));
+  else location.hash = "#/chat";
 }
 
 class ChatView {
@@ -48,8 +69,16 @@ class ChatView {
     this.main = main;
     this.images = [];
     this.log = h("div.talk", { role: "log", "aria-live": "off", "aria-label": "Conversation" });
-    this.input = h("textarea", { rows: 1, id: "ask", placeholder: "Ask something …", "aria-label": "Your message", onkeydown: (event) => this.key(event), oninput: () => this.grow(), onpaste: (event) => this.take(event.clipboardData?.files) });
-    this.send = button("Send (Enter)", { name: "send", kind: "main", onclick: () => running ? this.stop() : this.ask() });
+    this.input = h("textarea", {
+      rows: 1,
+      id: "ask",
+      placeholder: "Ask something …",
+      "aria-label": "Your message",
+      onkeydown: (event) => this.key(event),
+      oninput: () => this.grow(),
+      onpaste: (event) => this.take(event.clipboardData?.files),
+    });
+    this.send = button("Send (Enter)", { name: "send", kind: "main", onclick: () => (running ? this.stop() : this.ask()) });
     this.attached = h("div.row");
     this.told = h("div.hush", { "aria-live": "polite" });
     this.onkey = (event) => this.anywhere(event);
@@ -64,17 +93,69 @@ class ChatView {
   draw() {
     const model = chosenModel((one) => one.can.includes("complete"));
     preferences.model = model;
-    this.main.replaceChildren(h("section.chat", { "aria-label": "Chat", ondragover: (event) => { event.preventDefault(); this.main.classList.add("drop"); }, ondragleave: () => this.main.classList.remove("drop"), ondrop: (event) => { event.preventDefault(); this.main.classList.remove("drop"); this.take(event.dataTransfer.files); } },
-      h("div.top", {}, button("Conversations", { name: "menu", kind: "phone", onclick: () => document.body.classList.toggle("drawer") }),
-        h("h1.hush", {}, "Chat"), h("label.hush", { htmlFor: "model" }, "Model"),
-        Object.assign(modelSelect(model, (name) => { preferences.model = name; this.draw(); }, (one) => one.can.includes("complete")), { id: "model" }),
-        h("span.grow"), button("Documents", { name: "file", onclick: () => showDocuments(() => this.attach()) }),
-        button("System prompt and sampling", { name: "tune", onclick: () => this.settings() }),
-        button("New chat (n)", { name: "plus", kind: "phone", onclick: fresh })),
-      h("div.middle", {}, this.log),
-      h("form.composer", { onsubmit: (event) => { event.preventDefault(); this.ask(); } }, this.attached,
-        h("div.box", {}, this.attachButton(), this.input, this.send), this.told,
-        h("p.hint.soft", {}, h("kbd", {}, "Enter"), " sends · ", h("kbd", {}, "Shift Enter"), " new line · ", h("kbd", {}, "Esc"), " stops · everything stays on this machine"))));
+    this.main.replaceChildren(
+      h(
+        "section.chat",
+        {
+          "aria-label": "Chat",
+          ondragover: (event) => {
+            event.preventDefault();
+            this.main.classList.add("drop");
+          },
+          ondragleave: () => this.main.classList.remove("drop"),
+          ondrop: (event) => {
+            event.preventDefault();
+            this.main.classList.remove("drop");
+            this.take(event.dataTransfer.files);
+          },
+        },
+        h(
+          "div.top",
+          {},
+          button("Conversations", { name: "menu", kind: "phone", onclick: () => document.body.classList.toggle("drawer") }),
+          h("h1.hush", {}, "Chat"),
+          h("label.hush", { htmlFor: "model" }, "Model"),
+          Object.assign(
+            modelSelect(
+              model,
+              (name) => {
+                preferences.model = name;
+                this.draw();
+              },
+              (one) => one.can.includes("complete"),
+            ),
+            { id: "model" },
+          ),
+          h("span.grow"),
+          button("Documents", { name: "file", onclick: () => showDocuments(() => this.attach()) }),
+          button("System prompt and sampling", { name: "tune", onclick: () => showSettings(talk) }),
+          button("New chat (n)", { name: "plus", kind: "phone", onclick: fresh }),
+        ),
+        h("div.middle", {}, this.log),
+        h(
+          "form.composer",
+          {
+            onsubmit: (event) => {
+              event.preventDefault();
+              this.ask();
+            },
+          },
+          this.attached,
+          h("div.box", {}, this.attachButton(), this.input, this.send),
+          this.told,
+          h(
+            "p.hint.soft",
+            {},
+            h("kbd", {}, "Enter"),
+            " sends · ",
+            h("kbd", {}, "Shift Enter"),
+            " new line · ",
+            h("kbd", {}, "Esc"),
+            " stops · everything stays on this machine",
+          ),
+        ),
+      ),
+    );
     this.drawLog();
     this.attach();
     this.grow();
@@ -82,8 +163,22 @@ class ChatView {
   }
 
   attachButton() {
-    const picker = h("input", { type: "file", multiple: true, hidden: true, onchange: () => { this.take(picker.files); picker.value = ""; } });
-    return [picker, button(can(preferences.model, "image") ? "Add documents or images" : "Add documents", { name: "plus", onclick: () => picker.click() })];
+    const picker = h("input", {
+      type: "file",
+      multiple: true,
+      hidden: true,
+      onchange: () => {
+        this.take(picker.files);
+        picker.value = "";
+      },
+    });
+    return [
+      picker,
+      button(can(preferences.model, "image") ? "Add documents or images" : "Add documents", {
+        name: "plus",
+        onclick: () => picker.click(),
+      }),
+    ];
   }
 
   async take(files) {
@@ -97,10 +192,41 @@ class ChatView {
 
   async attach() {
     const { documents, is_fixed } = await takesDocuments();
-    const isUsed = h("input", { type: "checkbox", checked: preferences.documents, onchange: (event) => { preferences.documents = event.target.checked; } });
+    const isUsed = h("input", {
+      type: "checkbox",
+      checked: preferences.documents,
+      onchange: (event) => {
+        preferences.documents = event.target.checked;
+      },
+    });
     this.attached.replaceChildren(
-      ...this.images.map((url, index) => h("span.chip", {}, h("img", { src: url, alt: "attached image", height: 34 }), button("Remove the image", { name: "close", onclick: () => { this.images.splice(index, 1); this.attach(); } }))),
-      ...(documents.length || is_fixed ? [h("label.check.small", {}, isUsed, documents.length ? `Answer from ${documents.length === 1 ? "1 document" : `${documents.length} documents`}` : "Answer from the server's documents")] : []));
+      ...this.images.map((url, index) =>
+        h(
+          "span.chip",
+          {},
+          h("img", { src: url, alt: "attached image", height: 34 }),
+          button("Remove the image", {
+            name: "close",
+            onclick: () => {
+              this.images.splice(index, 1);
+              this.attach();
+            },
+          }),
+        ),
+      ),
+      ...(documents.length || is_fixed
+        ? [
+            h(
+              "label.check.small",
+              {},
+              isUsed,
+              documents.length
+                ? `Answer from ${documents.length === 1 ? "1 document" : `${documents.length} documents`}`
+                : "Answer from the server's documents",
+            ),
+          ]
+        : []),
+    );
   }
 
   // --- messages ---
@@ -114,44 +240,32 @@ class ChatView {
 
   welcome() {
     if (!shared.models.length) return empty(icon("chat"), "No model is served");
-    const words = can(preferences.model, "chat") ? "Ask something. Drop documents in to have answers from them, with the passages they rest on." :
-      "This model continues text; it was not trained on conversations. Begin a sentence and it goes on.";
-    return empty(icon("chat"), `Talk with ${preferences.model}`, h("p", {}, words),
-      can(preferences.model, "chat") && h("div.ideas", {}, IDEAS.map((text) => button(text, { word: text, onclick: () => { this.input.value = text; this.ask(); } }))));
+    const words = can(preferences.model, "chat")
+      ? "Ask something. Drop documents in to have answers from them, with the passages they rest on."
+      : "This model continues text; it was not trained on conversations. Begin a sentence and it goes on.";
+    return empty(
+      icon("chat"),
+      `Talk with ${preferences.model}`,
+      h("p", {}, words),
+      can(preferences.model, "chat") &&
+        h(
+          "div.ideas",
+          {},
+          IDEAS.map((text) =>
+            button(text, {
+              word: text,
+              onclick: () => {
+                this.input.value = text;
+                this.ask();
+              },
+            }),
+          ),
+        ),
+    );
   }
 
   message(node) {
-    const isMine = node.role === "user";
-    const body = h(isMine ? "div.said" : "div.said.prose");
-    if (isMine) body.textContent = node.content;
-    else body.append(render(node.content, this.about(node)));
-    const made = h(`article.message.${isMine ? "mine" : "theirs"}`, { "aria-label": isMine ? "You" : node.model || "Model" },
-      (node.images || []).map((url) => h("img.sent", { src: url, alt: "image you sent" })), body,
-      node.error && h("p.notice", {}, node.error), !isMine && this.sources(node), h("div.tools.row", {}, this.tools(node, isMine)));
-    made.dataset.id = node.id;
-    return made;
-  }
-
-  about(node) {
-    return { sources: node.sources?.length || 0, cite: (number) => showPassage(node.sources[number - 1]) };
-  }
-
-  sources(node) {
-    if (!node.sources?.length) return null;
-    return h("div.sources.row.small", {}, h("span.soft", {}, "Passages shown to the model:"), node.sources.map((one, index) =>
-      h("button.cite", { type: "button", title: one.title || one.file, "aria-label": `Passage ${index + 1}: ${one.title || one.file}`, onclick: () => showPassage(one) }, String(index + 1))));
-  }
-
-  tools(node, isMine) {
-    const all = versions(talk, node), at = all.indexOf(node);
-    const turn = (step) => { turnTo(talk, all[at + step]); keep(talk); this.drawLog(); };
-    const branches = all.length > 1 && h("span.row.versions", {}, button("Earlier version", { name: "left", disabled: at === 0, onclick: () => turn(-1) }), h("span.small.soft", {}, `${at + 1} / ${all.length}`), button("Later version", { name: "right", disabled: at === all.length - 1, onclick: () => turn(1) }));
-    const copy = button("Copy", { name: "copy", onclick: () => navigator.clipboard.writeText(node.content).then(() => toast("Copied.")) });
-    if (isMine) return [branches, button("Edit and ask again", { name: "edit", onclick: () => this.edit(node) }), copy];
-    const thumb = (isUp) => button(isUp ? "Good answer" : "Bad answer", { name: isUp ? "up" : "down", "aria-pressed": String(node.thumb === (isUp ? "up" : "down")), onclick: () => this.thumb(node, isUp) });
-    return [branches, copy, button("Answer again", { name: "again", onclick: () => this.answer(node.parent) }),
-      button("Look inside", { name: "inside", onclick: () => { shared.look = { model: node.model, messages: messages(talk, node.id) }; location.hash = "#/inside"; } }), thumb(true), thumb(false),
-(node.reason || node.error) && h("span.small.soft.facts", {}, facts(node))];
+    return drawMessage(this, talk, node);
   }
 
   // --- asking ---
@@ -171,22 +285,29 @@ class ChatView {
   async answer(parent) {
     if (running) return;
     talk.leaf = parent;
-    const asked = preferences.model, here = talk, settings = sampling();
+    const asked = preferences.model,
+      here = talk,
+      settings = sampling();
     const sent = messages(here, parent);
     const node = add(here, parent, "assistant", "", { model: asked, sampling: settings });
     this.drawLog();
     if (location.hash !== `#/chat/${here.id}`) history.replaceState(null, "", `#/chat/${here.id}`);
     const spot = this.log.lastElementChild.querySelector(".said");
     spot.classList.add("writing");
-    const live = new Live(spot, this.about(node));
+    const live = new Live(spot, aboutOf(node));
     const begun = performance.now();
     running = new AbortController();
     this.toggle(true);
     try {
       const body = { model: asked, stream: true, stream_options: { include_usage: true }, ...settings };
       const isChat = can(asked, "chat");
-      Object.assign(body, isChat ? { messages: sent, documents: preferences.documents } : { prompt: String(sent.at(-1).content) });
-      await stream(isChat ? "/v1/chat/completions" : "/v1/completions", body, (event) => this.heard(event, node, live), { signal: running.signal });
+      Object.assign(
+        body,
+        isChat ? { messages: sent, documents: preferences.documents } : { prompt: String(sent.at(-1).content) },
+      );
+      await stream(isChat ? "/v1/chat/completions" : "/v1/completions", body, (event) => this.heard(event, node, live), {
+        signal: running.signal,
+      });
     } catch (error) {
       if (error.name === "AbortError") node.reason = "stopped";
       else node.error = error.message;
@@ -207,7 +328,10 @@ class ChatView {
   }
 
   heard(event, node, live) {
-    if (event.sources) { node.sources = event.sources; live.about = this.about(node); }
+    if (event.sources) {
+      node.sources = event.sources;
+      live.about = aboutOf(node);
+    }
     if (event.usage) node.tokens = event.usage.completion_tokens;
     const choice = event.choices?.[0];
     if (!choice) return;
@@ -237,21 +361,47 @@ class ChatView {
       this.answer(made.id);
     };
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); again(); }
-      if (event.key === "Escape") { event.stopPropagation(); this.drawLog(); }
+      if (event.key === "Enter" && !event.shiftKey) {
+        event.preventDefault();
+        again();
+      }
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        this.drawLog();
+      }
     });
-    spot.replaceChildren(area, h("div.row", {}, button("Ask again", { word: "Ask again", kind: "main", onclick: again }), button("Cancel", { word: "Cancel", onclick: () => this.drawLog() })));
+    spot.replaceChildren(
+      area,
+      h(
+        "div.row",
+        {},
+        button("Ask again", { word: "Ask again", kind: "main", onclick: again }),
+        button("Cancel", { word: "Cancel", onclick: () => this.drawLog() }),
+      ),
+    );
     area.focus();
   }
 
   async thumb(node, isUp) {
-    const name = isUp ? "up" : "down", id = node.thumbId || node.id;
+    const name = isUp ? "up" : "down",
+      id = node.thumbId || node.id;
     await tried(async () => {
       if (node.thumb === name) {
         await del(`/v1/compare/thumbs/${id}`);
         node.thumb = null;
       } else {
-        await post("/v1/compare/thumbs", { id, messages: messages(talk, node.parent).map((one) => ({ role: one.role, content: typeof one.content === "string" ? one.content : one.content[0].text })), answer: node.content, model: node.model, sampling: node.sampling || {}, is_up: isUp, rater: rater() });
+        await post("/v1/compare/thumbs", {
+          id,
+          messages: messages(talk, node.parent).map((one) => ({
+            role: one.role,
+            content: typeof one.content === "string" ? one.content : one.content[0].text,
+          })),
+          answer: node.content,
+          model: node.model,
+          sampling: node.sampling || {},
+          is_up: isUp,
+          rater: rater(),
+        });
         node.thumb = name;
         toast("Thank you. This prompt now waits under Compare, where another answer is set beside this one.");
       }
@@ -262,31 +412,33 @@ class ChatView {
 
   // --- odds and ends ---
 
-  settings() {
-    const number = (key, label, hint, step = "any") => field(label, h("input", { type: "number", step, min: 0, value: preferences[key], placeholder: "model's own", oninput: (event) => { preferences[key] = event.target.value; } }), hint);
-    const system = h("textarea", { rows: 4, value: talk.system, placeholder: "You are …", oninput: (event) => { talk.system = preferences.system = event.target.value; } });
-    const dialog = h("dialog", { "aria-labelledby": "settings-title" }, h("form", { method: "dialog" }, h("h2", { id: "settings-title" }, "This conversation"),
-      field("System prompt", system, "Said before everything else."), h("div.fields", {}, number("temperature", "Temperature", "0: always the likeliest"), number("top_p", "Top p", "0 to 1", 0.05), number("top_k", "Top k", "", 1), number("max_tokens", "Longest answer", "in tokens", 1), number("seed", "Seed", "same seed, same answer", 1)),
-      h("div.row", {}, button("Save as Markdown", { name: "save", word: "Markdown", onclick: () => download(`${talk.title || "chat"}.md`, asMarkdown(talk), "text/markdown") }), button("Save as JSON lines", { name: "save", word: "JSON lines", onclick: () => download(`${talk.title || "chat"}.jsonl`, asRecord(talk), "application/x-ndjson") }),
-        h("span.grow"), h("button.btn.main", {}, "Done"))));
-    dialog.addEventListener("close", () => { dialog.remove(); if (path(talk).length) keep(talk); });
-    document.body.append(dialog);
-    dialog.showModal();
-  }
-
   key(event) {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); this.ask(); }
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      this.ask();
+    }
     if (event.key === "ArrowUp" && !this.input.value) {
-      const mine = path(talk).filter((one) => one.role === "user").at(-1);
-      if (mine && !running) { event.preventDefault(); this.edit(mine); }
+      const mine = path(talk)
+        .filter((one) => one.role === "user")
+        .at(-1);
+      if (mine && !running) {
+        event.preventDefault();
+        this.edit(mine);
+      }
     }
   }
 
   anywhere(event) {
-    if (event.key === "Escape") { document.body.classList.remove("drawer"); this.stop(); }
+    if (event.key === "Escape") {
+      document.body.classList.remove("drawer");
+      this.stop();
+    }
     if (isTyping() || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     if (event.key === "n") fresh();
-    if (event.key === "/") { event.preventDefault(); this.input.focus(); }
+    if (event.key === "/") {
+      event.preventDefault();
+      this.input.focus();
+    }
   }
 
   grow() {
@@ -301,16 +453,10 @@ class ChatView {
   }
 }
 
-/** Say who wrote an answer, how long it is, how fast it came and why it ended. */
-function facts(node) {
-  const speed = node.tokens && node.seconds ? `, ${(node.tokens / node.seconds).toFixed(0)} a second` : "";
-  const ends = { length: "cut at the limit", stopped: "stopped" };
-  return [node.model, node.tokens && `${node.tokens} tokens${speed}`, ends[node.reason]].filter(Boolean).join(" · ");
-}
-
-const asDataUrl = (file) => new Promise((resolve, reject) => {
-  const reader = new FileReader();
-  reader.onload = () => resolve(reader.result);
-  reader.onerror = () => reject(reader.error);
-  reader.readAsDataURL(file);
-});
+const asDataUrl = (file) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });

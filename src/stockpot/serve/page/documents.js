@@ -28,9 +28,20 @@ const nameOf = (file) => known.documents.find((one) => one.id === file)?.name ||
 
 /** Show a passage in full. */
 export function showPassage(passage) {
-  const dialog = h("dialog.passage", { "aria-labelledby": "passage-title" }, h("h2", { id: "passage-title" }, `Passage ${passage.number}`),
-    h("p.soft.small", {}, [nameOf(passage.file), passage.title, passage.place].filter((one, index, all) => one && all.indexOf(one) === index).join(" · ")),
-    h("blockquote.passage-text", { tabIndex: 0 }, passage.text), h("form", { method: "dialog" }, h("button.btn.main", { autofocus: true }, "Close")));
+  const dialog = h(
+    "dialog.passage",
+    { "aria-labelledby": "passage-title" },
+    h("h2", { id: "passage-title" }, `Passage ${passage.number}`),
+    h(
+      "p.soft.small",
+      {},
+      [nameOf(passage.file), passage.title, passage.place]
+        .filter((one, index, all) => one && all.indexOf(one) === index)
+        .join(" · "),
+    ),
+    h("blockquote.passage-text", { tabIndex: 0 }, passage.text),
+    h("form", { method: "dialog" }, h("button.btn.main", { autofocus: true }, "Close")),
+  );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
@@ -40,15 +51,64 @@ export function showPassage(passage) {
 export async function showDocuments(changed) {
   await takesDocuments();
   const list = h("div.stack");
-  const picker = h("input", { type: "file", multiple: true, hidden: true, onchange: async () => { await tried(() => takeFiles(picker.files)); draw(); changed(); } });
+  const picker = h("input", {
+    type: "file",
+    multiple: true,
+    hidden: true,
+    onchange: async () => {
+      await tried(() => takeFiles(picker.files));
+      draw();
+      changed();
+    },
+  });
   function draw() {
-    list.replaceChildren(...known.documents.map((one) => h("div.row", {}, h("span.grow", {}, one.name, h("small.soft", {}, ` ${one.passages} passages`)),
-      button(`Forget ${one.name}`, { name: "bin", onclick: async () => { await tried(() => del(`/v1/documents/${one.id}`)); await takesDocuments(); draw(); changed(); } }))),
-    known.documents.length ? "" : h("p.soft", {}, known.is_fixed ? "This server answers from an index that was named when it started." : "None yet. Add PDF, Word, Markdown, HTML, CSV or text files: answers then rest on their passages, and say on which."));
+    list.replaceChildren(
+      ...known.documents.map((one) =>
+        h(
+          "div.row",
+          {},
+          h("span.grow", {}, one.name, h("small.soft", {}, ` ${one.passages} passages`)),
+          button(`Forget ${one.name}`, {
+            name: "bin",
+            onclick: async () => {
+              await tried(() => del(`/v1/documents/${one.id}`));
+              await takesDocuments();
+              draw();
+              changed();
+            },
+          }),
+        ),
+      ),
+      known.documents.length
+        ? ""
+        : h(
+            "p.soft",
+            {},
+            known.is_fixed
+              ? "This server answers from an index that was named when it started."
+              : "None yet. Add PDF, Word, Markdown, HTML, CSV or text files: answers then rest on their passages, and say on which.",
+          ),
+    );
   }
   draw();
-  const dialog = h("dialog", { "aria-labelledby": "documents-title" }, h("h2", { id: "documents-title" }, "Documents"), list, picker,
-    h("form", { method: "dialog" }, h("div.row", {}, known.is_fixed ? "" : button("Add documents", { name: "plus", word: "Add", onclick: () => picker.click() }), h("span.grow"), h("button.btn.main", {}, "Done"))));
+  const dialog = h(
+    "dialog",
+    { "aria-labelledby": "documents-title" },
+    h("h2", { id: "documents-title" }, "Documents"),
+    list,
+    picker,
+    h(
+      "form",
+      { method: "dialog" },
+      h(
+        "div.row",
+        {},
+        known.is_fixed ? "" : button("Add documents", { name: "plus", word: "Add", onclick: () => picker.click() }),
+        h("span.grow"),
+        h("button.btn.main", {}, "Done"),
+      ),
+    ),
+  );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();

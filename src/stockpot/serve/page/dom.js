@@ -17,7 +17,12 @@ export function h(tag, props = {}, ...children) {
     else if (key in made && !key.startsWith("aria") && key !== "list" && key !== "form") made[key] = value;
     else made.setAttribute(key, value === true ? "" : String(value));
   }
-  made.append(...children.flat(Infinity).filter((one) => one !== null && one !== undefined && one !== false).map((one) => one instanceof Node ? one : String(one)));
+  made.append(
+    ...children
+      .flat(Infinity)
+      .filter((one) => one !== null && one !== undefined && one !== false)
+      .map((one) => (one instanceof Node ? one : String(one))),
+  );
   return made;
 }
 
@@ -64,8 +69,12 @@ export function icon(name) {
 
 /** Make a button with an icon, a label for those who do not see it, and perhaps a word. */
 export function button(label, { name, word, onclick, kind = "", ...props }) {
-  return h(`button.${["btn", kind, word ? "" : "bare"].filter(Boolean).join(".")}`,
-    { type: "button", title: label, "aria-label": word ? undefined : label, onclick, ...props }, name && icon(name), word);
+  return h(
+    `button.${["btn", kind, word ? "" : "bare"].filter(Boolean).join(".")}`,
+    { type: "button", title: label, "aria-label": word ? undefined : label, onclick, ...props },
+    name && icon(name),
+    word,
+  );
 }
 
 /** Make a labelled field. */
@@ -77,8 +86,14 @@ export function field(label, control, hint) {
 
 /** Make a list to choose from. */
 export function select(options, chosen, onchange) {
-  const made = h("select", { onchange: () => onchange && onchange(made.value) },
-    options.map((one) => { const [value, text] = Array.isArray(one) ? one : [one, one]; return h("option", { value, selected: value === chosen }, text); }));
+  const made = h(
+    "select",
+    { onchange: () => onchange && onchange(made.value) },
+    options.map((one) => {
+      const [value, text] = Array.isArray(one) ? one : [one, one];
+      return h("option", { value, selected: value === chosen }, text);
+    }),
+  );
   return made;
 }
 
@@ -100,8 +115,12 @@ export async function tried(work) {
 }
 
 /** Write a share as people do. */
-export const percent = (value, digits = 0) => value === null || value === undefined ? "–" :
-  value > 0 && value < 0.0001 ? "< 0.01 %" : `${(100 * value).toFixed(value < 0.01 ? 2 : value < 0.1 ? 1 : digits)} %`;
+export const percent = (value, digits = 0) =>
+  value === null || value === undefined
+    ? "–"
+    : value > 0 && value < 0.0001
+      ? "< 0.01 %"
+      : `${(100 * value).toFixed(value < 0.01 ? 2 : value < 0.1 ? 1 : digits)} %`;
 
 /** Let somebody save text as a file. */
 export function download(name, text, type = "text/plain") {
@@ -112,7 +131,8 @@ export function download(name, text, type = "text/plain") {
 }
 
 /** Make a random id. */
-export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");
+export const newId = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");
 
 /** Whether keys belong to a text field now. */
-export const isTyping = () => /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement?.tagName || "") ;
+export const isTyping = () => /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement?.tagName || "");

@@ -5,6 +5,7 @@
 
 import { post } from "./api.js";
 import { button, field, h, isTyping, percent, tried } from "./dom.js";
+import { meter, told } from "./pieces.js";
 import { chosenModel, modelSelect, shared } from "./shared.js";
 import { preferences } from "./store.js";
 
@@ -31,36 +32,108 @@ class InsideView {
     document.addEventListener("keydown", this.onkey);
   }
 
-  get shape() { return shared.models.find((one) => one.id === this.model)?.shape; }
+  get shape() {
+    return shared.models.find((one) => one.id === this.model)?.shape;
+  }
 
   async begin() {
     const handed = shared.look;
     shared.look = null;
     this.draw();
-    if (handed) await this.read({ messages: handed.messages.map((one) => ({ role: one.role, content: typeof one.content === "string" ? one.content : one.content[0].text })) });
+    if (handed)
+      await this.read({
+        messages: handed.messages.map((one) => ({
+          role: one.role,
+          content: typeof one.content === "string" ? one.content : one.content[0].text,
+        })),
+      });
     else await this.readText();
   }
 
   draw() {
     const models = shared.models.filter((one) => one.shape !== "encoder_decoder");
-    this.input = h("textarea", { rows: 2, id: "look-text", value: this.input?.value ?? EXAMPLE[this.shape] ?? EXAMPLE.decoder, onkeydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.readText(); } });
+    this.input = h("textarea", {
+      rows: 2,
+      id: "look-text",
+      value: this.input?.value ?? EXAMPLE[this.shape] ?? EXAMPLE.decoder,
+      onkeydown: (event) => {
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.readText();
+      },
+    });
     this.strip = h("div.strip", { role: "group", "aria-label": "Tokens: arrow keys move, Enter opens" });
     this.panel = h("div.panels");
     this.status = h("p.soft.small", { role: "status" });
-    this.main.replaceChildren(h("div.view", {}, h("h1", {}, "Look inside"), h("p.soft", {}, "What the model expected at every token, what each layer would have said there, and where each head looked."),
-      h("div.card.stack", {}, h("div.row.ends", {}, h("div.grow", {}, field("Text", this.input)), field("Model", modelSelect(this.model, (name) => { this.model = preferences.model = name; this.past = []; this.input = null; this.draw(); this.readText(); }, (one) => models.includes(one))), button("Read it (Ctrl Enter)", { word: "Read", kind: "main", onclick: () => this.readText() }))),
-      h("div.card.tokens", {}, this.bar(), this.strip, this.status), this.panel));
+    this.main.replaceChildren(
+      h(
+        "div.view",
+        {},
+        h("h1", {}, "Look inside"),
+        h(
+          "p.soft",
+          {},
+          "What the model expected at every token, what each layer would have said there, and where each head looked.",
+        ),
+        h(
+          "div.card.stack",
+          {},
+          h(
+            "div.row.ends",
+            {},
+            h("div.grow", {}, field("Text", this.input)),
+            field(
+              "Model",
+              modelSelect(
+                this.model,
+                (name) => {
+                  this.model = preferences.model = name;
+                  this.past = [];
+                  this.input = null;
+                  this.draw();
+                  this.readText();
+                },
+                (one) => models.includes(one),
+              ),
+            ),
+            button("Read it (Ctrl Enter)", { word: "Read", kind: "main", onclick: () => this.readText() }),
+          ),
+        ),
+        h("div.card.tokens", {}, this.bar(), this.strip, this.status),
+        this.panel,
+      ),
+    );
   }
 
   bar() {
-    const colours = h("select", { "aria-label": "What the colours show", onchange: (event) => { this.colour = event.target.value; this.paint(); } },
-      [["probability", "colour: probability"], ["attention", "colour: where it looks"], ["tokens", "colour: the tokenizer's pieces"]].map(([value, text]) => h("option", { value, selected: value === this.colour }, text)));
+    const colours = h(
+      "select",
+      {
+        "aria-label": "What the colours show",
+        onchange: (event) => {
+          this.colour = event.target.value;
+          this.paint();
+        },
+      },
+      [
+        ["probability", "colour: probability"],
+        ["attention", "colour: where it looks"],
+        ["tokens", "colour: the tokenizer's pieces"],
+      ].map(([value, text]) => h("option", { value, selected: value === this.colour }, text)),
+    );
     this.colours = colours;
     const isDecoder = this.shape === "decoder";
-    return h("div.row.bar-row", {}, colours, h("span.grow"), ...(isDecoder ? [
-      button("Take the last step back (b)", { name: "left", word: "Back", onclick: () => this.back() }),
-      button("Write the likeliest next token (s)", { name: "right", word: "Step", onclick: () => this.go(1) }),
-      button("Write 16 tokens", { word: "Go on 16", onclick: () => this.go(16) })] : []));
+    return h(
+      "div.row.bar-row",
+      {},
+      colours,
+      h("span.grow"),
+      ...(isDecoder
+        ? [
+            button("Take the last step back (b)", { name: "left", word: "Back", onclick: () => this.back() }),
+            button("Write the likeliest next token (s)", { name: "right", word: "Step", onclick: () => this.go(1) }),
+            button("Write 16 tokens", { word: "Go on 16", onclick: () => this.go(16) }),
+          ]
+        : []),
+    );
   }
 
   readText() {
@@ -76,7 +149,10 @@ class InsideView {
     const asked = ++this.asked;
     this.status.textContent = "Reading …";
     const told = await tried(() => post("/v1/look", { model: this.model, ...what }));
-    if (asked !== this.asked || !told) { if (asked === this.asked) this.status.textContent = ""; return; }
+    if (asked !== this.asked || !told) {
+      if (asked === this.asked) this.status.textContent = "";
+      return;
+    }
     this.told = told;
     this.found = null;
     this.ids = told.tokens.map((one) => one.id);
@@ -92,7 +168,19 @@ class InsideView {
 
   token(one, index) {
     const shown = one.text.replace(/\n/g, "↵") || "∅";
-    return h(`button.token${one.is_special ? ".special" : ""}${index < this.told.prompt_tokens ? ".given" : ""}`, { type: "button", tabIndex: -1, title: `${one.text} · id ${one.id}${one.probability === null ? "" : ` · ${percent(one.probability, 1)}`}`, onclick: () => { this.place = index; this.look(); } }, shown);
+    return h(
+      `button.token${one.is_special ? ".special" : ""}${index < this.told.prompt_tokens ? ".given" : ""}`,
+      {
+        type: "button",
+        tabIndex: -1,
+        title: `${one.text} · id ${one.id}${one.probability === null ? "" : ` · ${percent(one.probability, 1)}`}`,
+        onclick: () => {
+          this.place = index;
+          this.look();
+        },
+      },
+      shown,
+    );
   }
 
   /** Look at one place: layers and heads. */
@@ -110,12 +198,17 @@ class InsideView {
 
   /** Where a head looks from the chosen place, 0 to 1 a token. */
   looks(layer, head) {
-    const { heads } = this.told, n = this.ids.length, all = this.found?.attention;
+    const { heads } = this.told,
+      n = this.ids.length,
+      all = this.found?.attention;
     if (!all) return new Array(n).fill(0);
     const row = (h) => all.subarray((layer * heads + h) * n, (layer * heads + h + 1) * n);
     if (head !== "mean") return Array.from(row(+head), (one) => one / 255);
     const sum = new Array(n).fill(0);
-    for (let h = 0; h < heads; h += 1) row(h).forEach((one, k) => { sum[k] += one / 255 / heads; });
+    for (let h = 0; h < heads; h += 1)
+      row(h).forEach((one, k) => {
+        sum[k] += one / 255 / heads;
+      });
     return sum;
   }
 
@@ -127,7 +220,10 @@ class InsideView {
       made.tabIndex = index === this.place ? 0 : -1;
       made.dataset.piece = this.colour === "tokens" ? String(index % 5) : "";
       made.style.setProperty("--look", this.colour === "attention" ? String(Math.min(1, looks[index]).toFixed(3)) : "0");
-      made.style.setProperty("--hue", one.probability === null ? "0" : String(Math.round(130 * Math.max(0, 1 + Math.log10(one.probability + 1e-4) / 4))));
+      made.style.setProperty(
+        "--hue",
+        one.probability === null ? "0" : String(Math.round(130 * Math.max(0, 1 + Math.log10(one.probability + 1e-4) / 4))),
+      );
       made.classList.toggle("rated", this.colour === "probability" && one.probability !== null);
     });
   }
@@ -140,40 +236,196 @@ class InsideView {
 
   alternatives(one) {
     const isDecoder = this.shape === "decoder";
-    return h("section.card", {}, h("h2", {}, h("span.piece", {}, told(one.text)), h("span.soft", {}, one.probability === null ? " was given" : ` ${percent(one.probability, 1)}`)),
-      one.alternatives.length ? h("p.soft.small", {}, isDecoder ? "What could stand here. Choose one to go on from there." : "What could stand here, the token itself in view.") : h("p.soft.small", {}, "Nothing stands before the first token, so nothing predicts it."),
-      h("ol.bars", {}, one.alternatives.map(([text, probability, id]) => h("li", {}, h(`button.choice${id === one.id ? ".is" : ""}`, { type: "button", disabled: !isDecoder || id === one.id, title: id === one.id ? "stands here" : "put it here and go on", onclick: () => this.change(id) },
-        h("span.piece", {}, told(text)), meter(probability), h("span.figure", {}, percent(probability, 1)))))));
+    return h(
+      "section.card",
+      {},
+      h(
+        "h2",
+        {},
+        h("span.piece", {}, told(one.text)),
+        h("span.soft", {}, one.probability === null ? " was given" : ` ${percent(one.probability, 1)}`),
+      ),
+      one.alternatives.length
+        ? h(
+            "p.soft.small",
+            {},
+            isDecoder
+              ? "What could stand here. Choose one to go on from there."
+              : "What could stand here, the token itself in view.",
+          )
+        : h("p.soft.small", {}, "Nothing stands before the first token, so nothing predicts it."),
+      h(
+        "ol.bars",
+        {},
+        one.alternatives.map(([text, probability, id]) =>
+          h(
+            "li",
+            {},
+            h(
+              `button.choice${id === one.id ? ".is" : ""}`,
+              {
+                type: "button",
+                disabled: !isDecoder || id === one.id,
+                title: id === one.id ? "stands here" : "put it here and go on",
+                onclick: () => this.change(id),
+              },
+              h("span.piece", {}, told(text)),
+              meter(probability),
+              h("span.figure", {}, percent(probability, 1)),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 
   layers(one) {
-    if (!this.found.layers.length) return h("section.card", {}, h("h2", {}, "Layer by layer"), h("p.soft.small", {}, "Nothing is predicted here."));
-    return h("section.card", {}, h("h2", {}, "Layer by layer"), h("p.soft.small", {}, "Had the model ended after this layer, it would have said:"),
-      h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "What each layer would have said" }, h("table.lens", {}, h("thead", {}, h("tr", {}, h("th", {}, "layer"), h("th", {}, "likeliest"), h("th", {}, "then"), h("th.right", {}, h("span.piece", {}, told(one.text))))),
-        h("tbody", {}, this.found.layers.map((layer, index) => h(`tr${index - 1 === this.layer ? ".here" : ""}`, {}, h("th", { scope: "row" }, index === 0 ? "input" : String(index)), h("td", {}, h("span.piece", {}, told(layer.alternatives[0][0])), h("small.soft", {}, ` ${percent(layer.alternatives[0][1])}`)), h("td.soft", {}, layer.alternatives.slice(1, 3).map(([text]) => h("span.piece.dim", {}, told(text)))), h("td.right", {}, percent(layer.probability, 1)))).reverse()))));
+    if (!this.found.layers.length)
+      return h("section.card", {}, h("h2", {}, "Layer by layer"), h("p.soft.small", {}, "Nothing is predicted here."));
+    return h(
+      "section.card",
+      {},
+      h("h2", {}, "Layer by layer"),
+      h("p.soft.small", {}, "Had the model ended after this layer, it would have said:"),
+      h(
+        "div.scroll",
+        { tabIndex: 0, role: "region", "aria-label": "What each layer would have said" },
+        h(
+          "table.lens",
+          {},
+          h(
+            "thead",
+            {},
+            h(
+              "tr",
+              {},
+              h("th", {}, "layer"),
+              h("th", {}, "likeliest"),
+              h("th", {}, "then"),
+              h("th.right", {}, h("span.piece", {}, told(one.text))),
+            ),
+          ),
+          h(
+            "tbody",
+            {},
+            this.found.layers
+              .map((layer, index) =>
+                h(
+                  `tr${index - 1 === this.layer ? ".here" : ""}`,
+                  {},
+                  h("th", { scope: "row" }, index === 0 ? "input" : String(index)),
+                  h(
+                    "td",
+                    {},
+                    h("span.piece", {}, told(layer.alternatives[0][0])),
+                    h("small.soft", {}, ` ${percent(layer.alternatives[0][1])}`),
+                  ),
+                  h(
+                    "td.soft",
+                    {},
+                    layer.alternatives.slice(1, 3).map(([text]) => h("span.piece.dim", {}, told(text))),
+                  ),
+                  h("td.right", {}, percent(layer.probability, 1)),
+                ),
+              )
+              .reverse(),
+          ),
+        ),
+      ),
+    );
   }
 
   attention() {
     const { layers, heads } = this.told;
-    const pick = (label, values, chosen, take) => field(label, h("select", { onchange: (event) => take(event.target.value) }, values.map(([value, text]) => h("option", { value, selected: String(value) === String(chosen) }, text))));
-    const turn = () => { this.colour = "attention"; this.colours.value = "attention"; this.paint(); this.drawPanels(); };
+    const pick = (label, values, chosen, take) =>
+      field(
+        label,
+        h(
+          "select",
+          { onchange: (event) => take(event.target.value) },
+          values.map(([value, text]) => h("option", { value, selected: String(value) === String(chosen) }, text)),
+        ),
+      );
+    const turn = () => {
+      this.colour = "attention";
+      this.colours.value = "attention";
+      this.paint();
+      this.drawPanels();
+    };
     const grid = h("div.heads", { "aria-hidden": "true" });
     grid.style.setProperty("--heads", String(heads));
-    for (let layer = layers - 1; layer >= 0; layer -= 1) for (let head = 0; head < heads; head += 1) {
-      const looks = this.looks(layer, head), top = looks.reduce((best, value, k) => value > looks[best] ? k : best, 0);
-      const cell = h(`span.head${layer === this.layer && String(head) === String(this.head) ? ".here" : ""}`, { title: `layer ${layer + 1}, head ${head + 1}: mostly at “${this.told.tokens[top].text}”`, onclick: () => { this.layer = layer; this.head = head; turn(); } });
-      cell.style.setProperty("--look", String(looks[this.best(looks)].toFixed(2)));
-      grid.append(cell);
-    }
+    for (let layer = layers - 1; layer >= 0; layer -= 1)
+      for (let head = 0; head < heads; head += 1) {
+        const looks = this.looks(layer, head),
+          top = looks.reduce((best, value, k) => (value > looks[best] ? k : best), 0);
+        const cell = h(`span.head${layer === this.layer && String(head) === String(this.head) ? ".here" : ""}`, {
+          title: `layer ${layer + 1}, head ${head + 1}: mostly at “${this.told.tokens[top].text}”`,
+          onclick: () => {
+            this.layer = layer;
+            this.head = head;
+            turn();
+          },
+        });
+        cell.style.setProperty("--look", String(looks[this.best(looks)].toFixed(2)));
+        grid.append(cell);
+      }
     const looks = this.looks(this.layer, this.head);
-    const order = looks.map((value, k) => [value, k]).sort((a, b) => b[0] - a[0]).slice(0, 5).filter(([value]) => value > 0.005);
-    return h("section.card", {}, h("h2", {}, "Where it looks"), h("p.soft.small", {}, "From the chosen token, in one layer and head; a darker square is a head with a sharper look."),
-      h("div.row.ends", {}, pick("Layer", Array.from({ length: layers }, (_, index) => [index, String(index + 1)]), this.layer, (value) => { this.layer = +value; turn(); }),
-        pick("Head", [["mean", "mean of all"], ...Array.from({ length: heads }, (_, index) => [index, String(index + 1)])], this.head, (value) => { this.head = value; turn(); })),
-      h("ol.bars", {}, order.map(([value, k]) => h("li", {}, h("div.choice", {}, h("span.piece", {}, told(this.told.tokens[k].text)), meter(value), h("span.figure", {}, percent(value)))))), grid);
+    const order = looks
+      .map((value, k) => [value, k])
+      .sort((a, b) => b[0] - a[0])
+      .slice(0, 5)
+      .filter(([value]) => value > 0.005);
+    return h(
+      "section.card",
+      {},
+      h("h2", {}, "Where it looks"),
+      h("p.soft.small", {}, "From the chosen token, in one layer and head; a darker square is a head with a sharper look."),
+      h(
+        "div.row.ends",
+        {},
+        pick(
+          "Layer",
+          Array.from({ length: layers }, (_, index) => [index, String(index + 1)]),
+          this.layer,
+          (value) => {
+            this.layer = +value;
+            turn();
+          },
+        ),
+        pick(
+          "Head",
+          [["mean", "mean of all"], ...Array.from({ length: heads }, (_, index) => [index, String(index + 1)])],
+          this.head,
+          (value) => {
+            this.head = value;
+            turn();
+          },
+        ),
+      ),
+      h(
+        "ol.bars",
+        {},
+        order.map(([value, k]) =>
+          h(
+            "li",
+            {},
+            h(
+              "div.choice",
+              {},
+              h("span.piece", {}, told(this.told.tokens[k].text)),
+              meter(value),
+              h("span.figure", {}, percent(value)),
+            ),
+          ),
+        ),
+      ),
+      grid,
+    );
   }
 
-  best(looks) { return looks.reduce((best, value, k) => value > looks[best] ? k : best, 0); }
+  best(looks) {
+    return looks.reduce((best, value, k) => (value > looks[best] ? k : best), 0);
+  }
 
   // --- going on ---
 
@@ -203,7 +455,40 @@ class InsideView {
     if (asked !== this.asked || !told_) return;
     this.strip.replaceChildren();
     this.status.textContent = told_.gaps.length === 1 ? "One gap:" : `${told_.gaps.length} gaps:`;
-    this.panel.replaceChildren(...told_.gaps.map((gap, index) => h("section.card", {}, h("h2", {}, `Gap ${index + 1}`), h("p.soft.small", {}, "Choose a word to look inside the finished text."), h("ol.bars", {}, gap.map((one) => h("li", {}, h("button.choice", { type: "button", onclick: () => { let at = -1; this.input.value = text.replace(/___/g, (gap_) => (++at === index ? one.token.trim() : gap_)); this.readText(); } }, h("span.piece", {}, told(one.token)), meter(one.probability), h("span.figure", {}, percent(one.probability, 1)))))))));
+    this.panel.replaceChildren(
+      ...told_.gaps.map((gap, index) =>
+        h(
+          "section.card",
+          {},
+          h("h2", {}, `Gap ${index + 1}`),
+          h("p.soft.small", {}, "Choose a word to look inside the finished text."),
+          h(
+            "ol.bars",
+            {},
+            gap.map((one) =>
+              h(
+                "li",
+                {},
+                h(
+                  "button.choice",
+                  {
+                    type: "button",
+                    onclick: () => {
+                      let at = -1;
+                      this.input.value = text.replace(/___/g, (gap_) => (++at === index ? one.token.trim() : gap_));
+                      this.readText();
+                    },
+                  },
+                  h("span.piece", {}, told(one.token)),
+                  meter(one.probability),
+                  h("span.figure", {}, percent(one.probability, 1)),
+                ),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 
   key(event) {
@@ -217,13 +502,4 @@ class InsideView {
     } else if (event.key === "s") this.go(1);
     else if (event.key === "b") this.back();
   }
-}
-
-/** Spell a token so that blanks and line ends are seen. */
-const told = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/^ | $/g, "·") || "∅";
-
-function meter(value) {
-  const made = h("span.meter", { "aria-hidden": "true" }, h("span"));
-  made.firstChild.style.width = `${Math.max(1, 100 * value)}%`;
-  return made;
 }

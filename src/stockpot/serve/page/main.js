@@ -12,13 +12,28 @@ const VIEWS = {
   train: ["Train on it", "train", () => import("./train.js")],
   report: ["Report", "report", () => import("./report.js")],
 };
-const KEYS = [["Alt 1 … Alt 5", "the five views"], ["n", "new chat"], ["/", "to the message field"], ["↑", "edit the last message"], ["Esc", "stop the answer"], ["← = →", "vote: left, tie, right"], ["s · u · w", "vote: skip, undo, say why"], ["← → · s · b", "look inside: move, step, back"], ["?", "this list"]];
+const KEYS = [
+  ["Alt 1 … Alt 5", "the five views"],
+  ["n", "new chat"],
+  ["/", "to the message field"],
+  ["↑", "edit the last message"],
+  ["Esc", "stop the answer"],
+  ["← = →", "vote: left, tie, right"],
+  ["s · u · w", "vote: skip, undo, say why"],
+  ["← → · s · b", "look inside: move, step, back"],
+  ["?", "this list"],
+];
 let leave = null;
 let turn = 0;
 
 function drawNav(here) {
-  document.getElementById("nav").replaceChildren(...Object.entries(VIEWS).map(([name, [word, sign]]) =>
-    h("a", { href: `#/${name}`, "aria-current": name === here ? "page" : undefined }, icon(sign), h("span", {}, word))));
+  document
+    .getElementById("nav")
+    .replaceChildren(
+      ...Object.entries(VIEWS).map(([name, [word, sign]]) =>
+        h("a", { href: `#/${name}`, "aria-current": name === here ? "page" : undefined }, icon(sign), h("span", {}, word)),
+      ),
+    );
 }
 
 /** Show the view that the address names. */
@@ -40,7 +55,8 @@ async function go() {
     main.replaceChildren();
     main.scrollTop = 0;
     const left = await view.show(main, id);
-    if (mine === turn) leave = left; else left?.();
+    if (mine === turn) leave = left;
+    else left?.();
   } catch (error) {
     toast(error.message, "bad");
   }
@@ -55,11 +71,34 @@ function drawFoot() {
   const next = { auto: "dark", dark: "light", light: "auto" };
   document.getElementById("foot").replaceChildren(
     button("Keys (?)", { word: [h("kbd", {}, "?"), " keys"], kind: "bare", onclick: keys }),
-    button(`Colours: ${preferences.theme}`, { name: "sun", onclick: () => { preferences.theme = next[preferences.theme] || "auto"; theme(); drawFoot(); toast(`Colours: ${preferences.theme}`); } }));
+    button(`Colours: ${preferences.theme}`, {
+      name: "sun",
+      onclick: () => {
+        preferences.theme = next[preferences.theme] || "auto";
+        theme();
+        drawFoot();
+        toast(`Colours: ${preferences.theme}`);
+      },
+    }),
+  );
 }
 
 function keys() {
-  const dialog = h("dialog", { "aria-labelledby": "keys-title" }, h("h2", { id: "keys-title" }, "Keys"), h("table", {}, h("tbody", {}, KEYS.map(([key, words]) => h("tr", {}, h("td", {}, h("kbd", {}, key)), h("td", {}, words))))), h("form", { method: "dialog" }, h("button.btn.main", {}, "Close")));
+  const dialog = h(
+    "dialog",
+    { "aria-labelledby": "keys-title" },
+    h("h2", { id: "keys-title" }, "Keys"),
+    h(
+      "table",
+      {},
+      h(
+        "tbody",
+        {},
+        KEYS.map(([key, words]) => h("tr", {}, h("td", {}, h("kbd", {}, key)), h("td", {}, words))),
+      ),
+    ),
+    h("form", { method: "dialog" }, h("button.btn.main", {}, "Close")),
+  );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
@@ -72,10 +111,15 @@ document.addEventListener("keydown", (event) => {
     location.hash = `#/${Object.keys(VIEWS)[Number(event.code.at(-1)) - 1]}`;
   } else if (event.key === "?" && !typing && !document.querySelector("dialog[open]")) keys();
 });
-document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); document.getElementById("main").focus(); });
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  document.getElementById("main").focus();
+});
 addEventListener("hashchange", go);
 takeToken();
 theme();
 drawFoot();
 drawNav("chat");
-loadModels().catch((error) => toast(error.message, "bad")).then(go);
+loadModels()
+  .catch((error) => toast(error.message, "bad"))
+  .then(go);

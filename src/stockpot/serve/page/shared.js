@@ -18,11 +18,16 @@ export const can = (name, what) => (shared.models.find((one) => one.id === name)
 
 /** The model that was chosen last, or the first one there is. */
 export const chosenModel = (fits = () => true) =>
-  (shared.models.find((one) => one.id === preferences.model && fits(one)) || shared.models.find(fits) || shared.models[0])?.id || "";
+  (shared.models.find((one) => one.id === preferences.model && fits(one)) || shared.models.find(fits) || shared.models[0])?.id ||
+  "";
 
 /** Make a list of models to choose from. */
 export const modelSelect = (chosen, onchange, fits = () => true) =>
-  select(shared.models.filter(fits).map((one) => one.id), chosen, onchange);
+  select(
+    shared.models.filter(fits).map((one) => one.id),
+    chosen,
+    onchange,
+  );
 
 /** Sampling settings as they are sent; what is left empty is the model's own choice. */
 export function sampling() {

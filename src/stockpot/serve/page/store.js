@@ -1,6 +1,7 @@
 /** What stays in this browser: conversations (IndexedDB) and harmless preferences (localStorage). Nothing of it is sent anywhere. */
 
-const NAME = "stockpot", STORE = "conversations";
+const NAME = "stockpot",
+  STORE = "conversations";
 
 /** @returns {Promise<IDBDatabase>} */
 let opened;
@@ -31,19 +32,42 @@ export const keep = (conversation) => ask("readwrite", (store) => store.put(conv
 export const forget = (id) => ask("readwrite", (store) => store.delete(id));
 
 const DEFAULTS = {
-  theme: "auto", model: "", rater: "", system: "", temperature: "", top_p: "", top_k: "", max_tokens: "", seed: "",
-  documents: true, first: "", second: "", compareTemperature: "0.8", compareTokens: "256",
+  theme: "auto",
+  model: "",
+  rater: "",
+  system: "",
+  temperature: "",
+  top_p: "",
+  top_k: "",
+  max_tokens: "",
+  seed: "",
+  documents: true,
+  first: "",
+  second: "",
+  compareTemperature: "0.8",
+  compareTokens: "256",
 };
 
 /** Preferences, kept when they change. */
-export const preferences = new Proxy({ ...DEFAULTS, ...read() }, {
-  set(target, key, value) {
-    target[key] = value;
-    try { localStorage.setItem("stockpot", JSON.stringify(target)); } catch { /* private windows may refuse; then they last as long as the page */ }
-    return true;
+export const preferences = new Proxy(
+  { ...DEFAULTS, ...read() },
+  {
+    set(target, key, value) {
+      target[key] = value;
+      try {
+        localStorage.setItem("stockpot", JSON.stringify(target));
+      } catch {
+        /* private windows may refuse; then they last as long as the page */
+      }
+      return true;
+    },
   },
-});
+);
 
 function read() {
-  try { return JSON.parse(localStorage.getItem("stockpot") || "{}"); } catch { return {}; }
+  try {
+    return JSON.parse(localStorage.getItem("stockpot") || "{}");
+  } catch {
+    return {};
+  }
 }

@@ -3,7 +3,15 @@
 import { newId } from "./dom.js";
 
 /** Begin a conversation. */
-export const begin = (system = "") => ({ id: newId(), title: "", created: Date.now(), changed: Date.now(), system, nodes: {}, leaf: null });
+export const begin = (system = "") => ({
+  id: newId(),
+  title: "",
+  created: Date.now(),
+  changed: Date.now(),
+  system,
+  nodes: {},
+  leaf: null,
+});
 
 /** Add a message behind another one and stand on it. */
 export function add(talk, parent, role, content, more = {}) {
@@ -23,7 +31,8 @@ export function path(talk, leaf = talk.leaf) {
 }
 
 /** The versions of a message: those with the same one before them and the same role. */
-export const versions = (talk, node) => Object.values(talk.nodes).filter((one) => one.parent === node.parent && one.role === node.role);
+export const versions = (talk, node) =>
+  Object.values(talk.nodes).filter((one) => one.parent === node.parent && one.role === node.role);
 
 /** Stand on another version of a message, as far down as its latest branch goes. */
 export function turnTo(talk, node) {
@@ -39,7 +48,10 @@ export function turnTo(talk, node) {
 /** What is sent to the model: the system's word, then the messages up to a node. */
 export function messages(talk, leaf) {
   const said = path(talk, leaf).map(({ role, content, images }) => ({
-    role, content: images?.length ? [{ type: "text", text: content }, ...images.map((url) => ({ type: "image_url", image_url: { url } }))] : content,
+    role,
+    content: images?.length
+      ? [{ type: "text", text: content }, ...images.map((url) => ({ type: "image_url", image_url: { url } }))]
+      : content,
   }));
   return talk.system.trim() ? [{ role: "system", content: talk.system.trim() }, ...said] : said;
 }
@@ -48,4 +60,7 @@ export function messages(talk, leaf) {
 export const asRecord = (talk) => `${JSON.stringify({ messages: messages(talk, talk.leaf) })}\n`;
 
 /** A conversation for people. */
-export const asMarkdown = (talk) => `# ${talk.title}\n\n${messages(talk, talk.leaf).map((one) => `**${one.role}**\n\n${typeof one.content === "string" ? one.content : one.content[0].text}\n`).join("\n")}`;
+export const asMarkdown = (talk) =>
+  `# ${talk.title}\n\n${messages(talk, talk.leaf)
+    .map((one) => `**${one.role}**\n\n${typeof one.content === "string" ? one.content : one.content[0].text}\n`)
+    .join("\n")}`;
