@@ -362,6 +362,55 @@ def test_of_a_report_only_plain_elements_leave():
     assert "alert(1)" not in told and "['script" not in told and "['a'" not in told
 
 
+STRANGE = [
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    2**70,
+    "",
+    "\x00",
+    "a" * 5000,
+    "\ud800",
+    "../../x",
+    [],
+    [[]],
+    [None],
+    {},
+    {"a": {}},
+    ["old"],
+    [-1, 5],
+]
+VOTE = {"id": "number-of-a-vote", "pair": "p", "rater": "Ada", "choice": "left", "why": "so"}
+BODIES = {
+    "/v1/look": {"model": "old", "text": "the cat", "messages": [{"role": "user", "content": "cat"}], "ids": [5, 6]},
+    "/v1/look/token": {"model": "old", "ids": [5, 6], "place": 1},
+    "/v1/look/continue": {"model": "old", "ids": [5, 6], "max_tokens": 2, "temperature": 0.5, "seed": 3},
+    "/v1/look/fill": {"model": "reads", "text": "the ___", "top": 2},
+    "/v1/compare/next": {"rater": "Ada", "models": ["old", "new"], "sampling": {"max_tokens": 2}, "taken": ["x"]},
+    "/v1/compare/votes": VOTE,
+    "/v1/compare/prompts": {"text": "cat", "source": "here"},
+    "/v1/compare/thumbs": {
+        "id": "number-of-a-thumb", "messages": [{"role": "user", "content": "c"}], "answer": "d", "model": "old", "sampling": {},
+        "is_up": True, "rater": "Ada",
+    },
+    "/v1/training": {"model": "old", "rank": 2, "passes": 1, "beta": 0.1, "lr": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_strange_requests_are_refused_and_break_nothing(page, path):
+    for name in BODIES[path]:
+        for value in STRANGE:
+            status, told = page.send("POST", path, BODIES[path] | {name: value})
+            assert status < 500, (name, value, told)
+    for body in (b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"[" * 20_000):
+        status, told = page.send("POST", path, body)
+        assert 400 <= status < 500 and told["error"]["message"], body
+    assert page.get("/health")["status"] == "ok"
+
+
 def test_a_server_that_only_answers_writes_no_file(models, tmp_path):
     with page_server(models, tmp_path) as server:
         server.post("/v1/look", {"model": "old", "text": TEXT})
