@@ -12,6 +12,7 @@ import secrets
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
@@ -134,7 +135,7 @@ def routes(service: Service, open_feedback: Open) -> APIRouter:
         """Queue prompts to be compared."""
         feedback = open_feedback()
         found = list(prompts_in(sent.text))
-        added = sum(_kept(lambda one=one: feedback.add_prompt(one, sent.source)) for one in found)
+        added = sum(_kept(partial(feedback.add_prompt, one, sent.source)) for one in found)
         return {"found": len(found), "added": added, "counts": feedback.counts()}
 
     @router.get("/summary")
@@ -247,7 +248,7 @@ async def _draw(
             (told[0], told[1]),
             row["source"],
         )
-        await asyncio.to_thread(_kept, lambda pair=pair: feedback.add_pair(pair))
+        await asyncio.to_thread(_kept, partial(feedback.add_pair, pair))
         if answers[0].strip() != answers[1].strip():
             return True
     return False
