@@ -50,7 +50,7 @@ class PageServer:
         assert status == 200, told
         return told
 
-    def until(self, is_so, seconds=120.0):
+    def until(self, is_so, seconds=300.0):
         """Wait for a fact and return it."""
         end = time.monotonic() + seconds
         while not (found := is_so()):

@@ -223,6 +223,7 @@ def test_a_full_disk_is_told_as_507_and_nothing_is_acknowledged(models, tmp_path
 # --- training ---
 
 
+@pytest.mark.slow
 def test_votes_become_a_model_that_is_served_beside_the_old_one(make, tmp_path):
     save(tmp_path / "model", make(seed=1))
     bundle = make(seed=1)

@@ -108,28 +108,6 @@ def routes(service: Service, open_feedback: Open) -> APIRouter:
                     row = feedback.next_pair(asked.rater, models, asked.taken)
         return {"pair": row and _blind(feedback, row, asked.rater), "counts": feedback.counts(asked.rater)}
 
-    @router.post("/votes")
-    def vote(cast: _Cast) -> dict[str, Any]:
-        """Write a vote down; a repeated one changes nothing."""
-        feedback = open_feedback()
-        left = feedback.left_side(cast.pair, cast.rater)
-        sides = {"left": left, "right": "b" if left == "a" else "a"}
-        choice = sides.get(cast.choice, cast.choice)
-        is_new = _kept(
-            lambda: feedback.add_vote(Vote(cast.id, cast.pair, choice, cast.rater, cast.why or None))
-        )
-        return {"is_new": is_new, "counts": feedback.counts(cast.rater)}
-
-    @router.delete("/votes/{id}")
-    def undo(id: str) -> dict[str, Any]:
-        """Take a vote back: it is deleted, and its pair can be voted on again."""
-        feedback = open_feedback()
-        row = _kept(lambda: feedback.remove_vote(id))
-        if row is None:
-            raise Refusal(404, "There is no such vote.", code="not_found")
-        pair = {name: row[name] for name in ("prompt", "answer_a", "answer_b")} | {"id": row["pair"]}
-        return {"pair": _blind(feedback, pair, row["annotator"]), "counts": feedback.counts(row["annotator"])}
-
     @router.post("/prompts")
     def add_prompts(sent: _Prompts) -> dict[str, Any]:
         """Queue prompts to be compared."""
@@ -160,8 +138,33 @@ def routes(service: Service, open_feedback: Open) -> APIRouter:
             lines, media_type="application/x-ndjson", headers={"content-disposition": name}
         )
 
+    _add_votes(router, open_feedback)
     _add_thumbs(router, open_feedback)
     return router
+
+
+def _add_votes(router: APIRouter, open_feedback: Open) -> None:
+    @router.post("/votes")
+    def vote(cast: _Cast) -> dict[str, Any]:
+        """Write a vote down; a repeated one changes nothing."""
+        feedback = open_feedback()
+        left = feedback.left_side(cast.pair, cast.rater)
+        sides = {"left": left, "right": "b" if left == "a" else "a"}
+        choice = sides.get(cast.choice, cast.choice)
+        is_new = _kept(
+            lambda: feedback.add_vote(Vote(cast.id, cast.pair, choice, cast.rater, cast.why or None))
+        )
+        return {"is_new": is_new, "counts": feedback.counts(cast.rater)}
+
+    @router.delete("/votes/{id}")
+    def undo(id: str) -> dict[str, Any]:
+        """Take a vote back: it is deleted, and its pair can be voted on again."""
+        feedback = open_feedback()
+        row = _kept(lambda: feedback.remove_vote(id))
+        if row is None:
+            raise Refusal(404, "There is no such vote.", code="not_found")
+        pair = {name: row[name] for name in ("prompt", "answer_a", "answer_b")} | {"id": row["pair"]}
+        return {"pair": _blind(feedback, pair, row["annotator"]), "counts": feedback.counts(row["annotator"])}
 
 
 def _add_thumbs(router: APIRouter, open_feedback: Open) -> None:
