@@ -343,7 +343,7 @@ def test_ten_votes_by_keyboard_become_a_model(tab, server):
     )
     go(tab, "train", "text=10 comparisons")
     tab.get_by_role("button", name="Train", exact=True).click()
-    tab.wait_for_selector("text=tiny-votes-1 is trained", timeout=150_000)
+    tab.wait_for_selector("text=tiny-votes-1 is trained", timeout=300_000)
     tab.get_by_role("button", name="Compare them blind").click()
     tab.wait_for_selector(".voting")
     assert "tiny" not in tab.locator(".sides").inner_text()

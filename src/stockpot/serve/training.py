@@ -115,7 +115,7 @@ class Training:
                 start_new_session=True,
             )
         with contextlib.suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
+            os.setpriority(os.PRIO_PROCESS, process.pid, 5)
         self.job = _Job(served.name, name, out, command, process, time.time(), count)
         self._task = asyncio.get_running_loop().create_task(self._follow(self.job))
 
