@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from stockpot.errors import ConfigError, DataError
@@ -157,3 +160,14 @@ def test_the_known_solution_passes_and_a_wrong_one_does_not(reading, record):
 def test_a_record_without_tests_is_no_item(reading, record, said):
     with pytest.raises(DataError, match=said):
         READINGS[reading](record, "here:1")
+
+
+@confined
+def test_the_pairs_of_the_examples_folder_are_right():
+    """C and Python of each pair agree; the first one is the lecture's."""
+    lines = (
+        (Path(__file__).parents[2] / "examples" / "translate.jsonl").read_text(encoding="utf-8").splitlines()
+    )
+    items = [item_of("translate", json.loads(line)) for line in lines]
+    answers = run_programs(items, [Outcome(replies=(item.answer,)) for item in items], Scorer(kind="code"))
+    assert [answer.scores["pass@1"] for answer in answers] == [1.0] * 4, [answer.note for answer in answers]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import stockpot as sp
 from stockpot.cli.main import app
-from stockpot.errors import ConfigError
+from stockpot.errors import ConfigError, GenerationError
 from stockpot.judge.prompts import prompts
 from stockpot.prompt.items import Questions
 from stockpot.prompt.shots import Shots
@@ -91,3 +91,43 @@ def test_the_verb_prints_a_table_and_json(make_bundle, tmp_path):
         failed = ask(*words, *wrong)
         assert failed.exit_code == 1
         assert said in failed.stderr
+
+
+def test_each_question_is_calibrated_by_its_own_examples(make_bundle, monkeypatch):
+    """With examples drawn for each question, a question alone is judged as it is among others."""
+    import stockpot.judge.prompts as room
+
+    seen = []
+    rescale = room.calibrated
+    monkeypatch.setattr(
+        room, "calibrated", lambda found, lean: seen.append((found, lean)) or rescale(found, lean)
+    )
+    bundle = make_bundle(context=512)
+    asked = Questions(task="sentiment", limit=3, wordings=("slashes",))
+    asking, pool = asked.open()
+    engine = room.Engine(bundle)
+    shown = room.choose(pool, Shots(k=2, select="similar"), pool.questions, engine.embed)
+    assert len({tuple(one.item.key for one in row) for row in shown}) == 3
+    room.ask_wording(engine, asking, "slashes", pool, shown)
+    together, seen[:] = list(seen), []
+    assert len(together) == 3
+    for place, row in enumerate(shown):
+        alone = type(pool)((pool.questions[place],), pool.examples, pool.labels, pool.source)
+        room.ask_wording(engine, asking, "slashes", alone, [row])
+        for got, wanted in zip(seen.pop(), together[place], strict=True):
+            assert got == pytest.approx(wanted, abs=1e-4)
+
+
+def test_room_is_kept_for_the_word_and_not_for_the_labels_name(make_bundle, tmp_path):
+    long = "yes no maybe blue red green yes no maybe blue red green yes no maybe blue red green"
+    (tmp_path / "t.toml").write_text(
+        'name = "t"\n[fields]\nq = ["q"]\n[labels]\na = []\nb = []\n[wordings.one]\ntext = "{{ q }}"\n'
+        f'words = {{ a = "{long}", b = "no" }}\n[[items]]\nq = "What is it?"\nlabel = "a"\n'
+        '[[items]]\nq = "Is it?"\nlabel = "b"\n',
+        encoding="utf-8",
+    )
+    bundle = make_bundle(context=96)
+    assert prompts(bundle, str(tmp_path / "t.toml")).scores[0].log_prob.n == 2
+    tight = make_bundle(context=len(bundle.tokenizer.encode(f" {long}")) + 4)
+    with pytest.raises(GenerationError, match="has room for"):
+        prompts(tight, str(tmp_path / "t.toml"))

@@ -84,3 +84,30 @@ def test_a_model_without_a_template_is_asked_on_a_page_and_ends_with_the_line(ti
     assert "Question: " in seen[True][0] and seen[True][0].endswith("\nAnswer:")
     assert (seen[True][1], seen[False][1]) == (("\n",), ())
     assert found.entries[1].kl is None and found.entries[0].kl is not None
+
+
+def _raises(replies):
+    raise KeyError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        (_raises, "judge gold: .*raised KeyError"),
+        (lambda replies: [math.nan] * len(replies), "rated none of the 3 answers of a"),
+        (lambda replies: [math.inf] * len(replies), "judge gold: .*gave inf"),
+        (lambda replies: [1.0], "gave 1 rewards for 3 replies"),
+        (lambda replies: ["good"] * len(replies), "judge gold: .*ValueError"),
+    ],
+)
+def test_a_judge_that_gives_no_ratings_is_told_in_one_line(tiny_base, judge, said):
+    with pytest.raises(DataError, match=said):
+        contest({"a": tiny_base, "b": tiny_base}, {"gold": judge}, PROMPTS, limit=3, max_tokens=3)
+
+
+def test_a_judge_that_never_rates_both_is_told(tiny_base):
+    turn = iter(([1.0, math.nan], [math.nan, 1.0]))
+    with pytest.raises(DataError, match="rated no prompt for both a and b"):
+        contest(
+            {"a": tiny_base, "b": tiny_base}, {"gold": lambda _: next(turn)}, PROMPTS, limit=2, max_tokens=3
+        )

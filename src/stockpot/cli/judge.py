@@ -39,8 +39,11 @@ class Asked(Common):
         ),
     ] = None
     limit: Annotated[
-        int, typer.Option(min=0, help="Questions per task, evenly spaced; 0: all.", rich_help_panel=ASKED)
+        int, typer.Option(min=1, help="Questions per task, evenly spaced.", rich_help_panel=ASKED)
     ] = 100
+    ask_all: Annotated[
+        bool, typer.Option("--all", help="All questions of each task.", rich_help_panel=ASKED)
+    ] = False
     wording: Annotated[
         str | None,
         typer.Option(
@@ -148,7 +151,7 @@ def _judging(flags: Asked) -> Judging:
 
     return Judging(
         data=flags.data,
-        limit=flags.limit or None,
+        limit=None if flags.ask_all else flags.limit,
         shots=flags.shots,
         examples=flags.examples,
         wording=cast("Wording | None", flags.wording),
@@ -192,7 +195,11 @@ def _suite(flags: Asked, models: list[str], suite: str, out: Path | None) -> Non
             progress({"kind": "stage", "name": f"{suite} {model}"})
             bundle = load(model, device=flags.device, dtype=flags.dtype)
             found[model] = run_suite(
-                bundle, suite, limit=flags.limit or None, shots=flags.shots, progress=progress
+                bundle,
+                suite,
+                limit=None if flags.ask_all else flags.limit,
+                shots=flags.shots,
+                progress=progress,
             )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -204,6 +211,7 @@ def _suite(flags: Asked, models: list[str], suite: str, out: Path | None) -> Non
 def _judge(flags: Asked, models: list[str], tasks: list[str], out: Path | None) -> None:
     from stockpot.judge.harness import compare
     from stockpot.judge.harness import evaluate as ask
+    from stockpot.judge.page import write_page
     from stockpot.weights.store import load
 
     asked = _judging(flags)
@@ -226,6 +234,7 @@ def _judge(flags: Asked, models: list[str], tasks: list[str], out: Path | None) 
             reports.append(report)
             if folder is not None:
                 report.save(folder)
+                write_page(folder, report, reports[0] if len(reports) > 1 else None)
         if not reports:
             raise failed[0][1]
     differences = [compare(reports[0], other) for other in reports[1:]]

@@ -185,8 +185,10 @@ def ask_wording(
     chat: bool = False,
 ) -> WordingScore:
     """Ask all questions of a pool in one wording, behind the examples chosen for each."""
-    longest = [len(engine.bundle.tokenizer.encode(item.answer)) for item in pool.questions]
-    paper = Paper(asking, name, engine.bundle, chat=chat, room=max(24 if not pool.labels else 8, *longest, 8))
+    paper = Paper(asking, name, engine.bundle, chat=chat)
+    words = pool.labels or [item.answer for item in pool.questions]  # as the wording spells them
+    longest = [len(engine.bundle.tokenizer.encode(paper.answer(one))) for one in words]
+    paper.room = max(8 if pool.labels else 24, *longest)
     made = paper.prompts(pool.questions, shown)
     tokens = sum(len(prompt_ids(engine.bundle, prompt)) for prompt in made)
     if pool.labels:
@@ -219,20 +221,32 @@ def _choose_labels(
     empty = [Item(f"nothing-{text}", dict.fromkeys(paper.asking.fields, text), "") for text in CONTENT_FREE]
     apart = Paper(paper.asking, paper.wording, engine.bundle, chat=paper.chat, room=paper.room)
     bare = _never_empty(apart.prompts(empty[1:2], [[]]), engine.bundle)
-    content_free = _never_empty(apart.prompts(empty, [shown[0] if shown else []] * len(empty)), engine.bundle)
     without = option_log_probs(engine, bare, [words])
-    leaning = option_log_probs(engine, content_free, [words] * len(empty))
+    rescaled = np.empty_like(found)
+    for row, places in _alike(shown):  # each question leans as its own examples make it lean
+        content_free = _never_empty(apart.prompts(empty, [list(row)] * len(empty)), engine.bundle)
+        leaning = option_log_probs(engine, content_free, [words] * len(empty))
+        rescaled[places] = calibrated(found[places], leaning)
     gold = np.array([pool.labels.index(item.answer) for item in pool.questions])
     ways = {
         "plain": found,
         "length": per_byte(found, options),
         "pmi": pmi(found, without),
-        "calibrated": calibrated(found, leaning),
+        "calibrated": rescaled,
     }
     right = {way: tuple((values.argmax(1) == gold).tolist()) for way, values in ways.items()}
     rows = np.arange(len(made))
     share = mean_estimate(np.exp(relative(found))[rows, gold].tolist(), chance=pool.chance)
     return found[rows, gold].tolist(), share, right
+
+
+def _alike(shown: Sequence[Sequence[Shown]]) -> list[tuple[list[Shown], list[int]]]:
+    """Group questions by the examples before them: the examples, and the places of their questions."""
+    groups: dict[tuple[tuple[str, str | None], ...], tuple[list[Shown], list[int]]] = {}
+    for place, row in enumerate(shown):
+        key = tuple((one.item.key, one.answer) for one in row)
+        groups.setdefault(key, (list(row), []))[1].append(place)
+    return list(groups.values())
 
 
 def _never_empty(made: list[Prompt], bundle: Bundle) -> list[Prompt]:

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from stockpot.bundle import Bundle
-from stockpot.errors import ConfigError, DataError
+from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.judge.metrics import Estimate, mean_estimate, paired_difference
 from stockpot.stages.assemble import Progress, as_sources, silent
 from stockpot.stages.drift import Drift
 from stockpot.stages.prompts import read_prompts
 from stockpot.stages.rewards import reward_from
-from stockpot.train.rollouts import Asked, Reward
+from stockpot.train.rollouts import Asked, Reply, Reward, rated
 from stockpot.weights.store import load
 
 __all__ = ["Contest", "Entry", "contest"]
@@ -181,7 +181,7 @@ def contest(
 
     Raises:
         ConfigError: if there is no model or judge.
-        DataError: if there is no prompt.
+        DataError: if there is no prompt, or a judge raises, gives no numbers, or rates nothing.
     """
     if not models or not judges:
         raise ConfigError("A contest needs models and a judge.", "Name both.")
@@ -204,6 +204,7 @@ def contest(
         entries.append(_enter(name, bundle, first, asked, raters, max_tokens=max_tokens, seed=seed))
         ratings = ", ".join(f"{judge} {entries[-1].rating(judge)}" for judge in judges)
         report({"kind": "note", "text": f"{name}: {ratings}"})
+    _check_shared(entries)
     return Contest(prompts, tuple(entries))
 
 
@@ -229,6 +230,32 @@ def _enter(
         name,
         tuple(one.text for one in replies),
         tuple(one.tokens for one in replies),
-        {judge: tuple(float(value) for value in rate(replies)) for judge, rate in judges.items()},
+        {judge: _rate(judge, rate, name, replies) for judge, rate in judges.items()},
         ratios,
     )
+
+
+def _rate(judge: str, rate: Reward, model: str, replies: Sequence[Reply]) -> tuple[float, ...]:
+    """Let a judge rate a model's answers; some may have no rating (NaN), but not all."""
+    try:
+        found = rated(rate, replies, may_abstain=True)
+    except TrainError as error:
+        raise DataError(f"The judge {judge}: {error.what}", error.todo) from error
+    if all(value != value for value in found):
+        raise DataError(
+            f"The judge {judge} rated none of the {len(replies)} answers of {model}.",
+            "Give prompts that it knows, or another judge.",
+        )
+    return tuple(found)
+
+
+def _check_shared(entries: Sequence[Entry]) -> None:
+    """Refuse a contest in which a judge rated no prompt for both of two models."""
+    for entry in entries[1:]:
+        for judge, ratings in entry.ratings.items():
+            first = entries[0].ratings[judge]
+            if not any(a == a and b == b for a, b in zip(first, ratings, strict=True)):
+                raise DataError(
+                    f"The judge {judge} rated no prompt for both {entries[0].model} and {entry.model}.",
+                    "Give more prompts, or a judge that rates more of them.",
+                )

@@ -44,7 +44,7 @@ from stockpot.train.policy import (
     whiten,
 )
 
-__all__ = ["Asked", "Reply", "Reward", "RolloutConfig", "Rollouts", "rated_where_known"]
+__all__ = ["Asked", "Reply", "Reward", "RolloutConfig", "Rollouts", "rated", "rated_where_known"]
 
 
 class RolloutConfig(PolicyConfig):
@@ -456,11 +456,16 @@ class Rollouts:
 
 def rated_where_known(reward: Reward, replies: Sequence[Reply]) -> list[float]:
     """Rate replies that are only looked at: what cannot be rated is NaN, and left out."""
-    return [float(value) for value in reward(replies) if not math.isnan(value)]
+    return [value for value in rated(reward, replies, may_abstain=True) if not math.isnan(value)]
 
 
-def rated(reward: Reward, replies: Sequence[Reply]) -> list[float]:
+def rated(reward: Reward, replies: Sequence[Reply], *, may_abstain: bool = False) -> list[float]:
     """Rate replies, and refuse ratings that are none.
+
+    Args:
+        reward: the function that rates.
+        replies: what is rated.
+        may_abstain: allow NaN for what cannot be rated, where nothing learns from it.
 
     Raises:
         TrainError: showing the reply to blame.
@@ -487,7 +492,7 @@ def rated(reward: Reward, replies: Sequence[Reply]) -> list[float]:
             "Return one number a reply.",
         )
     for value, one in zip(found, replies, strict=True):
-        if not math.isfinite(value):
+        if not math.isfinite(value) and not (may_abstain and math.isnan(value)):
             raise TrainError(
                 f"The reward function gave {value} for the reply {one.text[:80]!r} to {one.prompt[:80]!r}.",
                 "Return finite numbers.",
