@@ -118,11 +118,35 @@ def test_a_step_that_fails_ends_its_answers_and_the_next_works(make, run_server)
         assert one.post(CHAT, body())[0] == 200
 
 
+def test_a_failure_on_the_way_is_told_in_the_stream(make, run_server):
+    broken, calls = make(), []
+
+    def break_later(*_):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("no memory")
+
+    broken.model.register_forward_pre_hook(break_later)
+    with run_server({"broken": broken}) as one:
+        asked = body(stream=True, max_tokens=50, logit_bias={"3": -100, "10": -100})
+        status, _, found = one.send("POST", CHAT, asked)
+        assert status == 200 and found.endswith(b"data: [DONE]\n\n")
+        assert json.loads(found.split(b"\n\n")[-3][6:])["error"]["type"] == "server_error"
+
+
 def test_a_deadline_cuts_an_answer(slow, run_server):
     with run_server({"slow": slow}, timeout_s=0.5) as one:
         _, found = one.post(CHAT, body(max_tokens=1000, logit_bias={"3": -100, "10": -100}))
         assert found["choices"][0]["finish_reason"] == "length"
         assert found["usage"]["completion_tokens"] < 1000
+
+
+def test_who_waits_too_long_is_told_to_come_again(slow, run_server):
+    with run_server({"slow": slow}, slots=1, timeout_s=0.7) as one, ThreadPoolExecutor(3) as pool:
+        asked = body(max_tokens=1000, logit_bias={"3": -100, "10": -100})
+        found = sorted(status for status, _ in pool.map(lambda _: one.post(CHAT, asked), range(3)))
+        assert found[0] == 200 and found[-1] == 503
+        assert one.service.open_answers == 0
 
 
 def test_the_longest_answer_is_bounded(server, bundle, run_server):

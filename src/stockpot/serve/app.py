@@ -26,9 +26,7 @@ __all__ = ["build", "client_of", "unless_gone"]
 
 Result = TypeVar("Result")
 GONE = 499  # the client left before its answer; nobody sees this but the log
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 413, 415, 421, 429, 503)
-}
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, 503: {"model": ErrorBody}}
 
 
 def build(

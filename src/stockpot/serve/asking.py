@@ -111,7 +111,6 @@ def _sampling(
                 "stop": stop,
                 "logprobs": logprobs,
                 "json_schema": _schema(asked),
-                "timeout_s": config.timeout_s,
             }
         )
     except ValidationError as error:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stockpot.serve.protocol import Refusal
+from stockpot.serve.protocol import UNFORESEEN, Refusal
 from stockpot.serve.service import Service
 
 __all__ = ["UPLOADS", "Guard", "Upload", "is_loopback"]
@@ -89,9 +89,7 @@ class Guard:
             await self._say_no(refusal, body if has_body and not body.is_complete else None, sends)
         except Exception:
             log.exception("Something unforeseen happened in %s %s.", scope["method"], _route(scope))
-            await self._say_no(
-                Refusal(500, "Something unforeseen happened; the server's log says what."), None, sends
-            )
+            await self._say_no(Refusal(500, UNFORESEEN), None, sends)
         finally:
             metrics.under_way -= 1
             metrics.answered(_route(scope), sends.status)

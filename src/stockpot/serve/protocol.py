@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from stockpot.errors import ServeError
 
 __all__ = [
+    "UNFORESEEN",
     "ChatMessage",
     "ChatRequest",
     "CompletionRequest",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 MOST_CHOICES, MOST_STOPS, MOST_ALTERNATIVES = 8, 16, 20
+UNFORESEEN = "Something unforeseen happened; the server's log says what."
 LARGEST = 2**31 - 1  # of counts; more than any context
 
 Stop: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]

@@ -1,7 +1,7 @@
 """The models that are served, and all that one may ask of them; HTTP is a way to reach this.
 
-Prompts are read (templates, tokens, passages) in one thread, models work in another (`worker`), and everything here belongs to
-the event loop. Queues are bounded: who comes when they are full is refused at once.
+Prompts are read in one thread (`reading`), models work in another (`worker`), and everything here belongs to the event loop.
+Queues are bounded: who comes when they are full is refused at once.
 """
 
 from __future__ import annotations
@@ -9,22 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
 from stockpot.bundle import Bundle
 from stockpot.errors import StockpotError
 from stockpot.generate.engine import Engine
-from stockpot.generate.inputs import most_prompt_tokens, prompt_ids
 from stockpot.generate.request import Chunk, Completion, Prompt, Request, Sampling, Score
-from stockpot.prompt.answering import passages_prompt
 from stockpot.prompt.index import Hit, Index
 from stockpot.serve.metrics import Metrics
-from stockpot.serve.protocol import Refusal
-from stockpot.serve.schemas import Schemas
+from stockpot.serve.protocol import UNFORESEEN, Refusal
+from stockpot.serve.reading import Reader, Served
 from stockpot.serve.settings import ServeConfig
 from stockpot.serve.worker import Event, Job, Worker
 from stockpot.text.chat import Message
@@ -34,31 +30,6 @@ __all__ = ["Answer", "ServeConfig", "Served", "Service"]
 Result = TypeVar("Result")
 TEXTS_AT_ONCE = 8  # embedded or scored between two steps of those who are being written to
 MOST_CALLS = 64  # functions that wait for a model's thread
-PASSAGES = 4
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model under its name.
-
-    Attributes:
-        created: when it was taken on, in seconds since 1970.
-    """
-
-    name: str
-    bundle: Bundle
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def writes(self) -> bool:
-        """Whether it can write."""
-        config = self.bundle.model.config
-        return config.decoder is not None and config.predicts
-
-    @property
-    def chats(self) -> bool:
-        """Whether it takes messages."""
-        return self.writes and self.bundle.template is not None
 
 
 class Answer:
@@ -83,8 +54,10 @@ class Answer:
         if not self._open:
             raise StopAsyncIteration
         index, event = await self._events.get()
-        if isinstance(event, Exception):
+        if isinstance(event, StockpotError):
             raise event
+        if isinstance(event, Exception):
+            raise Refusal(500, UNFORESEEN) from event
         if event.finish_reason is not None:
             self._open.discard(index)
         return index, event
@@ -118,11 +91,10 @@ class Service:
         self.models: dict[str, Served] = {}
         self.metrics = Metrics()
         self.is_draining = False
-        self._open: dict[Job, Answer] = {}
+        self._open: dict[Job, tuple[Answer, asyncio.TimerHandle]] = {}
         self._calls = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="stockpot-reader")
-        self._schemas, self._trier = Schemas(), ThreadPoolExecutor(1, thread_name_prefix="stockpot-schemas")
+        self._reader = Reader()
         self._worker = Worker(
             slots=self.settings.slots,
             prefix_mib=self.settings.prefix_mib,
@@ -144,28 +116,22 @@ class Service:
         self.is_draining = True
         self.cut()
         await asyncio.to_thread(self._worker.stop)
-        for pool in (self._reader, self._trier):
-            pool.shutdown(wait=False, cancel_futures=True)
-        self._schemas.close()
+        self._reader.close()
 
     def drain(self) -> None:
         """Take nothing new; what waits is refused, what runs may end for ``grace_s`` and is then cut."""
         if self.is_draining or self._loop is None:
             return
         self.is_draining = True
-        for job, answer in list(self._open.items()):
+        for job in list(self._open):
             if not job.has_begun:
-                self._close(job)
-                self._worker.cancel(job)
-                answer.put(job.request.index, _stopping())
+                self._end(job, _stopping())
         self._loop.call_later(self.settings.grace_s, self.cut)
 
     def cut(self) -> None:
         """End every answer under way, as if it had become too long."""
-        for job, answer in list(self._open.items()):
-            self._close(job)
-            self._worker.cancel(job)
-            answer.put(job.request.index, Chunk(0, "", (), "timeout"))
+        for job in list(self._open):
+            self._end(job, Chunk(0, "", (), "timeout"))
 
     @property
     def is_well(self) -> bool:
@@ -230,27 +196,17 @@ class Service:
         served = self.model(model)
         settings = sampling or Sampling.suggested(served.bundle.generation)
         self._refuse_when_full(settings.n)
-        loop = asyncio.get_running_loop()
-        if settings.json_schema is not None:
-            why = await loop.run_in_executor(self._trier, self._schemas.complaint, settings.json_schema)
-            if why:
-                raise Refusal(400, f"The JSON schema cannot be followed: {why}.", param="response_format")
-        ids, sources = await loop.run_in_executor(
-            self._reader, self._prepare, served, prompt, settings, documents
-        )
+        index = self.index if documents else None
+        ids, sources = await self._reader.read(served, prompt, settings, index)
         self._refuse_when_full(settings.n)
         answer = Answer(served, ids, settings, sources)
-        jobs = [self._job(answer, index, client) for index in range(settings.n)]
-        for job in jobs:
-            self._open[job] = answer
-            self._worker.submit(job)
+        jobs = [self._begin(answer, index, client) for index in range(settings.n)]
         self.metrics.prompt_tokens += len(ids)
         try:
             yield answer
         finally:
             for job in jobs:
-                if self._close(job):
-                    self._worker.cancel(job)
+                self._end(job)
 
     async def chat(
         self,
@@ -298,44 +254,8 @@ class Service:
 
     # --- odds and ends ---
 
-    def _prepare(
-        self, served: Served, prompt: Prompt, sampling: Sampling, documents: bool
-    ) -> tuple[list[int], list[Hit]]:
-        """Turn a prompt into ids that fit the model; in the reader's thread."""
-        bundle, hits = served.bundle, list[Hit]()
-        if not served.writes:
-            message = f"The model {served.name!r} does not write; it makes vectors or ratings."
-            raise Refusal(400, message, param="model", code="model_not_supported")
-        if documents and self.index is not None:
-            prompt, hits = self._with_passages(bundle, prompt, sampling)
-        most = most_prompt_tokens(bundle)
-        _refuse_endless(bundle, prompt, most)
-        ids = prompt_ids(bundle, prompt)
-        if not ids:
-            raise Refusal(400, "The prompt is empty.", param="prompt")
-        if len(ids) > most:
-            raise _too_long(most, f"{len(ids):,} tokens")
-        return ids, hits
-
-    def _with_passages(self, bundle: Bundle, prompt: Prompt, sampling: Sampling) -> tuple[Prompt, list[Hit]]:
-        """Put passages before the last message, where they fit; as much room as the answer may need is left."""
-        assert self.index is not None
-        if isinstance(prompt, str) or not prompt:
-            return prompt, []
-        last = prompt[-1]
-        if not isinstance(last, Message) or last.role != "user" or not last.content.strip():
-            return prompt, []
-        hits = self.index.search(last.content, PASSAGES)
-        before = [one for one in prompt[:-1] if isinstance(one, Message)]
-        with suppress(StockpotError):  # too long without passages already: told as for any prompt
-            taken = len(bundle.encode(before)) if before else 0
-            room = min(sampling.max_tokens, bundle.context // 4) + taken
-            asked, shown = passages_prompt(bundle, last.content, hits, room=room)
-            if not isinstance(asked, str) and isinstance(asked[0], Message):
-                return [*before, asked[0]], shown
-        return prompt, []
-
-    def _job(self, answer: Answer, index: int, client: str) -> Job:
+    def _begin(self, answer: Answer, index: int, client: str) -> Job:
+        """Queue one of an answer's completions."""
         last = time.monotonic()
 
         def take(event: Chunk | Exception) -> None:
@@ -347,19 +267,33 @@ class Service:
                 self.metrics.wrote(len(event.ids), now - last, is_first=not job.has_begun)
                 job.has_begun, last = True, now
             if isinstance(event, Exception) or event.finish_reason is not None:
-                self._close(job)
+                self._open.pop(job)[1].cancel()
             answer.put(index, event)
 
         request = Request(answer.prompt, answer.sampling, index)
         job = Job(answer.served.name, request, client, take)
+        timer = asyncio.get_running_loop().call_later(self.settings.timeout_s, self._expire, job)
+        self._open[job] = answer, timer
+        self._worker.submit(job)
         return job
+
+    def _expire(self, job: Job) -> None:
+        late = Refusal(503, "The answer did not begin in time.", code="overloaded", retry_after_s=10)
+        self._end(job, Chunk(0, "", (), "timeout") if job.has_begun else late)
+
+    def _end(self, job: Job, event: Chunk | Exception | None = None) -> None:
+        """Forget a completion that is not finished, and tell whoever waits for it."""
+        if job not in self._open:
+            return
+        answer, timer = self._open.pop(job)
+        timer.cancel()
+        self._worker.cancel(job)
+        if event is not None:
+            answer.put(job.request.index, event)
 
     def _post(self, events: Sequence[Event]) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(_hand_out, events)
-
-    def _close(self, job: Job) -> bool:
-        return self._open.pop(job, None) is not None
 
     def _refuse_when_draining(self) -> None:
         if not self.is_well:
@@ -387,21 +321,6 @@ def _hand_out(events: Sequence[Event]) -> None:
 
 def _stopping() -> Refusal:
     return Refusal(503, "The server is stopping.", code="unavailable", retry_after_s=5)
-
-
-def _refuse_endless(bundle: Bundle, prompt: Prompt, most: int) -> None:
-    """Refuse a text that cannot fit, however its tokens fall, before time is spent on them."""
-    texts = (
-        [prompt] if isinstance(prompt, str) else [one.content for one in prompt if isinstance(one, Message)]
-    )
-    size = sum(len(text) for text in texts)
-    if size > most * max(1, int(bundle.tokenizer.byte_lengths.max())):
-        raise _too_long(most, f"{size:,} characters")
-
-
-def _too_long(most: int, found: str) -> Refusal:
-    message = f"The prompt has {found}, but this model takes {most:,} tokens. Shorten it."
-    return Refusal(400, message, code="context_length_exceeded", param="messages")
 
 
 def refusal_of(error: StockpotError) -> Refusal:
