@@ -184,13 +184,12 @@ def test_cancel_frees_the_slot_and_leaves_the_others_alone(bundle, steps, victim
             assert tuple(found[number]) == alone[index]
 
 
-def test_cancelling_while_a_prompt_is_half_read(bundle, monkeypatch):
-    monkeypatch.setattr("stockpot.generate.scheduler.READ_TOKENS", 4)
+def test_cancelling_while_a_prompt_is_half_read(bundle):
     settings = Sampling(temperature=0, max_tokens=16, min_tokens=16)
     prompts = ["the cat", "far", "the cat sat on the mat and the dog ran far away"]
     alone = [Engine(bundle).generate([prompt], settings)[0].ids for prompt in prompts]
     for victim in range(3):
-        engine = Engine(bundle, slots=3)
+        engine = Engine(bundle, slots=3, read_tokens=4)
         numbers = [engine.submit(Request(prompt, settings)) for prompt in prompts]
         found = {number: [] for number in numbers}
         for step in range(60):

@@ -182,6 +182,19 @@ def test_vectors_are_the_engines(client, server):
     assert found.usage.prompt_tokens > 0
 
 
+def test_many_texts_become_vectors_in_parts(client, server):
+    texts = [f"the cat {'sat on ' * (i % 40)}" for i in range(60)]
+    right = Engine(server.service.models["vectors"].bundle).embed(texts).tolist()
+    found = client.embeddings.create(model="vectors", input=texts, encoding_format="float")
+    assert [one.embedding for one in found.data] == [pytest.approx(one, abs=1e-4) for one in right]
+
+
+def test_a_text_that_would_hold_up_others_is_not_embedded(make, run_server):
+    with run_server({"long": make("encoder", context=4096)}) as one:
+        status, found = one.post("/v1/embeddings", {"input": "the cat sat " * 1500})
+        assert (status, found["error"]["code"]) == (400, "context_length_exceeded")
+
+
 @pytest.mark.parametrize(
     ("given", "param"),
     [

@@ -48,6 +48,7 @@ class Engine:
         prefix_mib: memory for beginnings that were read before, so that a shared one is computed once; 0: none.
         cache_mib: memory for what is being written; a completion that does not fit beside the others waits. None: as much as
             ``slots`` completions take.
+        read_tokens: prompt tokens read in one step; fewer, and a step ends sooner.
         clock: seconds, for ``timeout_s``.
     """
 
@@ -58,6 +59,7 @@ class Engine:
         slots: int = 8,
         prefix_mib: int = 128,
         cache_mib: int | None = None,
+        read_tokens: int = 2048,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if slots < 1:
@@ -69,8 +71,9 @@ class Engine:
         self._stop_ids = bundle.stop_ids
         self._clock = clock
         self._prefixes = Prefixes(self._model, prefix_mib << 20)
+        most = None if cache_mib is None else cache_mib << 20
         self._scheduler = Scheduler(
-            bundle, slots, self._prefixes, clock, None if cache_mib is None else cache_mib << 20
+            bundle, slots, self._prefixes, clock, read_tokens=read_tokens, most_bytes=most
         )
         self._constraints: Constraints | None = None
         self._early: list[Chunk] = []

@@ -25,7 +25,6 @@ from stockpot.generate.sampling import Filters, sample
 
 __all__ = ["Scheduler"]
 
-READ_TOKENS = 2048  # prompt tokens read in one step
 BESIDE_TOKENS = 256  # the same while others are being written to, so that a long prompt does not hold them up
 AHEAD_TOKENS = 32  # guessed tokens checked in one step, of all requests together
 WORTH_WAITING = (
@@ -60,6 +59,7 @@ class Scheduler:
         slots: most requests under way at once.
         prefixes: beginnings that were read before.
         clock: seconds, for deadlines.
+        read_tokens: prompt tokens read in one step.
         most_bytes: memory for the cache; who does not fit waits until others have ended; None: as much as it takes.
     """
 
@@ -69,9 +69,11 @@ class Scheduler:
         slots: int,
         prefixes: Prefixes,
         clock: Callable[[], float],
+        *,
+        read_tokens: int,
         most_bytes: int | None = None,
     ) -> None:
-        self.slots = slots
+        self.slots, self._read_tokens = slots, read_tokens
         self._prefixes, self._clock = prefixes, clock
         self._model, self._bundle = bundle.model, bundle
         self._is_seq2seq = bundle.model.config.shape == "encoder_decoder"
@@ -180,7 +182,7 @@ class Scheduler:
     @property
     def _budget(self) -> int:
         """Prompt tokens to read in this step."""
-        return BESIDE_TOKENS if self._writing else READ_TOKENS
+        return BESIDE_TOKENS if self._writing else self._read_tokens
 
     def _known(self, prompt: list[int]) -> tuple[Held | int | None, int]:
         """Find who holds the longest beginning of a prompt: a row being written to, or the store; and how long it is."""

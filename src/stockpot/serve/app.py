@@ -181,10 +181,7 @@ async def _embedded(service: Service, asked: EmbeddingRequest) -> Response:
     dim = served.bundle.model.config.dim
     if asked.dimensions not in (None, dim):
         raise Refusal(400, f"The vectors of {served.name!r} have {dim} numbers.", param="dimensions")
-    vectors = await service.embed(served.name, texts)
-    tokens = await service.run(
-        lambda engine: sum(len(engine.bundle.encode(text)) for text in texts), served.name
-    )
+    vectors, tokens = await service.embed(served.name, texts)
     data = [
         {"object": "embedding", "index": index, "embedding": asking.vector(one, asked.encoding_format)}
         for index, one in enumerate(vectors)

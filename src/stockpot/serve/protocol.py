@@ -30,7 +30,7 @@ MOST_CHOICES, MOST_STOPS, MOST_ALTERNATIVES = 8, 16, 20
 UNFORESEEN = "Something unforeseen happened; the server's log says what."
 LARGEST = 2**31 - 1  # of counts; more than any context
 
-Stop: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
+Stop: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 Ids: TypeAlias = list[Annotated[int, Field(ge=0, le=LARGEST)]]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from stockpot.text.chat import Message
 __all__ = ["Reader", "Served"]
 
 PASSAGES = 4
+MOST_EMBEDDED = 2048  # tokens of a text; it is read at once, and others wait meanwhile
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,15 @@ class Reader:
                 raise Refusal(400, f"The JSON schema cannot be followed: {why}.", param="response_format")
         return await loop.run_in_executor(self._reads, _prepare, served, prompt, sampling, index)
 
+    async def lengths(self, served: Served, texts: Sequence[str]) -> list[int]:
+        """Count the tokens that texts are read as to become vectors.
+
+        Raises:
+            Refusal: 400, if one is empty or too long to be read between two steps of others.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reads, _lengths, served.bundle, texts)
+
     def close(self) -> None:
         """Read no more."""
         for pool in (self._reads, self._tries):
@@ -99,6 +110,17 @@ def _prepare(
     if len(ids) > most:
         raise _too_long(most, f"{len(ids):,} tokens")
     return ids, hits
+
+
+def _lengths(bundle: Bundle, texts: Sequence[str]) -> list[int]:
+    own = bundle.embedding.most_tokens if bundle.embedding else None
+    most = own or (bundle.model.config.encoder or bundle.model.config.main).context
+    found = [len(bundle.encode(text, most=most)) for text in texts]
+    if max(found) > MOST_EMBEDDED:
+        raise _too_long(MOST_EMBEDDED, f"{max(found):,} tokens", "input")
+    if not min(found):
+        raise Refusal(400, "A text of input has no token.", param="input")
+    return found
 
 
 def _with_passages(
@@ -131,6 +153,6 @@ def _refuse_endless(bundle: Bundle, prompt: Prompt, most: int) -> None:
         raise _too_long(most, f"{size:,} characters")
 
 
-def _too_long(most: int, found: str) -> Refusal:
+def _too_long(most: int, found: str, param: str = "messages") -> Refusal:
     message = f"The prompt has {found}, but this model takes {most:,} tokens. Shorten it."
-    return Refusal(400, message, code="context_length_exceeded", param="messages")
+    return Refusal(400, message, code="context_length_exceeded", param=param)

@@ -28,7 +28,10 @@ from stockpot.text.chat import Message
 __all__ = ["Answer", "ServeConfig", "Served", "Service"]
 
 Result = TypeVar("Result")
-TEXTS_AT_ONCE = 8  # embedded or scored between two steps of those who are being written to
+TEXTS_AT_ONCE, TOKENS_AT_ONCE = (
+    8,
+    512,
+)  # scored and embedded between two steps of those who are being written to
 MOST_CALLS = 64  # functions that wait for a model's thread
 
 
@@ -228,13 +231,18 @@ class Service:
             found += await self.run(partial(Engine.score, pairs=part), model)
         return found
 
-    async def embed(self, model: str | None, texts: Sequence[str]) -> list[list[float]]:
-        """Turn texts into vectors; see `Engine.embed`."""
+    async def embed(self, model: str | None, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """Turn texts into vectors, and say how many tokens were read; see `Engine.embed`."""
+        served = self.model(model)
+        lengths = await self._reader.lengths(served, texts)
         found: list[list[float]] = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            part = texts[start : start + TEXTS_AT_ONCE]
-            found += (await self.run(partial(Engine.embed, texts=part), model)).tolist()
-        return found
+        while len(found) < len(texts):
+            start = stop = len(found)
+            while stop < len(texts) and (stop == start or sum(lengths[start : stop + 1]) <= TOKENS_AT_ONCE):
+                stop += 1
+            part = texts[start:stop]
+            found += (await self.run(partial(Engine.embed, texts=part), served.name)).tolist()
+        return found, sum(lengths)
 
     async def run(self, function: Callable[[Engine], Result], model: str | None = None) -> Result:
         """Call a function with a model's engine in the one thread that may touch it; it should be short.

@@ -26,6 +26,9 @@ from stockpot.generate.request import Chunk, Request
 __all__ = ["Event", "Job", "Worker"]
 
 Result = TypeVar("Result")
+READ_TOKENS = (
+    512  # of prompts in a step, so that a step ends within the second in which a client that left is noticed
+)
 log = logging.getLogger("stockpot.serve")
 
 
@@ -85,7 +88,9 @@ class Worker:
         self, *, slots: int, prefix_mib: int, cache_mib: int, post: Callable[[Sequence[Event]], None]
     ) -> None:
         self._slots, self._post = slots, post
-        self._engine = partial(Engine, slots=slots, prefix_mib=prefix_mib, cache_mib=cache_mib)
+        self._engine = partial(
+            Engine, slots=slots, prefix_mib=prefix_mib, cache_mib=cache_mib, read_tokens=READ_TOKENS
+        )
         self._benches: dict[str, _Bench] = {}
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._calls: deque[Callable[[], None]] = deque()
