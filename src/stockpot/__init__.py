@@ -63,6 +63,7 @@ _PLACES = {
     "Service": "stockpot.serve.service",
     "Shots": "stockpot.prompt.shots",
     "StockpotError": "stockpot.errors",
+    "ThreeKindsConfig": "stockpot.stages.three_kinds",
     "Tokenizer": "stockpot.text.tokenizer",
     "TokenizerConfig": "stockpot.stages.tokenizer",
     "TokenizerError": "stockpot.errors",
@@ -107,6 +108,7 @@ _PLACES = {
     "sft": "stockpot.stages.sft",
     "shots_curve": "stockpot.judge.shots",
     "think": "stockpot.prompt.steps",
+    "three_kinds": "stockpot.stages.three_kinds",
     "train_tokenizer": "stockpot.stages.tokenizer",
     "tune_prompt": "stockpot.stages.tune_prompt",
 }

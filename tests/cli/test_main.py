@@ -47,6 +47,7 @@ def test_the_verbs_are_those_of_the_grammar():
         "ladder",
         "probe",
         "emergence",
+        "three-kinds",
     }
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
     assert set(VERBS) == MADE | used | judged | managed

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from stockpot.errors import ConfigError, DataError, GenerationError
-from stockpot.judge.emergence import Measured, Study, items_of, measure
+from stockpot.judge.emergence import Study
+from stockpot.judge.emergence_answers import Measured, items_of, measure
 from stockpot.judge.emergence_fit import compare_shapes, powers, sentence_of
 from stockpot.judge.emergence_published import read_published
 from stockpot.village import Village
@@ -63,14 +64,16 @@ def study_of(share, items=600, seed=0):
         exact = right.all(1).astype(float)
         models[f"m{size}"] = (
             10.0**size,
-            Measured(
-                exact,
-                1 - right.mean(1),
-                np.full(items, -math.log(p)) + rng.normal(0, 0.01, items),
-                np.full(items, 2 * (1 - p) ** 2) + rng.normal(0, 0.01, items),
-                right.mean(1),
-                np.full(items, float(TOKENS)),
-            ),
+            [
+                Measured(
+                    exact,
+                    1 - right.mean(1),
+                    np.full(items, -math.log(p)) + rng.normal(0, 0.01, items),
+                    np.full(items, 2 * (1 - p) ** 2) + rng.normal(0, 0.01, items),
+                    right.mean(1),
+                    np.full(items, float(TOKENS)),
+                )
+            ],
         )
     study = Study()
     return study.add("planted", models), study
@@ -112,7 +115,25 @@ def test_curves_need_four_models_of_different_compute():
     _, study = study_of([0.2, 0.4, 0.6, 0.8])
     one = Measured(*(np.ones(10) for _ in range(6)))
     with pytest.raises(ConfigError, match="make no curve"):
-        study.add("x", {"a": (1.0, one), "b": (1.0, one), "c": (2.0, one), "d": (3.0, one)})
+        study.add("x", {"a": (1.0, [one]), "b": (1.0, [one]), "c": (2.0, [one]), "d": (3.0, [one])})
+
+
+def test_runs_of_a_model_are_averaged_and_resampled():
+    """Half of the runs know everything, half nothing: p of the mean run says nothing about exact match."""
+
+    def run(knows):
+        right = np.full(100, float(knows))
+        nats = np.full(100, 0.0 if knows else math.log(10))
+        return Measured(right, 1 - right, nats, np.full(100, 0.5), right, np.full(100, float(TOKENS)))
+
+    models = {f"m{i}": (10.0**i, [run(True), run(False)]) for i in range(4)}
+    found = Study().add("torn", models)
+    for point in found.points:
+        assert point.scores["exact"].value == 0.5
+        assert (
+            point.scores["exact"].low == 0 and point.scores["exact"].high == 1
+        )  # both runs alike, now and then
+        assert point.power.value == pytest.approx(0.5, abs=1e-4)
 
 
 # --- measuring ---
@@ -173,6 +194,13 @@ def test_the_villages_sums_are_true():
         assert one["completion"] == "".join(
             str((int(a) + int(b)) % 10) for a, b in zip(first, second, strict=True)
         )
+    tables: dict[str, str] = {}
+    for one in Village(3).arithmetic("train", 300, kind="rules", digits=3):
+        for at, digit in enumerate(one["completion"]):
+            assert (
+                tables.setdefault(one["prompt"][3 * at : 3 * at + 3], digit) == digit
+            )  # a rule has one table
+    assert sum("a" in one for one in tables) > sum("Z" in one for one in tables)  # common and rare rules
     with pytest.raises(ConfigError, match="digits"):
         Village().arithmetic(digits=1)
     train = {one["prompt"] for one in Village().arithmetic("train", 3000, digits=2)}

@@ -38,12 +38,12 @@ def test_one_command_grows_and_judges_a_family(family):
         assert 0 < point.power.value < 1
     saved = json.loads((folder / "emergence.json").read_text(encoding="utf-8"))
     assert saved["tasks"][0]["sentence"] == task.sentence
-    assert (folder / "columns-2.svg").is_file() and (folder / "width-008" / "manifest.json").is_file()
+    assert (folder / "columns-2.svg").is_file() and (folder / "width-008-seed-0" / "manifest.json").is_file()
 
 
 def test_compute_is_that_of_the_tokens_seen(family):
     folder, _ = family
-    run = sp.Run.open(folder / "width-016")
+    run = sp.Run.open(folder / "width-016-seed-1")
     shape = sp.load(run.path).model.config
     assert training_flops(run.path) == pytest.approx(shape.flops_per_token() * run.last("tokens"))
     assert training_flops(folder) is None
@@ -51,9 +51,9 @@ def test_compute_is_that_of_the_tokens_seen(family):
 
 def test_a_family_that_is_there_is_taken_up_and_not_trained_again(family):
     folder, _ = family
-    before = (folder / "width-008" / "metrics.jsonl").read_bytes()
+    before = (folder / "width-008-seed-0" / "metrics.jsonl").read_bytes()
     assert len(grow_family(TINY, out=folder, resume=True)) == 4
-    assert (folder / "width-008" / "metrics.jsonl").read_bytes() == before
+    assert (folder / "width-008-seed-0" / "metrics.jsonl").read_bytes() == before
     with pytest.raises(sp.ConfigError, match="is not empty"):
         grow_family(TINY, out=folder)
     with pytest.raises(sp.ConfigError, match="planned with other settings"):
@@ -64,7 +64,7 @@ def test_models_that_are_there_can_be_asked_anything(family, tmp_path):
     folder, _ = family
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(f'{{"prompt": "1{i}+22=", "completion": "3{i}"}}\n' for i in range(10)), "utf-8")
-    models = sorted(folder.glob("width-*"))
+    models = sorted(folder.glob("width-*-seed-1"))
     (task,) = sp.emergence(models, task=str(path), out=tmp_path / "asked").tasks
     assert len(task.points) == 4 and (tmp_path / "asked" / "emergence.json").is_file()
 

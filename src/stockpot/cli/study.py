@@ -1,4 +1,4 @@
-"""The verbs that study models: probe, emergence."""
+"""The verbs that study models: probe, emergence, three-kinds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stockpot.cli.grammar import Common, Model, verb
 if TYPE_CHECKING:
     from stockpot.judge.probe_states import StackName
 
-__all__ = ["emergence", "probe"]
+__all__ = ["emergence", "probe", "three_kinds"]
 
 PANEL = "Judge"
 
@@ -23,9 +23,12 @@ def probe(  # noqa: PLR0913 - one parameter a flag
     flags: Common,
     model: Model,
     data: Annotated[
-        list[str],
-        typer.Option(metavar="FILE", help="Annotated text: CoNLL-U or JSON lines; may be repeated."),
-    ],
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Annotated text: CoNLL-U, JSON lines or village (the default); may be repeated.",
+        ),
+    ] = None,
     layers: Annotated[
         str, typer.Option(metavar="all|N,N…", help="Layers to probe; 0 is the embeddings.")
     ] = "all",
@@ -57,7 +60,7 @@ def probe(  # noqa: PLR0913 - one parameter a flag
         progress({"kind": "stage", "name": f"probe {model}"})
         report = study(
             load(model, device=flags.device, dtype=flags.dtype),
-            data,
+            data or "village",
             layers=layers,
             tasks=tasks,
             limit=limit,
@@ -85,7 +88,7 @@ def emergence(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            "--task", metavar="NAME|FILE", help="columns, sums, sums/3 … or records; may be repeated."
+            "--task", metavar="NAME|FILE", help="rules, columns, sums, sums/3 … or records; may be repeated."
         ),
     ] = None,
     minutes: Annotated[
@@ -117,4 +120,51 @@ def emergence(
             resume=resume,
             progress=progress,
         )
+    show.result(flags, str(found), found.to_dict())
+
+
+@verb("three-kinds", panel=PANEL)
+def three_kinds(  # noqa: PLR0913 - one parameter a flag
+    flags: Common,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Text that all three learn from; by default the village."),
+    ] = None,
+    pairs: Annotated[
+        str, typer.Option(metavar="village|FILE", help="Sentences to rewrite, or pairs to translate.")
+    ] = "village",
+    fields: Annotated[
+        str, typer.Option(metavar="KEY,KEY", help="What the two sides of a pair are called in that file.")
+    ] = "prompt,completion",
+    similarity: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Sentence pairs with their relatedness, to compare vectors on."),
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.05, help="For everything, on this machine.")] = 20.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Times everything is done, from new weights.")] = 3,
+    items: Annotated[int, typer.Option(min=10, help="Questions of each sort.")] = 200,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write three-kinds.json there.")
+    ] = None,
+) -> None:
+    """Compare an encoder, a decoder and an encoder-decoder trained on the same text with equal arithmetic."""
+    keys = [key.strip() for key in fields.split(",")]
+    if len(keys) != 2 or not all(keys):
+        raise typer.BadParameter(f"{fields!r} is not two keys with a comma between.", param_hint="--fields")
+    from stockpot.stages.three_kinds import ThreeKindsConfig
+    from stockpot.stages.three_kinds import three_kinds as study
+
+    config = ThreeKindsConfig(
+        data=tuple(data or ("village",)),
+        pairs=pairs,
+        fields=(keys[0], keys[1]),
+        similarity=similarity,
+        minutes=minutes,
+        seeds=seeds,
+        items=items,
+        seed=flags.seed or 0,
+        device=flags.device,
+    )
+    with show.progress(flags) as progress:
+        found = study(config, out=out, progress=progress)
     show.result(flags, str(found), found.to_dict())

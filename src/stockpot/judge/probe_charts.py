@@ -10,7 +10,7 @@ import altair as alt
 from stockpot.judge.drawing import COLOURS, svg
 
 if TYPE_CHECKING:
-    from stockpot.judge.probe import TaskProbe
+    from stockpot.judge.probe_task import TaskProbe
 
 __all__ = ["mix_chart", "place_chart", "score_chart"]
 

@@ -7,6 +7,7 @@ into one shape, `Passage`. What a label means is the data's business; nothing he
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,14 @@ from stockpot.judge.probe_formats import (
     tags_of,
     word_offsets,
 )
+from stockpot.village import Village
 
 __all__ = ["PIPELINE", "Passage", "Target", "read_passages", "split_passages"]
 
 PIPELINE = ("pos", "constituents", "dependencies", "entities", "roles", "coreference")
 """The order in which the classical pipeline does these tasks."""
 
+_VILLAGE = re.compile(r"village(:\d+)?")
 PASSAGE_WORDS = 60  # of a document's sentences read together, so that a pronoun meets its name
 Span = tuple[int, int]
 
@@ -67,16 +70,21 @@ def read_passages(sources: Sequence[str | Path], *, limit: int, seed: int = 0) -
     Args:
         sources: ``.conllu`` files, or JSON lines with ``tokens`` and layers (``upos``, ``xpos``, ``head`` and ``deprel``,
             ``constituents``, ``srl``, ``ner``), ``sentences`` with ``entities`` and ``coref``, GAP's ``Text`` and
-            ``Pronoun``, or ``text`` and ``targets``; packed or not.
+            ``Pronoun``, or ``text`` and ``targets``; packed or not. ``village[:SEED]``: the village's own parses.
         limit: passages.
         seed: of the draw.
 
     Raises:
         DataError: if a file cannot be read or holds no annotation we know.
     """
-    files = [path for source in sources for path in find(source)]
-    share = -(-limit // max(1, len(files)))
+    own = [source for source in map(str, sources) if _VILLAGE.fullmatch(source)]
+    files = [path for source in sources if str(source) not in own for path in find(source)]
+    share = -(-limit // max(1, len(files) + len(own)))
     chosen: list[Passage] = []
+    for source in own:
+        village = Village(int(source.partition(":")[2] or 0))
+        for record in village.parses(limit=share):
+            chosen += _document(record, source)
     for path in files:
         found = list(_of_file(path))
         if not found:

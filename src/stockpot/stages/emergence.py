@@ -7,9 +7,10 @@ decoder at rising widths, every size on the same number of the same digits. How 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -20,7 +21,8 @@ from stockpot.config import Settings
 from stockpot.data.batch import IGNORED, Batch
 from stockpot.durable import write_atomically
 from stockpot.errors import ConfigError
-from stockpot.judge.emergence import Measured, Study, items_of, measure
+from stockpot.judge.emergence import Study
+from stockpot.judge.emergence_answers import Measured, items_of, measure
 from stockpot.judge.emergence_published import read_published
 from stockpot.model.config import ModelConfig, decoder
 from stockpot.model.transformer import Transformer
@@ -30,20 +32,20 @@ from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import next_token_loss
 from stockpot.village import Village
-from stockpot.village.arithmetic import ArithmeticKind
+from stockpot.village.arithmetic import ARITHMETIC_SIGNS, ArithmeticKind
 from stockpot.weights.store import load
 
 __all__ = ["EmergenceConfig", "emergence", "grow_family"]
 
 TRAINED_SHARE = 0.9  # of the minutes; the rest is for asking
 MEASURED_STEPS = 8
-TASKS: tuple[ArithmeticKind, ...] = ("columns", "sums")
+TASKS: tuple[ArithmeticKind, ...] = ("rules", "columns", "sums")
 
 
 class EmergenceConfig(Settings):
     """Which family is grown, on what, and how long."""
 
-    tasks: tuple[ArithmeticKind, ...] = Field(TASKS, min_length=1, description="columns · sums")
+    tasks: tuple[ArithmeticKind, ...] = Field(TASKS, min_length=1, description="rules · columns · sums")
     digits: int = Field(4, ge=2, le=12, description="of each number")
     widths: tuple[int, ...] = Field(
         (8, 16, 24, 32, 48, 64, 96), min_length=4, description="widths of the models, multiples of 8"
@@ -51,6 +53,7 @@ class EmergenceConfig(Settings):
     layers: int = Field(2, ge=1, description="of every model")
     rows: int = Field(256, ge=1, description="sums in a step")
     records: int = Field(100_000, ge=100, description="different sums of each task to learn from")
+    seeds: int = Field(3, ge=1, description="times each size is trained, from new weights")
     minutes: float = Field(25.0, gt=0, description="for everything, on this machine")
     most_steps: int = Field(
         6_000, ge=1, description="optimiser steps of each size, however many minutes there are"
@@ -102,27 +105,40 @@ def emergence(
                 raise ConfigError(
                     "A family needs a folder to grow in.", "Give one with --out, or name models."
                 )
-            models = grow_family(config, out=out, resume=resume, progress=report)
-        study = _ask(models, tasks, items, config.seed, report)
+            family = grow_family(config, out=out, resume=resume, progress=report)
+        else:
+            family = {name: [one] for name, one in zip(_names(models), models, strict=True)}
+        study = _ask(family, tasks, items, config.seed, report)
     if out is not None:
         study.save(out)
     return study
 
 
+def _names(models: Sequence[str | Path]) -> list[str]:
+    """Call models by their folders where that tells them apart."""
+    short = [Path(one).name for one in models]
+    return short if len(set(short)) == len(short) else [str(one) for one in models]
+
+
 def _ask(
-    models: Sequence[str | Path], tasks: Sequence[str], items: int, seed: int, report: Progress
+    family: Mapping[str, Sequence[str | Path]],
+    tasks: Sequence[str],
+    items: int,
+    seed: int,
+    report: Progress,
 ) -> Study:
+    """Ask every run of every model the same items."""
     asked = {task: items_of(task, items, seed=seed) for task in tasks}
-    said: dict[str, dict[str, tuple[float, Measured]]] = {task: {} for task in tasks}
-    known = {str(one): training_flops(one) for one in models}
+    said: dict[str, dict[str, tuple[float, list[Measured]]]] = {task: {} for task in tasks}
+    known = {name: training_flops(runs[0]) for name, runs in family.items()}
     axis = "FLOPs" if all(known.values()) else "parameters"
-    for one in models:
-        bundle = load(one)
-        size = known[str(one)] if axis == "FLOPs" else float(bundle.model.config.parameters())
-        for task in tasks:
-            name = Path(one).name if len({Path(other).name for other in models}) == len(models) else str(one)
-            said[task][name] = (float(size or 0), measure(bundle, asked[task]))
-        report({"kind": "note", "text": f"{one} asked"})
+    for name, runs in family.items():
+        for one in runs:
+            bundle = load(one)
+            size = (known[name] if axis == "FLOPs" else None) or float(bundle.model.config.parameters())
+            for task in tasks:
+                said[task].setdefault(name, (size, []))[1].append(measure(bundle, asked[task]))
+        report({"kind": "note", "text": f"{name} asked"})
     study = Study(axis)
     for task in tasks:
         study.add(task, said[task], seed=seed)
@@ -156,8 +172,8 @@ def training_flops(ref: str | Path) -> float | None:
 
 def grow_family(
     config: EmergenceConfig, *, out: str | Path, resume: bool = False, progress: Progress | None = None
-) -> list[Path]:
-    """Train every size on the same digits, each in a run folder of its own; returns these folders, smallest first.
+) -> dict[str, list[Path]]:
+    """Train every size on the same digits, each run in a folder of its own; returns these folders by size, smallest first.
 
     All sizes see equally many tokens: as many as fit into the minutes, by a measurement of this machine.
 
@@ -179,31 +195,43 @@ def grow_family(
     report(
         {"kind": "note", "text": f"{len(config.widths)} sizes, {steps:,} steps of {config.rows} sums each"}
     )
-    folders = []
-    for width in config.widths:
-        folder = out / f"width-{width:03d}"
-        folders.append(folder)
-        if is_run(folder) and Run.open(folder).status == "done":
-            continue
-        machine.seed_everything(config.seed)
-        bundle = Bundle(Transformer(_shape(config, tokenizer, width)).to(device), tokenizer)
-        loop = _loop(steps, sums.tokens)
-        recipe = {
-            "emergence": {"width": width, "steps": steps, "family": config.model_dump(exclude={"minutes"})}
-        }
-        report({"kind": "stage", "name": f"width {width}: {bundle.model.config.parameters():,} parameters"})
-        with Run.create(folder, stage="emergence", recipe=recipe, resume=resume and is_run(folder)) as run:
-            run.note(seed=config.seed, parameters=bundle.model.config.parameters())
-            write = checkpoint_writer(bundle)
-            fit(
-                bundle.model, sums, next_token_loss, loop, run=run, save=write, resume=resume, progress=report
-            )
-    return folders
+    family: dict[str, list[Path]] = {}
+    for seed in range(config.seed, config.seed + config.seeds):
+        for width in config.widths:
+            folder = out / f"width-{width:03d}-seed-{seed}"
+            family.setdefault(f"width-{width:03d}", []).append(folder)
+            if is_run(folder) and Run.open(folder).status == "done":
+                continue
+            machine.seed_everything(seed)
+            bundle = Bundle(Transformer(_shape(config, tokenizer, width)).to(device), tokenizer)
+            recipe = {"width": width, "seed": seed, "steps": steps, "family": _lasting(config)}
+            how = {"stage": "emergence", "recipe": {"emergence": recipe}, "resume": resume and is_run(folder)}
+            report({"kind": "stage", "name": f"width {width}, seed {seed}"})
+            with Run.create(folder, **how) as run:
+                run.note(seed=seed, parameters=bundle.model.config.parameters())
+                write, loop = checkpoint_writer(bundle), _loop(steps, sums.tokens)
+                fit(
+                    bundle.model,
+                    sums,
+                    next_token_loss,
+                    loop,
+                    run=run,
+                    save=write,
+                    resume=resume,
+                    progress=report,
+                )
+    return family
+
+
+def _lasting(config: EmergenceConfig) -> dict[str, Any]:
+    """Return the settings that decide the models, as plain values."""
+    found: dict[str, Any] = json.loads(config.model_dump_json(exclude={"minutes", "device"}))
+    return found
 
 
 def _tokenizer(config: EmergenceConfig) -> Tokenizer:
     """Make a token of each digit and sign."""
-    return Tokenizer.train(["0123456789+&="] * 3, kind="char", vocab_size=64)
+    return Tokenizer.train([ARITHMETIC_SIGNS] * 3, kind="char", vocab_size=128)
 
 
 def _shape(config: EmergenceConfig, tokenizer: Tokenizer, width: int) -> ModelConfig:
@@ -211,7 +239,7 @@ def _shape(config: EmergenceConfig, tokenizer: Tokenizer, width: int) -> ModelCo
         layers=config.layers,
         dim=width,
         heads=max(1, width // 16),
-        context=3 * config.digits + 4,
+        context=4 * config.digits + 2,
         vocab_size=tokenizer.vocab_size,
     )
 
@@ -229,7 +257,7 @@ def _steps(
     """Say how many steps every size can take within the minutes; what was planned once holds."""
     if plan.exists():
         found = json.loads(plan.read_text(encoding="utf-8"))
-        if found["settings"] != json.loads(config.model_dump_json(exclude={"minutes"})):
+        if found["settings"] != _lasting(config):
             raise ConfigError(f"{plan} was planned with other settings.", "Give a new folder with --out.")
         return int(found["steps"])
     seconds = 0.0
@@ -243,9 +271,9 @@ def _steps(
 
         short = _loop(MEASURED_STEPS, sums.tokens).model_copy(update={"log_every": 1})
         fit(network, sums, next_token_loss, short, progress=listen)
-        seconds += sums.tokens / max(events[1:] or events)
+        seconds += config.seeds * sums.tokens / max(events[1:] or events)
     steps = max(1, min(config.most_steps, int(60 * config.minutes * TRAINED_SHARE / seconds)))
-    settings = json.loads(config.model_dump_json(exclude={"minutes"}))
+    settings = _lasting(config)
     write_atomically(plan, json.dumps({"steps": steps, "settings": settings}, indent=1))
     return steps
 

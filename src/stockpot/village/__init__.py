@@ -19,6 +19,7 @@ from stockpot.village.chats import CHAT_KINDS, draw_chat
 from stockpot.village.dice import VILLAGE_VERSION, Dice, Side
 from stockpot.village.documents import DOCUMENT_KINDS, draw_document
 from stockpot.village.news import draw_news
+from stockpot.village.parses import draw_parse
 from stockpot.village.people import Employer, Person, World, draw_world
 from stockpot.village.problem import Problem
 from stockpot.village.questions import HELD_OUT_KINDS, KINDS, TRAINED_KINDS, draw_questions
@@ -148,8 +149,9 @@ class Village:
             split: as for `documents`, and so are ``limit`` and ``start``.
             limit: see above.
             start: see above.
-            kind: ``"columns"``, n independent digits, or ``"sums"``, true addition written from the ones on.
-            digits: of each number, 2 to 12.
+            kind: ``"rules"``, tables to know by heart; ``"columns"``, addition without carrying; ``"sums"``, true addition, written
+                from the ones on.
+            digits: of each number (of rules: how many are applied), 2 to 12.
 
         Raises:
             ConfigError: if there is no such split or kind, or the number of digits is not possible.
@@ -161,9 +163,20 @@ class Village:
         return (
             {"prompt": asked, "completion": answer}
             for asked, answer in (
-                draw_arithmetic(dice.at(i), side, kind, digits) for i in _indices(start, limit)
+                draw_arithmetic(dice.at(i), side, kind, digits, self.seed) for i in _indices(start, limit)
             )
         )
+
+    def parses(
+        self, split: str = "train", limit: int | None = None, *, start: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """Yield pairs of sentences with tags, dependencies, phrases, roles, entities and who is meant by "she".
+
+        Records are documents as `stockpot.probe` reads them. Arguments and errors as for `documents`.
+        """
+        side = _side(split)
+        dice = Dice(self.seed, f"parses/{side}")
+        return (draw_parse(dice.at(i), side, f"village-{i}") for i in _indices(start, limit))
 
     def rater(
         self, split: str = "train", limit: int = 5_000, *, start: int = 0

@@ -1,24 +1,54 @@
-"""Sums of long numbers, written out digit by digit: tasks whose answers have exactly n tokens.
+"""Arithmetic written out digit by digit: tasks whose answers have exactly n tokens.
 
-``columns`` adds each pair of digits on its own and drops what is carried, so that the n digits of an answer are n
-independent questions: whoever is right on a share p of digits is right on p to the n of answers. ``sums`` is true addition;
-the answer is written from the ones on, as one adds on paper, and its digits hang together by what is carried.
+Whoever is right on a share p of digits, each on its own, is right on p to the n of answers. ``rules`` has a table of its own
+for each letter, common and rare ones, to be known by heart; ``columns`` adds each pair of digits and drops what is carried;
+``sums`` is true addition, written from the ones on, as one adds on paper: its digits hang together by what is carried.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import accumulate
+from string import ascii_letters
 from typing import Literal
 
 from stockpot.village.dice import Dice, Side, draw_on
 
-__all__ = ["ARITHMETIC_KINDS", "ArithmeticKind", "draw_arithmetic"]
+__all__ = ["ARITHMETIC_KINDS", "ARITHMETIC_SIGNS", "ArithmeticKind", "draw_arithmetic"]
 
-ArithmeticKind = Literal["columns", "sums"]
-ARITHMETIC_KINDS: tuple[ArithmeticKind, ...] = ("columns", "sums")
+ArithmeticKind = Literal["rules", "columns", "sums"]
+ARITHMETIC_KINDS: tuple[ArithmeticKind, ...] = ("rules", "columns", "sums")
+ARITHMETIC_SIGNS = f"0123456789+&={ascii_letters}"
+"""Every sign that occurs."""
+
+_SHARES = list(
+    accumulate(1 / (rank + 1) for rank in range(len(ascii_letters)))
+)  # Zipf 1935: the r-th has share 1 / r
 
 
-def draw_arithmetic(dice: Dice, side: Side, kind: ArithmeticKind, digits: int) -> tuple[str, str]:
-    """Draw a question and its answer, such as ``("4821+0375=", "69150")`` or ``("4821&0375=", "4196")``."""
+@cache
+def _tables(seed: int) -> dict[str, list[list[int]]]:
+    """Draw the table of each rule: what digit the digits a and b make."""
+    dice = Dice(seed, "arithmetic/tables")
+    return {rule: [[dice.below(10) for _ in range(10)] for _ in range(10)] for rule in ascii_letters}
+
+
+def draw_arithmetic(dice: Dice, side: Side, kind: ArithmeticKind, digits: int, seed: int) -> tuple[str, str]:
+    """Draw a question and its answer: ``("4a80c3=", "71")`` (rules), ``("48&03=", "41")``, ``("48+03=", "150")`` (sums).
+
+    Args:
+        dice: at the record's place.
+        side: of the split.
+        kind: of arithmetic.
+        digits: of each number; of rules, how many are applied.
+        seed: of the tables that the rules have.
+    """
+    if kind == "rules":
+        tables = _tables(seed)
+        drawn = draw_on(
+            side, lambda: [(dice.below(10), _rule(dice), dice.below(10)) for _ in range(digits)], _spelled
+        )
+        return _spelled(drawn), "".join(str(tables[rule][a][b]) for a, rule, b in drawn)
     sign = "&" if kind == "columns" else "+"
 
     def draw() -> tuple[list[int], list[int]]:
@@ -28,9 +58,19 @@ def draw_arithmetic(dice: Dice, side: Side, kind: ArithmeticKind, digits: int) -
         first, second = ("".join(map(str, one)) for one in drawn)
         return f"{first}{sign}{second}="
 
-    drawn = draw_on(side, draw, text)
-    first, second = drawn
+    numbers = draw_on(side, draw, text)
+    first, second = numbers
     if kind == "columns":
-        return text(drawn), "".join(str((a + b) % 10) for a, b in zip(first, second, strict=True))
+        return text(numbers), "".join(str((a + b) % 10) for a, b in zip(first, second, strict=True))
     total = int("".join(map(str, first))) + int("".join(map(str, second)))
-    return text(drawn), f"{total:0{digits + 1}d}"[::-1]
+    return text(numbers), f"{total:0{digits + 1}d}"[::-1]
+
+
+def _rule(dice: Dice) -> str:
+    """Draw a rule, common ones more often."""
+    place = dice.random() * _SHARES[-1]
+    return ascii_letters[next(rank for rank, share in enumerate(_SHARES) if place < share)]
+
+
+def _spelled(drawn: list[tuple[int, str, int]]) -> str:
+    return "".join(f"{a}{rule}{b}" for a, rule, b in drawn) + "="

@@ -1,0 +1,138 @@
+"""The three kinds side by side: equal arithmetic, one table, and every kind able to answer."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+import stockpot as sp
+from stockpot.data.batch import IGNORED, Batch
+from stockpot.model import config as shapes
+from stockpot.stages.kinds_asked import PairBatches, ask_tuned, questions_of, read_pairs, spearman
+from stockpot.stages.three_kinds import LOSSES, STUDENT, batch_flops, interval
+from stockpot.text.tokenizer import SPECIAL_TOKENS
+from stockpot.train.loop import LoopConfig, fit
+
+KINDS = ("encoder", "decoder", "encoder_decoder")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [one["text"] for one in sp.Village().documents(limit=150)]
+    marks = [f"<|extra_{number}|>" for number in range(20)]
+    return sp.Tokenizer.train(texts, vocab_size=400, special_tokens=[*SPECIAL_TOKENS, *marks])
+
+
+@pytest.fixture
+def make(tokenizer):
+    def bundle(kind, **choices):
+        torch.manual_seed(0)
+        extra = {"pair_classes": 0, "segment_types": 0} if kind == "encoder" else {}
+        sizes = {"layers": 1, "dim": 32, "heads": 2, "context": 64, "vocab_size": tokenizer.vocab_size}
+        return sp.Bundle(sp.Transformer(getattr(shapes, kind)(**sizes, **extra, **choices)), tokenizer)
+
+    return bundle
+
+
+def test_arithmetic_is_that_of_the_model_where_every_token_is_real_and_counts(make):
+    ids = torch.zeros(3, 16, dtype=torch.int64)
+    decoder, both = make("decoder").model.config, make("encoder_decoder").model.config
+    assert batch_flops(decoder, Batch(ids, ids)) == pytest.approx(decoder.flops_per_token(16) * 48)
+    assert batch_flops(both, Batch(ids, ids, source=ids)) == pytest.approx(both.flops_per_token(16) * 48)
+
+
+def test_padding_and_labels_that_do_not_count_cost_nothing(make):
+    shape = make("decoder").model.config
+    ids = torch.zeros(2, 16, dtype=torch.int64)
+    real = torch.arange(16) < torch.tensor([[16], [0]])
+    one = batch_flops(shape, Batch(ids[:1], ids[:1]))
+    labels = torch.where(real, ids, IGNORED)
+    assert batch_flops(shape, Batch(ids, labels, real)) == pytest.approx(one)
+    assert batch_flops(shape, Batch(ids[:1], torch.full((1, 16), IGNORED))) < one
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_learns_a_handful_of_pairs_and_is_judged_on_them(make, kind):
+    bundle = make(kind)
+    pairs = [
+        ("Mara goes home.", "Mara went home."),
+        ("Olaf eats soup.", "Olaf ate soup."),
+        ("Ida sings.", "Ida sang."),
+    ]
+    before = ask_tuned(bundle, pairs)
+    batches = islice(PairBatches(bundle, pairs, 8, seed=0), 150)
+    fit(
+        bundle.model,
+        batches,
+        LOSSES[kind],
+        LoopConfig(steps=150, batch_tokens=1, divergence_factor=None, dtype="float32"),
+    )
+    after = ask_tuned(bundle, pairs)
+    assert before["exact"] == 0 and after == {"exact": 1.0, "near": 1.0}
+
+
+def test_pairs_and_questions_are_apart_from_training(tmp_path):
+    told, asked = read_pairs("village", ("prompt", "completion"), 400, 20, 0)
+    assert len(told) == 100 and len(asked) == 20 and not set(told) & set(asked)
+    path = tmp_path / "de.jsonl"
+    path.write_text(
+        "".join(f'{{"de": "Haus {i}", "en": "house {i}"}}\n' for i in range(50)), encoding="utf-8"
+    )
+    told, asked = read_pairs(str(path), ("de", "en"), 400, 20, 0)
+    assert len(told) == 30 and len(asked) == 20 and not set(told) & set(asked)
+    with pytest.raises(sp.DataError, match="a record needs de and fr"):
+        read_pairs(str(path), ("de", "fr"), 400, 20, 0)
+    with pytest.raises(sp.DataError, match="too few"):
+        read_pairs(str(path), ("de", "en"), 400, 30, 0)
+    related = tmp_path / "sick.jsonl"
+    related.write_text('{"premise": "a", "hypothesis": "b", "relatedness": 4.5}\n', encoding="utf-8")
+    questions = questions_of(str(related), ["text"], 12, 0)
+    assert questions.related == (("a", "b", 4.5),) and len(questions.reviews[1]) == 12
+    assert all(
+        "sentiment" not in text for text, _ in questions.reviews[1]
+    )  # the review alone, not the question
+
+
+def test_intervals_are_students():
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, STUDENT[2] / math.sqrt(3)))
+    assert interval([1.0])[1] == math.inf
+
+
+def test_ranks_share_their_places():
+    assert spearman(np.array([1.0, 1.0, 2.0]), np.array([1.0, 1.0, 5.0])) == 1.0
+    assert spearman(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])) == -1.0
+
+
+def test_one_command_makes_one_table(tmp_path):
+    config = sp.ThreeKindsConfig(
+        documents=120,
+        vocab_size=400,
+        layers=1,
+        dim=32,
+        context=64,
+        rows=4,
+        seeds=2,
+        minutes=0.1,
+        most_steps=3,
+        items=10,
+    )
+    found = sp.three_kinds(config, out=tmp_path / "out")
+    assert set(found.values) == {"gap", "retrieval", "sentiment", "continuation", "exact", "near"}
+    for metric, kinds in found.values.items():
+        assert set(kinds) == set(KINDS) and all(len(values) == 2 for values in kinds.values()), metric
+    assert all(
+        0 <= value <= 1
+        for metric in ("gap", "retrieval", "exact")
+        for values in found.values[metric].values()
+        for value in values
+    )
+    assert found.table()[0] == ["", "encoder", "decoder", "encoder-decoder"] and "±" in str(found)
+    saved = json.loads((tmp_path / "out" / "three-kinds.json").read_text(encoding="utf-8"))
+    steps = saved["facts"]["steps"]
+    assert max(one for one, _ in steps.values()) <= 3
+    assert saved["facts"]["parameters"]["encoder_decoder"] > saved["facts"]["parameters"]["decoder"]
