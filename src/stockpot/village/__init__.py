@@ -149,8 +149,8 @@ class Village:
             split: as for `documents`, and so are ``limit`` and ``start``.
             limit: see above.
             start: see above.
-            kind: ``"rules"``, tables to know by heart; ``"columns"``, addition without carrying; ``"sums"``, true addition, written
-                from the ones on.
+            kind: ``"rules"``, tables to know by heart; ``"columns"``, addition without carrying; ``"sums"``, true addition,
+                written from the ones on.
             digits: of each number (of rules: how many are applied), 2 to 12.
 
         Raises:
