@@ -65,3 +65,37 @@ def test_probe_names_what_is_wrong(model, sentences, tmp_path):
     assert run("probe", model, "--data", sentences, "--stack", "both").exit_code == 2
     found = run("probe", model, "--data", sentences, "--layers", "0,5")
     assert found.exit_code == 1 and "from 0 to 1" in found.stderr
+
+
+def test_probe_knows_the_villages_own_parses(model):
+    found = run("probe", model, "--limit", 80, "--seeds", 1, "--epochs", 1, "--json")
+    assert found.exit_code == 0, found.stderr
+    tasks = [one["task"] for one in json.loads(found.stdout)["tasks"]]
+    assert tasks == ["pos", "constituents", "dependencies", "entities", "roles", "coreference"]
+
+
+def test_emergence_reads_published_results(tmp_path):
+    points = [
+        {"model": f"m{i}", "flops": 10.0**i, "exact": float(i > 2), "nats": 3.0 - i / 3} for i in range(6)
+    ]
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps({"task": "theirs", "points": points}), encoding="utf-8")
+    found = run("emergence", "--published", path, "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.stderr
+    assert "does not survive" in found.stdout and (tmp_path / "out" / "theirs.svg").is_file()
+
+
+def test_emergence_says_what_it_lacks(tmp_path, model):
+    assert "needs a folder" in run("emergence").stderr
+    assert "make no curve" in run("emergence", model, model, "--task", "sums/2", "--items", 10).stderr
+    found = run("emergence", "--published", tmp_path / "none.json")
+    assert found.exit_code == 1 and "none.json" in found.stderr
+
+
+def test_three_kinds_refuses_keys_that_are_not_two():
+    assert run("three-kinds", "--fields", "de").exit_code == 2
+
+
+def test_three_kinds_names_a_file_that_is_missing(tmp_path):
+    found = run("three-kinds", "--pairs", tmp_path / "none.jsonl", "--minutes", 0.1)
+    assert found.exit_code == 1 and "none.jsonl" in found.stderr

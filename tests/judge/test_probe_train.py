@@ -11,7 +11,7 @@ from stockpot.judge.probe_states import States
 from stockpot.judge.probe_train import Labelled, ProbeConfig, Shape, train_probes
 
 PASSAGES, TOKENS, LAYERS, DIM = 120, 6, 4, 12
-CONFIG = ProbeConfig(width=8, epochs=6, batch_tokens=96, lr=0.02)
+CONFIG = ProbeConfig(width=8, epochs=6, batch_tokens=96, lr=0.02, dtype="float32")
 
 
 def planted(layer=2, slots=1, seed=0):
@@ -82,6 +82,14 @@ def test_probes_side_by_side_are_the_probes_alone():
     assert np.allclose(
         together.nats[2], alone.nats[0], atol=1e-3
     )  # sums in another order, over some 70 steps
+
+
+def test_half_the_digits_find_the_same_layer():
+    states, data = planted()
+    train, test = parts(data)
+    config = CONFIG.model_copy(update={"dtype": "bfloat16"})
+    shares = train_probes(states, train, shape_of(CUMULATIVE), config).judge(states, test).right.mean(1)
+    assert (shares[:2] < 0.65).all() and (shares[2:] > 0.85).all()
 
 
 def test_a_probe_sees_only_its_layers():

@@ -9,7 +9,7 @@ Sources: Wei et al. 2022, arXiv:2206.07682 (emergence); Schaeffer et al. 2023, a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any

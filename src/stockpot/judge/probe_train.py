@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stockpot.config import Settings
+from stockpot.device import pick_dtype
 from stockpot.judge.probe_states import States
 
 __all__ = ["Judged", "Labelled", "ProbeConfig", "ProbeSet", "Shape", "train_probes"]
@@ -41,6 +42,9 @@ class ProbeConfig(Settings):
     batch_tokens: int = Field(512, ge=32, description="tokens a step, at most")
     most_targets: int = Field(32, ge=1, description="targets of a passage used in an epoch, drawn anew")
     seeds: int = Field(3, ge=1, description="initial weights of each probe")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="of the large products; weights stay float32; none: the faster one here"
+    )
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class ProbeSet:
         self.shape, self.config = shape, config
         width, probes = config.width, len(shape.seeds)
         self.masks = torch.from_numpy(shape.masks)
+        self.dtype = pick_dtype(torch.device("cpu"), config.dtype)
         hidden = width if config.kind == "mlp" else 0
         drawn = {
             int(seed): _drawn(int(seed), dim, width, slots, hidden, classes) for seed in set(shape.seeds)
@@ -137,10 +142,10 @@ class ProbeSet:
     def __call__(self, batch: _Batch) -> Tensor:
         """Score the targets of a batch: ``(probes, targets, classes)``."""
         probes, tokens = self.mix.shape[0], batch.states.shape[1]
-        mixed = (self.gain[:, None] * self.weights()) @ batch.states.flatten(1)  # (probes, tokens * dim)
-        seen = torch.baddbmm(
-            self.bias, mixed.view(probes, tokens, -1), self.project
-        )  # (probes, tokens, width)
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            mixed = (self.gain[:, None] * self.weights()) @ batch.states.flatten(1)  # (probes, tokens * dim)
+            seen = mixed.view(probes, tokens, -1) @ self.project
+        seen = seen.float() + self.bias  # (probes, tokens, width)
         notice = seen @ self.attend  # (probes, tokens, slots)
         rows = seen[:, batch.places]  # (probes, batch, seq, width)
         pooled = []

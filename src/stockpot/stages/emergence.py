@@ -97,6 +97,7 @@ def emergence(
         if isinstance(task, str)
         else list(task)
     )
+    family: Mapping[str, Sequence[str | Path]]
     if published:
         study = read_published(published)
     else:
@@ -205,9 +206,9 @@ def grow_family(
             machine.seed_everything(seed)
             bundle = Bundle(Transformer(_shape(config, tokenizer, width)).to(device), tokenizer)
             recipe = {"width": width, "seed": seed, "steps": steps, "family": _lasting(config)}
-            how = {"stage": "emergence", "recipe": {"emergence": recipe}, "resume": resume and is_run(folder)}
+            is_begun = resume and is_run(folder)
             report({"kind": "stage", "name": f"width {width}, seed {seed}"})
-            with Run.create(folder, **how) as run:
+            with Run.create(folder, stage="emergence", recipe={"emergence": recipe}, resume=is_begun) as run:
                 run.note(seed=seed, parameters=bundle.model.config.parameters())
                 write, loop = checkpoint_writer(bundle), _loop(steps, sums.tokens)
                 fit(

@@ -92,7 +92,9 @@ def questions_of(similarity: str | None, texts: Sequence[str], items: int, seed:
     related: list[tuple[str, str, float]] = []
     for row in [] if similarity is None else _rows(similarity, ("premise", "hypothesis", "relatedness")):
         related.append((str(row["premise"]), str(row["hypothesis"]), float(row["relatedness"])))
-    return Questions(tuple(texts), tuple(pairs), (reviews[0], reviews[1]), tuple(related[: 4 * items]), seed)
+    return Questions(
+        tuple(texts[:items]), tuple(pairs), (reviews[0], reviews[1]), tuple(related[: 4 * items]), seed
+    )
 
 
 def read_pairs(
@@ -256,7 +258,8 @@ def _sentiment(bundle: Bundle, reviews: Sequence[Sequence[tuple[str, int]]]) -> 
 
 
 def _relatedness(bundle: Bundle, related: Sequence[tuple[str, str, float]]) -> float:
-    first, second = (_vectors(bundle, [row[side] for row in related]) for side in (0, 1))
+    first = _vectors(bundle, [row[0] for row in related])
+    second = _vectors(bundle, [row[1] for row in related])
     return spearman((first * second).sum(1).numpy(), np.array([row[2] for row in related]))
 
 

@@ -221,6 +221,9 @@ class _Work:
     def __init__(self, config: ThreeKindsConfig, report: Progress) -> None:
         self.config, self.report = config, report
         self.device = machine.pick_device(config.device)
+        self.pairs, self.asked = read_pairs(
+            config.pairs, config.fields, config.documents, config.items, config.seed
+        )
         texts = list(islice(read_texts(list(config.data)), config.documents))
         marks = [f"<|extra_{number}|>" for number in range(SENTINELS)]
         self.tokenizer = Tokenizer.train(
@@ -228,9 +231,6 @@ class _Work:
         )
         held = max(20, len(texts) // 20)
         self.questions: Questions = questions_of(config.similarity, texts[:held], config.items, config.seed)
-        self.pairs, self.asked = read_pairs(
-            config.pairs, config.fields, config.documents, config.items, config.seed
-        )
         self.store = encode([TextRecord(text) for text in texts[held:]], self.tokenizer)
         self.steps: dict[Kind, tuple[int, int]] = {}
         self.flops = self._plan()
@@ -304,9 +304,9 @@ class _Work:
             costs[kind] = (one, other)
             seconds += (1 - share) * one_s / one + share * other_s / other
         budget = 60 * self.config.minutes * TRAINED_SHARE / self.config.seeds / seconds
-        most = max(one for one, _ in costs.values()) * self.config.most_steps
-        budget = min(budget, most / (1 - share))
-        flops = (1 - share) * budget, share * budget
+        least = min(one for one, _ in costs.values())  # this kind takes the most steps
+        budget = min(budget, least * self.config.most_steps / (1 - share))
+        planned = (1 - share) * budget, share * budget
         for kind, (one, other) in costs.items():
-            self.steps[kind] = max(1, round(flops[0] / one)), max(1, round(flops[1] / other))
-        return flops
+            self.steps[kind] = max(1, round(planned[0] / one)), max(1, round(planned[1] / other))
+        return planned

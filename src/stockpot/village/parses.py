@@ -101,8 +101,13 @@ class _Record:
     def add(self, subject: _Part, verb: str, *others: _Part) -> None:
         """Append a sentence: subject, verb, the other parts, a full stop."""
         verb_at = len(subject.words)
-        tokens, upos, xpos, head, deprel = [], [], [], [], []
-        phrases, roles = [], []
+        tokens: list[str] = []
+        upos: list[str] = []
+        xpos: list[str] = []
+        head: list[int] = []
+        deprel: list[str] = []
+        phrases: list[list[Any]] = []
+        roles: list[list[Any]] = []
         for part in (subject, None, *others):
             start = len(tokens)
             if part is None:
