@@ -48,15 +48,15 @@ class EmergenceConfig(Settings):
     tasks: tuple[ArithmeticKind, ...] = Field(TASKS, min_length=1, description="rules · columns · sums")
     digits: int = Field(4, ge=2, le=12, description="of each number")
     widths: tuple[int, ...] = Field(
-        (8, 16, 24, 32, 48, 64, 96), min_length=4, description="widths of the models, multiples of 8"
+        (8, 16, 24, 32, 40, 48, 64), min_length=4, description="widths of the models, multiples of 8"
     )
     layers: int = Field(2, ge=1, description="of every model")
-    rows: int = Field(256, ge=1, description="sums in a step")
+    rows: int = Field(64, ge=1, description="sums in a step")
     records: int = Field(100_000, ge=100, description="different sums of each task to learn from")
     seeds: int = Field(3, ge=1, description="times each size is trained, from new weights")
     minutes: float = Field(25.0, gt=0, description="for everything, on this machine")
     most_steps: int = Field(
-        6_000, ge=1, description="optimiser steps of each size, however many minutes there are"
+        20_000, ge=1, description="optimiser steps of each size, however many minutes there are"
     )
     seed: int = Field(0, ge=0, description="of weights and sums")
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
