@@ -50,8 +50,11 @@ class Page:
                 return cast
             question = pair["prompt"][-1]["content"]
             left, right = rater(question, pair["left"]), rater(question, pair["right"])
-            choice = "left" if left > right else "right" if right > left else "tie"
-            cast[("left", "tie", "right").index(choice)] += 1
+            if left != left:  # a prompt of the other split, which this rater does not know
+                choice = "skip"
+            else:
+                choice = "left" if left > right else "right" if right > left else "tie"
+                cast[("left", "tie", "right").index(choice)] += 1
             vote = {"id": uuid.uuid4().hex, "pair": pair["id"], "rater": name, "choice": choice}
             self.ask("POST", "/v1/compare/votes", vote)
 

@@ -300,9 +300,9 @@ class InsideView {
               "tr",
               {},
               h("th", {}, "layer"),
+              h("th.right", {}, h("span.piece", {}, told(one.text))),
               h("th", {}, "likeliest"),
               h("th", {}, "then"),
-              h("th.right", {}, h("span.piece", {}, told(one.text))),
             ),
           ),
           h(
@@ -314,6 +314,7 @@ class InsideView {
                   `tr${index - 1 === this.layer ? ".here" : ""}`,
                   {},
                   h("th", { scope: "row" }, index === 0 ? "input" : String(index)),
+                  h("td.right", {}, percent(layer.probability, 1)),
                   h(
                     "td",
                     {},
@@ -325,7 +326,6 @@ class InsideView {
                     {},
                     layer.alternatives.slice(1, 3).map(([text]) => h("span.piece.dim", {}, told(text))),
                   ),
-                  h("td.right", {}, percent(layer.probability, 1)),
                 ),
               )
               .reverse(),

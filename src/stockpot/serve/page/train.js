@@ -81,7 +81,7 @@ function form(view, job, counts, file) {
   const model = h(
     "select",
     {},
-    models.map((one) => h("option", { value: one.id }, one.id)),
+    models.map((one) => h("option", { value: one.id, selected: one.id === job.model }, one.id)),
   );
   const number = (label, value, hint) => {
     const made = h("input", { type: "number", value, min: 0, step: "any" });
@@ -174,8 +174,10 @@ function curve(points, label, isShare) {
   const [w, tall] = [260, 84],
     xs = points.map(([step]) => step),
     ys = points.map(([, value]) => value);
-  const low = isShare ? 0 : Math.min(...ys),
-    high = isShare ? 1 : Math.max(...ys),
+  const middle = (Math.min(...ys) + Math.max(...ys)) / 2,
+    reach = Math.max(Math.max(...ys) - middle, 0.05); // so that noise in the third figure looks like noise
+  const low = isShare ? 0 : middle - reach,
+    high = isShare ? 1 : middle + reach,
     x0 = xs[0],
     span = xs.at(-1) - x0 || 1;
   const at = points.map(
