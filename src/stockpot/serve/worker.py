@@ -168,10 +168,10 @@ class Worker:
         """Do what others asked for; wait for it if there is nothing else to do."""
         benches = self._benches.values()
         if not (self._calls or self._events or any(bench.live or bench.waiting for bench in benches)):
-            self._orders.get()()
+            _do(self._orders.get())
         while True:
             try:
-                self._orders.get_nowait()()
+                _do(self._orders.get_nowait())
             except queue.Empty:
                 return
 
@@ -231,6 +231,14 @@ class Worker:
                 self._events.append((job, chunk))
                 if chunk.finish_reason is not None:
                     del bench.live[chunk.request]
+
+
+def _do(order: Callable[[], None]) -> None:
+    """Do what was asked for; the thread outlives what fails."""
+    try:
+        order()
+    except Exception:
+        log.exception("An order to the engine's thread failed.")
 
 
 def _unknown(name: str) -> Exception:
