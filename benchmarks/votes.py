@@ -10,6 +10,7 @@ win rate is the one the page shows, on prompts that were not voted on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
 import subprocess
@@ -37,24 +38,23 @@ class Page:
         with urllib.request.urlopen(request, timeout=300) as reply:
             return json.load(reply)
 
-    def vote(self, prompts: list[str], models: tuple[str, str], rater, name: str, tokens: int) -> list[int]:
+    def vote(self, prompts: list[str], models: tuple[str, str], rater, name: str, arguments) -> list[int]:
         """Queue prompts and vote on a pair of each; return how many were left, tie, right."""
         lines = "\n".join(json.dumps({"prompt": one, "completion": ""}) for one in prompts)
         self.ask("POST", "/v1/compare/prompts", {"text": lines, "source": "village"})
         cast = [0, 0, 0]
-        sampling = {"temperature": 1.0, "max_tokens": tokens}
+        sampling = {"temperature": arguments.temperature, "max_tokens": arguments.tokens}
         while True:
             asked = {"rater": name, "models": models, "sampling": sampling}
-            pair = self.ask("POST", "/v1/compare/next", asked)["pair"]
-            if pair is None:
+            told = self.ask("POST", "/v1/compare/next", asked)
+            if (pair := told["pair"]) is None:
+                if told["is_left"]:  # only equal answers came out for a while
+                    continue
                 return cast
             question = pair["prompt"][-1]["content"]
             left, right = rater(question, pair["left"]), rater(question, pair["right"])
-            if left != left:  # a prompt of the other split, which this rater does not know
-                choice = "skip"
-            else:
-                choice = "left" if left > right else "right" if right > left else "tie"
-                cast[("left", "tie", "right").index(choice)] += 1
+            choice = "left" if left > right else "right" if right > left else "tie"
+            cast[("left", "tie", "right").index(choice)] += 1
             vote = {"id": uuid.uuid4().hex, "pair": pair["id"], "rater": name, "choice": choice}
             self.ask("POST", "/v1/compare/votes", vote)
 
@@ -64,50 +64,63 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+@contextlib.contextmanager
+def serving(models: dict[str, str], feedback: Path):
+    """Run `stockpot serve` until the block ends."""
+    port = free_port()
+    named = [f"{name}={ref}" for name, ref in models.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "stockpot",
+        "serve",
+        *named,
+        "--port",
+        str(port),
+        "--feedback",
+        str(feedback),
+    ]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        page = Page(f"http://127.0.0.1:{port}")
+        wait_for(page)
+        yield page
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def sitting(model: str, votes: int, seed: int, arguments: argparse.Namespace) -> dict:
     """Vote, train, compare; return what came of it."""
     village = Village(0)
-    start = seed * arguments.most
+    start, judged = seed * max(arguments.votes), arguments.judged
     asked = [one["prompt"] for one in village.prompts("train", votes, start=start)]
-    held_out = [
-        one["prompt"] for one in village.prompts("val", arguments.judged, start=seed * arguments.judged)
-    ]
-    port = free_port()
+    held_out = [one["prompt"] for one in village.prompts("val", judged, start=seed * judged)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "stockpot", "serve", f"old={model}", "--port", str(port)]
-        command += ["--feedback", str(Path(folder) / "feedback.db")]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            page = Page(f"http://127.0.0.1:{port}")
-            wait_for(page)
+        with serving({"old": model}, Path(folder) / "feedback.db") as page:
             begun = time.monotonic()
             rate = village.rater("train", votes, start=start)
-            cast = page.vote(asked, ("old", "old"), rate, "the village", arguments.tokens)
+            cast = page.vote(asked, ("old", "old"), rate, "the village", arguments)
             voted = time.monotonic()
-            settings = {
-                "model": "old",
-                "passes": arguments.passes,
-                "lr": arguments.lr,
-                "rank": arguments.rank,
-                "beta": arguments.beta,
-            }
-            page.ask("POST", "/v1/training", settings)
+            names = ("passes", "lr", "rank", "beta")
+            page.ask(
+                "POST", "/v1/training", {"model": "old"} | {name: getattr(arguments, name) for name in names}
+            )
             while (job := page.ask("GET", "/v1/training"))["state"] in ("running", "loading"):
                 time.sleep(0.5)
             if job["state"] != "done":
                 raise SystemExit(job["error"])
             trained = time.monotonic()
-            judge = village.rater("val", arguments.judged, start=seed * arguments.judged)
-            page.vote(held_out, ("old", job["name"]), judge, "the judge", arguments.tokens)
-            summary = page.ask("GET", f"/v1/compare/summary?first=old&second={job['name']}")
-        finally:
-            server.terminate()
-            server.wait()
+        new = Path(folder) / "feedback-files" / "trained" / job["name"]
+        with serving(
+            {"old": model, "new": str(new)}, Path(folder) / "judged.db"
+        ) as page:  # held-out prompts alone
+            judge = village.rater("val", judged, start=seed * judged)
+            page.vote(held_out, ("old", "new"), judge, "the judge", arguments)
+            wins = page.ask("GET", "/v1/compare/summary?first=old&second=new")["wins"]
     accuracy = job["curves"].get("val/accuracy", [[0, float("nan")]])[-1][1]
-    return {
-        "votes": votes, "seed": seed, "ties": cast[1], "voting_s": voted - begun, "training_s": trained - voted,
-        "accuracy": accuracy, "wins": summary["wins"],
-    }  # fmt: skip
+    times = {"voting_s": voted - begun, "training_s": trained - voted}
+    return times | {"cast": cast, "accuracy": accuracy, "wins": wins}
 
 
 def wait_for(page: Page) -> None:
@@ -132,11 +145,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--beta", type=float, default=0.1)
+    parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--tokens", type=int, default=48, help="longest answer")
     arguments = parser.parse_args()
-    arguments.most = max(arguments.votes)
     print(
-        "| votes | seed | ties | voting | training | held-out votes told apart | new model wins (95 % interval) |"
+        "| prompts | seed | votes (ties) | voting | training | held-out votes told apart | new model wins (95 % interval) |"
     )
     print("|---:|---:|---:|---:|---:|---:|---|")
     for votes in arguments.votes:
@@ -144,7 +157,7 @@ def main() -> None:
             one = sitting(arguments.model, votes, seed, arguments)
             wins, times = one["wins"], f"{one['voting_s']:.0f} s | {one['training_s']:.0f} s"
             print(
-                f"| {votes} | {seed} | {one['ties']} | {times} | {one['accuracy']:.0%} | "
+                f"| {votes} | {seed} | {sum(one['cast'])} ({one['cast'][1]}) | {times} | {one['accuracy']:.0%} | "
                 f"{wins['value']:.1%} ({wins['low']:.1%}–{wins['high']:.1%}), n = {wins['n']} |",
                 flush=True,
             )

@@ -10,6 +10,7 @@ import asyncio
 import json
 import secrets
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -31,9 +32,7 @@ from stockpot.text.chat import Message
 
 __all__ = ["Drawing", "routes", "win_rate"]
 
-TRIES = (
-    8  # prompts whose two answers turn out the same before the page is told that there is nothing to compare
-)
+PATIENCE_S = 20.0  # of drawing pairs whose two answers turn out the same, before the page is told so
 MOST_PROMPTS = 5_000
 Open = Callable[[], Feedback]
 Result = TypeVar("Result")
@@ -100,13 +99,15 @@ def routes(service: Service, open_feedback: Open) -> APIRouter:
         feedback = open_feedback()
         served = (service.model(asked.models[0]), service.model(asked.models[1]))
         models = (served[0].name, served[1].name)
-        row = feedback.next_pair(asked.rater, models, asked.taken)
+        row, is_left = feedback.next_pair(asked.rater, models, asked.taken), True
         if row is None:
             async with draws:  # two people who wait get the same pair
                 row = feedback.next_pair(asked.rater, models, asked.taken)
-                if row is None and await _draw(service, feedback, served, asked.sampling, client_of(request)):
+                if row is None:
+                    is_left = await _draw(service, feedback, served, asked.sampling, client_of(request))
                     row = feedback.next_pair(asked.rater, models, asked.taken)
-        return {"pair": row and _blind(feedback, row, asked.rater), "counts": feedback.counts(asked.rater)}
+        pair = row and _blind(feedback, row, asked.rater)
+        return {"pair": pair, "is_left": bool(pair) or is_left, "counts": feedback.counts(asked.rater)}
 
     @router.post("/prompts")
     def add_prompts(sent: _Prompts) -> dict[str, Any]:
@@ -222,9 +223,13 @@ def prompts_in(text: str) -> Iterator[list[dict[str, str]]]:
 async def _draw(
     service: Service, feedback: Feedback, served: tuple[Served, Served], drawing: Drawing, client: str
 ) -> bool:
-    """Draw a pair for the next prompt; pairs of equal answers are kept out of sight. False: no prompt is left."""
+    """Draw a pair for the next prompt; pairs of equal answers are kept out of sight.
+
+    False: no prompt is left; True: a pair was drawn, or time is up and prompts are left.
+    """
     models = (served[0].name, served[1].name)
-    for _ in range(TRIES):
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
         row = await asyncio.to_thread(feedback.next_prompt, models)
         if row is None:
             return False
@@ -254,7 +259,7 @@ async def _draw(
         await asyncio.to_thread(_kept, partial(feedback.add_pair, pair))
         if answers[0].strip() != answers[1].strip():
             return True
-    return False
+    return True
 
 
 def _settings(served: Served, drawing: Drawing) -> Sampling:

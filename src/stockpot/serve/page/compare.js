@@ -226,7 +226,7 @@ class CompareView {
     this.counts = counts || told.counts; // a pair that was fetched ahead was counted before the vote
     this.pair = told.pair;
     if (!this.pair) {
-      this.done();
+      this.done(told.is_left);
       return;
     }
     this.drawPair();
@@ -248,7 +248,7 @@ class CompareView {
     );
   }
 
-  done() {
+  done(isLeft) {
     this.main.replaceChildren(
       h(
         "div.view",
@@ -256,18 +256,20 @@ class CompareView {
         h("h1", {}, "Compare and vote"),
         empty(
           icon("compare"),
-          "Nothing is left to compare",
+          isLeft ? "The two answers are always the same" : "Nothing is left to compare",
           h(
             "p",
             {},
-            this.counts.prompts
-              ? "You have seen every pair of these two models."
-              : "Add some prompts first: one a line is enough.",
+            isLeft
+              ? "Raise the temperature, or compare two models that differ more."
+              : this.counts.prompts
+                ? "You have seen every pair of these two models."
+                : "Add some prompts first: one a line is enough.",
           ),
           h(
             "div.row.centre",
             {},
-            button("Back", { word: "Add prompts", kind: "main", onclick: () => this.setUp() }),
+            button("Back", { word: isLeft ? "Settings" : "Add prompts", kind: "main", onclick: () => this.setUp() }),
             h("a.btn", { href: "#/train" }, "Train on it"),
           ),
         ),
