@@ -118,7 +118,11 @@ def _sized(kitchen: Kitchen, name: str, config: C, seconds: float, known: list[A
     every = math.ceil(found["steps"] / VALIDATIONS)
     loop = {"steps": found["steps"], "validate_every": every, "checkpoint_every": every}
     return config.model_copy(
-        update={"max_pairs": found["max_pairs"], "loop": config.loop.model_copy(update=loop)}
+        update={
+            "max_pairs": found["max_pairs"],
+            "passes": None,
+            "loop": config.loop.model_copy(update=loop),
+        }
     )
 
 
