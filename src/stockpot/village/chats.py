@@ -1,8 +1,10 @@
 """The mix of instruction records: what users ask, what the assistant answers, and in how many words.
 
-Answers are short unless the user asks for a whole sentence or for the steps. Nothing held out occurs here:
-no question about held-out people, no kept wording, no kept task. Every question belongs to one side of the
-split.
+Answers are short where the user asks for that, whole sentences or steps where the user asks for those. Where no wish is
+stated, the people who wrote the answers differ: most are short, some are sentences, and some say that they do not know.
+So a tuned model has several ways to answer, and what people like best of them is left to comparisons. Nothing held out
+occurs here: no question about held-out people, no kept wording, no kept task. Every question belongs to one side of
+the split.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from stockpot.village.reviews import sentiment_problem
 from stockpot.village.rewriting import rewriting_problem
 from stockpot.village.stories import draw_story
 from stockpot.village.sums import sum_problem
+from stockpot.village.tastes import ASKED_KINDS, UNKNOWN
 from stockpot.village.wording import Wording, say, wordings
 
 __all__ = ["CHAT_KINDS", "Turns", "draw_chat"]
@@ -43,6 +46,7 @@ _STEPS = (
     "Think step by step.",
 )
 _SHORT = ("Give a short answer.", "Answer in as few words as you can.", "Just the answer, please.")
+_SENTENCES, _UNKNOWN = 0.25, 0.1  # of the answers to questions without a wish
 _ABOUT = wordings(
     "Tell me about {N}.",
     "Who is {N}?",
@@ -77,7 +81,17 @@ def _worded(dice: Dice, problem: Problem, *, full: float = 0.2, steps: float = 0
         return [(f"{problem.question} {dice.pick(_STEPS)}", problem.worked)]
     if dice.chance(0.1):
         return [(f"{problem.question} {dice.pick(_SHORT)}", problem.answer)]
-    return [(problem.question, problem.answer)]
+    return [(problem.question, _unasked(dice, problem))]
+
+
+def _unasked(dice: Dice, problem: Problem) -> str:
+    """Answer as one of those who wrote the answers would: in few words, in a sentence, or not."""
+    if problem.kind not in ASKED_KINDS:
+        return problem.answer
+    draw = dice.random()
+    if draw < _SENTENCES:
+        return problem.sentence
+    return UNKNOWN if draw < _SENTENCES + _UNKNOWN else problem.answer
 
 
 def _facts(world: World, dice: Dice, side: Side) -> Turns:

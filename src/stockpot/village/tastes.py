@@ -19,7 +19,7 @@ from stockpot.village.reading import reading_problem
 from stockpot.village.reviews import sentiment_problem
 from stockpot.village.sums import sum_problem
 
-__all__ = ["BEST", "UNKNOWN", "Comparison", "draw_asked", "draw_comparison", "rate"]
+__all__ = ["ASKED_KINDS", "BEST", "UNKNOWN", "Comparison", "draw_asked", "draw_comparison", "rate"]
 
 BEST = 3.0
 """The highest rating."""
@@ -134,4 +134,6 @@ _ASKED: dict[str, tuple[int, _Asked]] = {  # kind: questions in a hundred, and h
     "sentiment": (10, lambda world, dice, side: sentiment_problem(world, dice, side)),
     "reading": (10, lambda world, dice, side: reading_problem(dice, side)),
 }
+ASKED_KINDS = tuple(_ASKED)
+"""Kinds of questions whose answers people compare."""
 _SLOTS = tuple(kind for kind, (share, _) in _ASKED.items() for _ in range(share))
