@@ -11,10 +11,13 @@ report = (folder / "report.html").read_text(encoding="utf-8")
 assert "<html" in report and "default-src 'none'" in report, "report.html is not a page that stands alone"
 for stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
     manifest = json.loads((folder / stage / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["status"] == "done", (stage, manifest["status"])
+    may_stop = (
+        stage == "ppo" and (folder / stage / "model").exists()
+    )  # a policy that collapses is stopped, and judged as saved
+    assert manifest["status"] == "done" or may_stop, (stage, manifest["status"])
 figures = json.loads((folder / "report.json").read_text(encoding="utf-8"))
 names = [stage["name"] for stage in figures["stages"]]
-assert names == ["tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "contest", "evaluate"], names
+assert names == ["tokenizer", "pretrain", "sft", "rank", "reward", "dpo", "ppo", "contest", "evaluate"], names
 rows = figures["alignment"]["rows"]
 assert {row["judge"] for row in rows} == {"gold", "reward model"}, "the roads were not judged by both"
 for row in rows:

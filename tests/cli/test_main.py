@@ -19,7 +19,7 @@ COMMON = ("--device", "--dtype", "--seed", "--json", "--quiet", "--debug")
 MAKING = ("--recipe", "--set", "--out", "--resume", "--dry-run")
 MADE = {
     *("train-tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "tune-prompt", "ai-feedback"),
-    "align-image",
+    *("align-image", "rank"),
     "cook",
 }
 

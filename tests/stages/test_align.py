@@ -17,6 +17,7 @@ from stockpot.stages.dpo import DPOConfig
 from stockpot.stages.kitchen import Kitchen
 from stockpot.stages.ppo import PPOConfig, RewardLoop
 from stockpot.stages.pretrain import PretrainConfig
+from stockpot.stages.rank import RankConfig
 from stockpot.stages.reward import RewardConfig
 from stockpot.stages.sft import SFTConfig
 from stockpot.stages.tokenizer import TokenizerConfig
@@ -28,7 +29,11 @@ PAIRS, PROMPTS = ("village:preferences:0:60",), ("village:prompts/val:0:12",)
 
 
 @pytest.fixture(scope="module")
-def config():
+def config(tmp_path_factory):
+    judge = tmp_path_factory.mktemp("judge") / "judge.py"
+    judge.write_text(
+        "def shorter(replies):\n    return [-len(one.text) for one in replies]\n", encoding="utf-8"
+    )
     watched = {"gold": "village:0:40", "drift_data": PROMPTS, "drift_prompts": 4, "max_tokens": 6}
     return CookConfig(
         tokenizer=TokenizerConfig(data=("village:documents:0:60",), vocab_size=400),
@@ -37,6 +42,9 @@ def config():
         ),
         sft=SFTConfig(data=("village:chats:0:60",), val_tokens=256, loop=LOOP),
         evaluate=EvaluateConfig(tasks=("village/facts",), limit=3),
+        rank=RankConfig(
+            data=("village:prompts:0:60",), reward=f"{judge}:shorter", samples=2, limit=60, max_tokens=6
+        ),
         reward=RewardConfig(data=PAIRS, loop=COMPARING),
         dpo=DPOConfig(data=PAIRS, loop=COMPARING, **watched),
         ppo=PPOConfig(
@@ -61,10 +69,11 @@ def pot(config, tmp_path_factory):
 
 def test_both_roads_start_from_the_same_model_and_comparisons(pot):
     folder, stages = pot
-    assert stages[2:] == ["sft", "reward", "dpo", "ppo", "contest", "evaluate", "report"]
+    assert stages[2:] == ["sft", "rank", "reward", "dpo", "ppo", "contest", "evaluate", "report"]
     runs = [Run.open(folder / name) for name in ("reward", "dpo", "ppo")]
     assert {run.manifest["parent"]["path"] for run in runs} == {str(folder / "sft")}
     assert runs[0].manifest["data"] == runs[1].manifest["data"]
+    assert runs[0].manifest["data"][0]["path"] == str(folder / "rank" / "comparisons.jsonl")
     recipe = tomllib.loads((folder / "ppo" / "recipe.toml").read_text())
     assert recipe["ppo"]["reward"] == [str(folder / "reward")]
 
@@ -87,7 +96,7 @@ def test_the_report_shows_every_step_with_its_interval(pot):
     assert f"PPO wins {wins.value:.0%} [{wins.low:.0%}, {wins.high:.0%}]" in page
     assert len(re.findall("<svg", page)) == 5
     assert {row["model"] for row in figures["alignment"]["tax"]} == {"after DPO", "after PPO"}
-    assert [one["name"] for one in figures["stages"]][3:7] == ["reward", "dpo", "ppo", "contest"]
+    assert [one["name"] for one in figures["stages"]][3:8] == ["rank", "reward", "dpo", "ppo", "contest"]
 
 
 def test_a_second_time_only_what_changed_is_done(config, pot):
@@ -101,7 +110,7 @@ def test_a_second_time_only_what_changed_is_done(config, pot):
 
     fewer = config.model_copy(update={"contest": config.contest.model_copy(update={"limit": 6})})
     cook(fewer, out=pot[0], progress=listen)
-    assert skipped == ["tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate"]
+    assert skipped == ["tokenizer", "pretrain", "sft", "rank", "reward", "dpo", "ppo", "evaluate"]
     assert len(Contest.from_json((pot[0] / "contest" / "contest.json").read_text()).prompts) == 6
 
 
@@ -109,13 +118,14 @@ def test_minutes_choose_how_much_is_learned(config, pot):
     folder, _ = pot
     kitchen = Kitchen.open(folder, silent)
     tuned = {"model": str(folder / "sft")}
-    direct = config.dpo.model_copy(update=tuned)
+    direct = config.dpo.model_copy(update=tuned | {"data": (str(folder / "rank" / "comparisons.jsonl"),)})
     little, much = (_sized(kitchen, "dpo", direct, seconds, []) for seconds in (1e-6, 1e6))
-    assert (little.max_pairs, little.loop.steps) == (round(32 / 0.9), 5)  # some 2,500 tokens, one pass
-    assert much.max_pairs == pytest.approx(60, abs=2)
-    assert much.loop.steps == pytest.approx(
-        2 * Run.open(folder / "dpo").manifest["tokens"]["train"] / 512, abs=1
-    )
+    pairs = json.loads((folder / "rank" / "rank.json").read_text())["pairs"]
+    tokens = Run.open(folder / "dpo").manifest["tokens"]["train"]
+    assert little.max_pairs == round(32 / 0.9)
+    assert little.loop.steps == pytest.approx(tokens * 32 / (0.9 * pairs) / 512, abs=1)  # one pass
+    assert much.max_pairs == pytest.approx(pairs, abs=2)
+    assert much.loop.steps == pytest.approx(2 * tokens / 512, abs=1)
     learning = config.ppo.model_copy(update=tuned | {"reward": (str(folder / "reward"),)})
     short = _lasting(kitchen, learning, 1e-6, [])
     assert short.loop.steps == 4  # one phase

@@ -30,6 +30,7 @@ __all__ = [
     "grpo",
     "ppo",
     "pretrain",
+    "rank",
     "reward",
     "sft",
     "train_tokenizer",
@@ -235,6 +236,36 @@ def ai_feedback(
     def work(progress: show.Progress) -> Path:
         stage(config, out=maker.out, progress=progress)
         return maker.out / "comparisons.jsonl"
+
+    maker.make(work)
+
+
+@verb("rank", panel=PANEL, flags=Making)
+def rank(
+    flags: Making,
+    model: Model = None,
+    data: Data = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help="What rates: a reward model, village, exact, or FILE.py:FUNCTION."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=2, help="Answers to each prompt.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None,
+) -> None:
+    """Have MODEL answer each prompt several times and rank its answers: comparisons of what it writes itself."""
+    from stockpot.stages.rank import FILE, RankConfig
+    from stockpot.stages.rank import rank as stage
+
+    maker = _Maker("rank", "rank", flags)
+    given = {"model": model, "data": data, "reward": reward, "samples": samples, "limit": limit}
+    config = maker.settings(RankConfig, given)
+    if flags.dry_run:
+        maker.print_plan(config)
+        return
+
+    def work(progress: show.Progress) -> Path:
+        stage(config, out=maker.out, progress=progress)
+        return maker.out / FILE
 
     maker.make(work)
 

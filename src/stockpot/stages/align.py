@@ -1,4 +1,4 @@
-"""The part of a cook that learns from comparisons: a reward model, DPO, PPO, and the judge of all three.
+"""The part of a cook that learns from comparisons: of the model's own answers, a reward model, DPO, PPO, and the judge of all.
 
 Both roads, DPO and PPO, start from the same model and the same comparisons, and the same judge rates what came of them. Given
 minutes, each stage gets its share of them: the first two from the speed of instruction tuning, PPO from a short trial.
@@ -20,20 +20,22 @@ from stockpot import durable
 from stockpot.config import Settings
 from stockpot.data.sources import fingerprint_sources
 from stockpot.device import pick_device
+from stockpot.errors import TrainError
 from stockpot.run import Run
 from stockpot.stages.assemble import as_sources, open_to_tune, silent
 from stockpot.stages.comparisons import ComparisonConfig, read_comparisons
 from stockpot.stages.contest import Contest, contest
 from stockpot.stages.dpo import DPOConfig, dpo
-from stockpot.stages.kitchen import Kitchen
+from stockpot.stages.kitchen import Kitchen, discard
 from stockpot.stages.ppo import PPOConfig, ppo
+from stockpot.stages.rank import FILE, RankConfig, rank
 from stockpot.stages.reward import RewardConfig, reward
 from stockpot.stages.rewards import reward_from
 
 __all__ = ["ALIGN_SHARE", "VALIDATIONS", "ContestConfig", "align"]
 
 # Shares of a cook's minutes.
-REWARD_SHARE, DPO_SHARE, PPO_SHARE = 0.04, 0.07, 0.14
+REWARD_SHARE, DPO_SHARE, PPO_SHARE = 0.04, 0.07, 0.11
 ALIGN_SHARE = REWARD_SHARE + DPO_SHARE + PPO_SHARE
 MOST_PASSES = 2.0  # over the comparisons
 VALIDATIONS = 5
@@ -60,6 +62,7 @@ def align(
     tuned: Path,
     settings: tuple[RewardConfig, DPOConfig, PPOConfig, ContestConfig],
     *,
+    ranking: RankConfig | None,
     minutes: float | None,
     seed: int,
 ) -> tuple[dict[str, Path], Contest]:
@@ -69,6 +72,7 @@ def align(
         kitchen: where.
         tuned: the model to start from.
         settings: of the stages.
+        ranking: how the model's own answers are compared; None: reward model and DPO read what their settings name.
         minutes: of the whole cook; None: the settings hold as they are.
         seed: of every stage.
 
@@ -79,6 +83,9 @@ def align(
     rating, direct = settings[0].model_copy(update=before), settings[1].model_copy(update=before)
     learning, judging = settings[2].model_copy(update=before), settings[3]
     known = [kitchen.state["sft"]["key"], minutes]
+    if ranking is not None:
+        compared = {"data": (str(_rank(kitchen, ranking.model_copy(update=before), known)),)}
+        rating, direct = rating.model_copy(update=compared), direct.model_copy(update=compared)
     if minutes is not None:
         rating = _sized(kitchen, "reward", rating, minutes * 60 * REWARD_SHARE, known)
         direct = _sized(kitchen, "dpo", direct, minutes * 60 * DPO_SHARE, known)
@@ -90,8 +97,36 @@ def align(
     learning = learning.model_copy(update={"reward": learning.reward or (str(runs["reward"]),)})
     if minutes is not None:
         learning = _lasting(kitchen, learning, minutes * 60 * PPO_SHARE, known)
-    runs["ppo"] = kitchen.train("ppo", ppo, learning, known)
+    runs["ppo"] = _reinforced(kitchen, learning, known)
     return runs, _judge(kitchen, tuned, runs, judging, seed)
+
+
+def _rank(kitchen: Kitchen, config: RankConfig, known: list[Any]) -> Path:
+    """Have the tuned model's own answers compared; return the file."""
+    path = kitchen.stage(
+        "rank",
+        [config.model_dump(mode="json"), fingerprint_sources(config.data), known],
+        lambda path, _: discard(rank(config, out=path, progress=kitchen.report)),
+    )
+    return path / FILE
+
+
+def _reinforced(kitchen: Kitchen, config: PPOConfig, known: list[Any]) -> Path:
+    """Run PPO; a policy that collapses stands for what it was when it was last saved, and the reason is told.
+
+    Raises:
+        TrainError: if it was never saved.
+    """
+    try:
+        return kitchen.train("ppo", ppo, config, known)
+    except TrainError as error:
+        run = Run.open(kitchen.folder / "ppo")
+        if run.latest_checkpoint() is None:
+            raise
+        kitchen.report(
+            {"kind": "note", "text": f"PPO was stopped: {error.what} Its last checkpoint is judged."}
+        )
+        return run.path
 
 
 def _sized(kitchen: Kitchen, name: str, config: C, seconds: float, known: list[Any]) -> C:

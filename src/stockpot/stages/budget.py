@@ -20,6 +20,7 @@ from stockpot.stages.cook import PRETRAIN_SHARE, CookConfig
 from stockpot.stages.dpo import DPOConfig
 from stockpot.stages.ppo import PPOConfig
 from stockpot.stages.pretrain import PretrainConfig, plan_pretraining
+from stockpot.stages.rank import RankConfig
 from stockpot.stages.reward import RewardConfig
 from stockpot.stages.sft import SFTConfig
 from stockpot.stages.sizes import Plan, estimate, training_speed
@@ -60,6 +61,8 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
             )
         case FeedbackConfig():
             return f"up to {config.limit:,} pairs, each rated in both orders"
+        case RankConfig():
+            return f"up to {config.limit:,} prompts, {config.samples} answers of up to {config.max_tokens} tokens to each"
         case DPOConfig() | RewardConfig():
             return _comparing(config)
         case CookConfig():

@@ -22,9 +22,10 @@ from stockpot.stages.align import ALIGN_SHARE, VALIDATIONS, ContestConfig, align
 from stockpot.stages.assemble import Progress, silent
 from stockpot.stages.contest import Contest
 from stockpot.stages.dpo import DPOConfig
-from stockpot.stages.kitchen import Kitchen
+from stockpot.stages.kitchen import Kitchen, discard
 from stockpot.stages.ppo import PPOConfig
 from stockpot.stages.pretrain import PretrainConfig, plan_pretraining, pretrain
+from stockpot.stages.rank import RankConfig
 from stockpot.stages.reward import RewardConfig
 from stockpot.stages.sft import SFTConfig, sft
 from stockpot.stages.summary import summarise
@@ -53,6 +54,9 @@ class CookConfig(Settings):
     sft: SFTConfig = Field(default_factory=SFTConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     align: bool = Field(True, description="learn from comparisons, too: reward model, DPO, PPO")
+    rank: RankConfig | None = Field(
+        None, description="compare the tuned model's own answers; none: reward and dpo read what they name"
+    )
     reward: RewardConfig = Field(default_factory=RewardConfig)
     dpo: DPOConfig = Field(default_factory=DPOConfig)
     ppo: PPOConfig = Field(default_factory=PPOConfig)
@@ -95,7 +99,7 @@ def cook(
     tokenizer = kitchen.stage(
         "tokenizer",
         [config.tokenizer.model_dump(), fingerprint_sources(config.tokenizer.data)],
-        lambda path, _: _discard(train_tokenizer(config.tokenizer, out=path)),
+        lambda path, _: discard(train_tokenizer(config.tokenizer, out=path)),
     )
     base, base_config = _pretrain(kitchen, config, tokenizer, minutes)
     tuned = _tune(kitchen, config, base, base_config, minutes)
@@ -103,7 +107,7 @@ def cook(
     judged: Contest | None = None
     if config.align:
         settings = (config.reward, config.dpo, config.ppo, config.contest)
-        runs, judged = align(kitchen, tuned, settings, minutes=minutes, seed=config.seed)
+        runs, judged = align(kitchen, tuned, settings, ranking=config.rank, minutes=minutes, seed=config.seed)
         models |= {"dpo": runs["dpo"], "ppo": runs["ppo"]}
     reports = _judge(kitchen, config, models)
     kitchen.report({"kind": "stage", "name": "report"})
@@ -124,11 +128,13 @@ def _liked_best(judged: Contest | None) -> str:
 
 
 def _asking_less(config: CookConfig, minutes: float | None) -> CookConfig:
-    """Ask fewer questions where minutes are few, so that judging keeps its share of them."""
+    """Ask fewer questions where minutes are few, so that judging and ranking keep their share of them."""
     share = 1.0 if minutes is None else min(1.0, minutes / FULL_MINUTES)
+    asking = {"evaluate": config.evaluate, "contest": config.contest, "rank": config.rank}
     few = {
         name: one.model_copy(update={"limit": min(one.limit, max(10, round(one.limit * share)))})
-        for name, one in (("evaluate", config.evaluate), ("contest", config.contest))
+        for name, one in asking.items()
+        if one is not None
     }
     return config.model_copy(update=few)
 
@@ -189,7 +195,3 @@ def _judge(kitchen: Kitchen, config: CookConfig, models: dict[str, Path]) -> dic
     files = [durable.fingerprint(task) for task in config.evaluate.tasks if Path(task).is_file()]
     path = kitchen.stage("evaluate", [config.evaluate.model_dump(), files, keys], work)
     return {name: reports.get(name) or Report.load(path / name / "report.json") for name in models}
-
-
-def _discard(_: object) -> None:
-    """Take a value and return nothing: a stage's work has no result but its folder."""

@@ -131,6 +131,10 @@ class Kitchen:
         self.report({"kind": "note", "text": f"the earlier {path.name} is kept in {earlier / name}"})
 
 
+def discard(_: object) -> None:
+    """Forget a result that is on disk."""
+
+
 def key_of(inputs: Any) -> str:
     """Hash what decides a stage's result: its inputs and the code."""
     text = json.dumps([inputs, _code()], sort_keys=True, default=str)

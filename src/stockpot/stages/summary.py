@@ -5,6 +5,7 @@ Every figure comes from a run's own files; nothing is measured here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -100,6 +101,9 @@ def _stages(
         "pretrain": f"{runs['pretrain'].last('val/bits_per_byte'):.3f} bits per byte on held-out text",
         "sft": f"{runs['sft'].last('val/loss'):.3f} nats per answer token on held-out conversations",
     }
+    if (ranked := folder / "rank" / "rank.json").is_file():
+        found = json.loads(ranked.read_text(encoding="utf-8"))
+        results["rank"] = f"{found['pairs']:,} comparisons of its own answers to {found['prompts']:,} prompts"
     if "ppo" in runs:
         first, last = (runs["ppo"].series("train/reward")[place][1] for place in (0, -1))
         results |= {
@@ -111,6 +115,7 @@ def _stages(
     results["evaluate"] = f"{asked} questions to each of {len(reports)} models"
     commands = {
         "tokenizer": f"stockpot train-tokenizer --recipe {folder / 'recipe.toml'} --out NEW",
+        "rank": f"stockpot rank {folder / 'sft'} --recipe {folder / 'recipe.toml'} --out NEW",
         "contest": f"stockpot cook --recipe {folder / 'recipe.toml'} --out NEW",
         "evaluate": f"stockpot eval {' '.join(str(folder / one) for one in runs if one != 'reward')}",
     }
