@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import tomllib
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -238,7 +240,10 @@ def test_doctor_says_what_is_here():
     assert found["versions"]["python"].startswith("3.")
     assert found["hardware"]["cores"] >= 1
     assert isinstance(found["hardware"]["fast_bf16"], bool)
-    assert set(found["optional parts"]) == {"data", "hub", "tensorboard"}
+    assert set(found["compiled kernels"]) == {"inference", "training"}
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    ours = {"test", "dev", "docs", "bench", "llamacpp"}  # what only those who work on stockpot need
+    assert set(found["optional parts"]) == set(project["project"]["optional-dependencies"]) - ours
     assert "optional parts" in ask("doctor").stdout
 
 

@@ -174,6 +174,7 @@ def doctor(flags: Common) -> None:
         "versions": origin.versions("transformers"),
         "hardware": origin.hardware() | _torch_facts(),
         "disk": {"folder": str(Path.cwd()), "free": show.size(disk.free), "of": show.size(disk.total)},
+        "compiled kernels": _kernels(),
         "optional parts": _optional_parts(),
     }
     text = "\n\n".join(f"{title}\n{show.facts(group)}" for title, group in facts.items())
@@ -181,10 +182,27 @@ def doctor(flags: Common) -> None:
 
 
 OPTIONAL = {
+    "rag": ("lancedb", "pyarrow", "pypdf", "docx"),
     "data": ("pyarrow", "zstandard", "bs4"),
     "hub": ("huggingface_hub", "datasets"),
+    "images": ("PIL",),
+    "diffusion": ("diffusers", "PIL"),
     "tensorboard": ("tensorboard",),
+    "serve": ("fastapi", "uvicorn", "llguidance"),
+    "constrain": ("llguidance",),
+    "lm-eval": ("lm_eval",),
 }
+
+
+def _kernels() -> dict[str, str]:
+    """Say whether this machine's own kernels can be made; where they are not there yet, they are made now."""
+    from stockpot.native.build import library, reason, training_library
+
+    why = reason()
+    return {
+        name: "present" if made() is not None else f"absent: {why}; results are the same, slower"
+        for name, made in (("inference", library), ("training", training_library))
+    }
 
 
 def _optional_parts() -> dict[str, str]:
