@@ -12,6 +12,7 @@ import importlib.metadata
 from pathlib import Path
 
 PACKAGES: dict[str, tuple[str, ...]] = {
+    "drawing.py": ("diffusers",),
     "generate.py": ("transformers",),
     "judging.py": ("lm-eval", "transformers"),
     "post_training.py": ("trl", "peft", "transformers"),
@@ -24,6 +25,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "tokenizing.py": ("tokenizers", "tiktoken", "sentencepiece", "riptoken", "rustbpe", "bpeasy", "gigabpe"),
 }
 CLONES: dict[str, tuple[str, ...]] = {
+    "images.py": ("none: the settings are compared with each other",),
     "pretraining.py": ("a clone of nanoGPT: --nanogpt PATH",),
     "serving.py": ("a Python that has llama-cpp-python[server]: --peer PYTHON",),
     "small_against_large.py": ("none: both sides are made here",),

@@ -24,6 +24,7 @@ _PLACES = {
     "CookConfig": "stockpot.stages.cook",
     "DPOConfig": "stockpot.stages.dpo",
     "DataError": "stockpot.errors",
+    "DrawConfig": "stockpot.stages.diffusion",
     "EmergenceConfig": "stockpot.stages.emergence",
     "Engine": "stockpot.generate.engine",
     "EvaluateConfig": "stockpot.stages.cook",
@@ -82,6 +83,7 @@ _PLACES = {
     "cook": "stockpot.stages.cook",
     "decoder": "stockpot.model.config",
     "dpo": "stockpot.stages.dpo",
+    "draw": "stockpot.stages.diffusion",
     "emergence": "stockpot.stages.emergence",
     "encoder": "stockpot.model.config",
     "encoder_decoder": "stockpot.model.config",
@@ -112,6 +114,7 @@ _PLACES = {
     "shots_curve": "stockpot.judge.shots",
     "think": "stockpot.prompt.steps",
     "three_kinds": "stockpot.stages.three_kinds",
+    "train_draw": "stockpot.stages.diffusion",
     "train_tokenizer": "stockpot.stages.tokenizer",
     "tune_prompt": "stockpot.stages.tune_prompt",
 }

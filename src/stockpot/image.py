@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from stockpot.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-__all__ = ["FORMATS", "MOST_BYTES", "MOST_PIXELS", "Image", "save_png", "square"]
+__all__ = ["FORMATS", "MOST_BYTES", "MOST_PIXELS", "Image", "save_png", "save_sheet", "square"]
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 MOST_BYTES = 64 << 20  # of a file
@@ -168,6 +169,31 @@ def save_png(pixels: Pixels, path: str | os.PathLike[str]) -> None:
     from PIL import Image as Pillow
 
     Pillow.fromarray(pixels).save(path, format="PNG")
+
+
+def save_sheet(
+    pictures: Sequence[Pixels], path: str | os.PathLike[str], *, zoom: int = 1, columns: int = 12
+) -> None:
+    """Write pictures of one size side by side as one PNG file, whole or not at all.
+
+    Args:
+        pictures: at least one.
+        path: where to.
+        zoom: pixels of the file along a side for each of a picture.
+        columns: pictures in a row.
+    """
+    height, width = pictures[0].shape[:2]
+    wide, high = min(columns, len(pictures)), -(-len(pictures) // columns)
+    sheet = np.full((high * height, wide * width, 3), 255, dtype=np.uint8)
+    for at, pixels in enumerate(pictures):
+        top, left = at // columns * height, at % columns * width
+        sheet[top : top + height, left : left + width] = pixels
+    half = Path(f"{os.fspath(path)}.{os.getpid()}.half")
+    try:
+        save_png(sheet.repeat(zoom, 0).repeat(zoom, 1), half)
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
 
 
 def _as_rgb(opened: PillowImage) -> Pixels:

@@ -19,7 +19,7 @@ COMMON = ("--device", "--dtype", "--seed", "--json", "--quiet", "--debug")
 MAKING = ("--recipe", "--set", "--out", "--resume", "--dry-run")
 MADE = {
     *("train-tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "tune-prompt", "ai-feedback"),
-    *("align-image", "rank"),
+    *("align-image", "train-draw", "rank"),
     "cook",
 }
 
@@ -37,7 +37,7 @@ def ask(*words: str):
 
 
 def test_the_verbs_are_those_of_the_grammar():
-    used = {"generate", "fill", "embed", "chat", "index", "ask", "serve"}
+    used = {"generate", "fill", "embed", "draw", "chat", "index", "ask", "serve"}
     judged = {
         "eval",
         "eval-images",

@@ -33,6 +33,7 @@ __all__ = [
     "rank",
     "reward",
     "sft",
+    "train_draw",
     "train_tokenizer",
     "tune_prompt",
 ]
@@ -208,6 +209,28 @@ def align_image(
 
     own = {"model": model, "data": data, "vision": vision, "adapters": adapters, "chat": chat}
     _train("align-image", stage, AlignImageConfig, flags, own | {"loop.steps": steps})
+
+
+@verb("train-draw", panel=PANEL, flags=Making)
+def train_draw(
+    flags: Making,
+    encoder: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="ENCODER", help="What reads the text: a run, a folder, minilm, words, or nothing."
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Pictures with captions, or village:scenes; may be repeated."),
+    ] = None,
+    steps: Steps = None,
+) -> None:
+    """Train a small diffusion model that draws what a text says, steered by ENCODER's states."""
+    from stockpot.stages.diffusion import DrawConfig
+    from stockpot.stages.diffusion import train_draw as stage
+
+    _train("train-draw", stage, DrawConfig, flags, {"encoder": encoder, "data": data, "loop.steps": steps})
 
 
 @verb("ai-feedback", panel=PANEL, flags=Making)

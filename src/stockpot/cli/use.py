@@ -1,4 +1,4 @@
-"""The verbs that use a model: generate, fill, embed, chat.
+"""The verbs that use a model: generate, fill, embed, draw, chat.
 
 They turn words into prompts and sampling settings, and print what the engine answers. Nothing here draws a
 token.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stockpot.generate.request import Prompt, Sampling
     from stockpot.text.chat import Message
 
-__all__ = ["Drawing", "chat", "embed", "fill", "generate", "kind_of_weights"]
+__all__ = ["Drawing", "chat", "draw", "embed", "fill", "generate", "kind_of_weights"]
 
 PANEL = "Use"
 SAMPLING = "How text is drawn"
@@ -257,6 +257,31 @@ def embed(
     lines = [" ".join(f"{number:.6g}" for number in vector) for vector in vectors]
     found = [{"text": word, "vector": vector} for word, vector in zip(words, vectors, strict=True)]
     show.result(flags, "\n".join(lines), {"vectors": found})
+
+
+@verb("draw", panel=PANEL)
+def draw(
+    flags: Common,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run of train-draw.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="What to draw; a picture a text.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The PNG to write; pictures stand side by side.")
+    ] = Path("drawing.png"),
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of denoising.")] = 25,
+    guidance: Annotated[
+        float, typer.Option(min=0, help="How closely to follow the text; 1: no more than learned.")
+    ] = 3.0,
+    zoom: Annotated[int, typer.Option(min=1, max=32, help="Pixels of the file for each that is drawn.")] = 4,
+) -> None:
+    """Draw what a text says, with a diffusion model."""
+    from stockpot.image import save_sheet
+    from stockpot.stages.diffusion import draw as paint
+
+    seed = flags.seed or 0
+    pictures = paint(model, texts, steps=steps, guidance=guidance, seed=seed, device=flags.device)
+    save_sheet(list(pictures), out, zoom=zoom)
+    facts = {"file": str(out), "texts": texts, "steps": steps, "guidance": guidance, "seed": seed}
+    show.result(flags, f"{out}: {len(texts)} pictures", facts)
 
 
 # --- chat ---

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Literal
 
 import torch
@@ -28,6 +29,7 @@ from stockpot.model.vision import ImageConfig, ImageEncoder
 __all__ = ["ImageEmbedding", "ImageReader", "ReaderConfig", "attach_sight", "detach_sight", "sight_of"]
 
 MOST_BYTES = 1 << 30  # of pictures' vectors that are kept
+_LOOKING = Lock()  # a server reads prompts in one thread and writes in another
 
 
 class ReaderConfig(Settings):
@@ -141,23 +143,27 @@ class ImageEmbedding(nn.Embedding):
             pixels: opens it: ``(height, width, 3)`` uint8.
         """
         grid = self.reader.config.grid
-        if key not in self._numbers:
-            self._reserve()
-            assert self._kept is not None
-            room = len(self._kept) // grid
-            training = self.reader.training
-            self.reader.eval()
-            vectors = self.reader.project(self.reader.features(pixels()[None]))[0]
-            self.reader.train(training)
-            at = self._next % room * grid
-            self._kept[at : at + grid] = vectors.to(self._kept)
-            self._numbers = {
-                one: number for one, number in self._numbers.items() if number > self._next - room
-            }
-            self._numbers[key] = self._next
-            self._next += 1
-        first = self.num_embeddings + self._numbers[key] * grid
+        with _LOOKING:
+            if key not in self._numbers:
+                self._see(key, pixels()[None])
+            first = self.num_embeddings + self._numbers[key] * grid
         return range(first, first + grid)
+
+    def _see(self, key: bytes, pixels: Tensor) -> None:
+        """Keep a new picture's vectors; the one that stood in their place is forgotten."""
+        self._reserve()
+        assert self._kept is not None
+        grid, room = self.reader.config.grid, len(self._kept) // self.reader.config.grid
+        was_training = self.reader.training
+        self.reader.eval()
+        vectors = self.reader.project(self.reader.features(pixels))[0]
+        self.reader.train(was_training)
+        at = self._next % room * grid
+        self._kept[at : at + grid] = vectors.to(self._kept)
+        oldest = self._next - room
+        self._numbers = {one: number for one, number in self._numbers.items() if number > oldest}
+        self._numbers[key] = self._next
+        self._next += 1
 
     @property
     def known_ids(self) -> int:

@@ -10,7 +10,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from stockpot.generate.request import Prompt, Sampling
-from stockpot.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, EmbeddingRequest, Refusal
+from stockpot.image import Image
+from stockpot.serve.protocol import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    ContentPart,
+    EmbeddingRequest,
+    Refusal,
+)
 from stockpot.serve.service import Served
 from stockpot.serve.settings import ServeConfig
 from stockpot.text.chat import Message
@@ -33,7 +41,7 @@ def messages_of(asked: ChatRequest) -> list[Message]:
     """Return a conversation.
 
     Raises:
-        Refusal: for content that is not text, and for tools.
+        Refusal: for content that is neither text nor a picture in the request itself, and for tools.
     """
     if asked.tools or asked.functions:
         raise Refusal(400, "Tools are not supported.", param="tools", code="unsupported_parameter")
@@ -45,15 +53,36 @@ def _message(given: ChatMessage, number: int) -> Message:
     role = {"developer": "system", "function": "tool"}.get(given.role, given.role)
     if isinstance(given.content, str) or given.content is None:
         return Message(role, given.content or "")
-    for part in given.content:
-        if part.type != "text" or part.text is None:
-            raise Refusal(
-                400,
-                f"A part of {where} is of the type {part.type[:40]!r}; only text is taken. Nothing is fetched.",
-                param=f"{where}.content",
-                code="unsupported_content",
-            )
-    return Message(role, "".join(part.text or "" for part in given.content))
+    parts = [_part(part, f"{where}.content") for part in given.content]
+    if any(isinstance(part, Image) for part in parts):
+        return Message(role, parts)
+    return Message(role, "".join(part for part in parts if isinstance(part, str)))
+
+
+def _part(given: ContentPart, where: str) -> str | Image:
+    """Read a part of a message: text, or a picture that is in the request itself."""
+    if given.type == "text" and given.text is not None:
+        return given.text
+    if given.type != "image_url" or given.image_url is None:
+        raise Refusal(
+            400,
+            f"A part of {where} is of the type {given.type[:40]!r}; text and image_url are taken.",
+            param=where,
+            code="unsupported_content",
+        )
+    head, comma, data = given.image_url.url.partition(",")
+    if not (comma and head.startswith("data:image/") and head.endswith(";base64")):
+        raise Refusal(
+            400,
+            "A picture comes as a data URL (data:image/png;base64,…). Nothing is fetched.",
+            param=where,
+            code="unsupported_content",
+        )
+    try:
+        content = base64.b64decode(data, validate=True)
+    except ValueError:
+        raise Refusal(400, "A picture's data URL is not base64.", param=where) from None
+    return Image(content)
 
 
 def chat_sampling(asked: ChatRequest, served: Served, config: ServeConfig) -> Sampling:

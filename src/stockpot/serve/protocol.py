@@ -101,11 +101,18 @@ class _Taken(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
+class ImageURL(_Taken):
+    """Where a picture is: in the request itself, as a data URL; nothing is fetched."""
+
+    url: str
+
+
 class ContentPart(_Taken):
-    """A part of a message."""
+    """A part of a message: text, or a picture for a model with eyes."""
 
     type: str
     text: str | None = None
+    image_url: ImageURL | None = None
 
 
 class ChatMessage(_Taken):

@@ -130,7 +130,7 @@ def _with_passages(
     if isinstance(prompt, str) or not prompt:
         return prompt, []
     last = prompt[-1]
-    if not isinstance(last, Message) or last.role != "user" or not last.content.strip():
+    if not isinstance(last, Message) or last.role != "user" or last.pictures or not last.content.strip():
         return prompt, []
     hits = index.search(last.content, PASSAGES)
     before = [one for one in prompt[:-1] if isinstance(one, Message)]

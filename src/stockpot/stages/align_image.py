@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from stockpot import device as machine
 from stockpot.bundle import Bundle
 from stockpot.config import Settings
-from stockpot.data.batch import IGNORED, Batch, ImageBatch
+from stockpot.data.batch import Batch, ImageBatch
 from stockpot.data.captions import SCENES, Captions, read_captions
-from stockpot.data.sources import fingerprint_sources, read_texts
+from stockpot.data.sources import fingerprint_sources
 from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.model.adapters import LoRA, attach
 from stockpot.model.bottleneck import Bottleneck, attach_bottlenecks
@@ -30,16 +29,15 @@ from stockpot.model.sight import ImageReader, ReaderConfig, attach_sight, sight_
 from stockpot.prompt.soft import frozen_hash
 from stockpot.run import Run
 from stockpot.stages.assemble import GentleLoop, Progress, as_settings, as_sources, mean_metrics, silent
+from stockpot.stages.plain_text import plain_batches, text_loss
 from stockpot.stages.tower import COLOUR_MEAN, COLOUR_STD, TowerConfig, train_tower
 from stockpot.train.loop import fit
-from stockpot.train.losses import next_token_loss
 from stockpot.train.pictures import CaptionBatches, Grids, Row, caption_rows, image_loss, look_at_all
 from stockpot.weights.sight import image_tower
 from stockpot.weights.store import load, save_adapter
 
 __all__ = ["AlignImageConfig", "align_image"]
 
-TEXTS, TEXT_TOKENS = 200, 128  # of plain text, to see what eyes did to the model
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -118,14 +116,14 @@ def align_image(
     captions = read_captions(config.data, limit=config.limit)
     for complaint in captions.complaints():
         report({"kind": "note", "text": complaint})
-    texts = _plain_batches(bundle, config)
+    texts = plain_batches(bundle, config.texts)
     with Run.create(
         out, stage="align-image", recipe={"align-image": config}, parent=config.model, resume=resume
     ) as run:
         reader = _reader(config, bundle, captions, run, report)
         grids, facts = _grids(reader, captions, run, report)
         rows = _rows(bundle, captions, reader.config.grid, config, report)
-        before = {"text_loss": _text_loss(bundle.model, texts), "hash": frozen_hash(bundle.model)}
+        before = {"text_loss": text_loss(bundle.model, texts), "hash": frozen_hash(bundle.model)}
         own = set(bundle.model.state_dict())
         trained = _attach(bundle, reader, config)
         model = bundle.model.to(device)
@@ -322,36 +320,6 @@ def _swap(features: Tensor) -> Tensor:
 # --- what it did to the model ---
 
 
-def _plain_batches(bundle: Bundle, config: AlignImageConfig) -> list[Batch]:
-    """Encode some plain texts, one a row."""
-    most = min(TEXT_TOKENS, bundle.context)
-    batches = []
-    for text in islice(read_texts(config.texts), TEXTS):
-        ids = bundle.encode(text[: 8 * most])[:most]
-        if len(ids) > 1:
-            row = torch.tensor([ids])
-            batches.append(Batch(row[:, :-1], row[:, 1:].clone()))
-    return _joined(batches)
-
-
-def _joined(rows: list[Batch], size: int = 16) -> list[Batch]:
-    batches = []
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        longest = max(row.ids.shape[1] for row in some)
-        ids = torch.zeros(len(some), longest, dtype=torch.int64)
-        labels = torch.full((len(some), longest), IGNORED)
-        for at, row in enumerate(some):
-            length = row.ids.shape[1]
-            ids[at, :length], labels[at, :length] = row.ids[0], row.labels[0]
-        batches.append(Batch(ids, labels, attention_mask=labels != IGNORED))
-    return batches
-
-
-def _text_loss(model: nn.Module, texts: list[Batch]) -> float:
-    return mean_metrics(texts, next_token_loss)(model)["loss"]
-
-
 def _prove(
     model: nn.Module,
     own: set[str],
@@ -372,7 +340,7 @@ def _prove(
         raise TrainError(
             "A frozen weight changed while the model learned to see.", "This is a bug; please report it."
         )
-    after = _text_loss(model, texts)
+    after = text_loss(model, texts)
     run.note(is_frozen=same, text_loss={"before": before["text_loss"], "after": after})
     told = "unchanged, by their hash" if same else "trained"
     text = f"the model's own weights are {told}; loss on plain text {before['text_loss']:.4f} → {after:.4f}"

@@ -17,6 +17,7 @@ from stockpot.stages.align_image import AlignImageConfig
 from stockpot.stages.assemble import open_to_tune, silent, with_steps
 from stockpot.stages.comparisons import ComparisonConfig, read_comparisons
 from stockpot.stages.cook import PRETRAIN_SHARE, CookConfig
+from stockpot.stages.diffusion import DrawConfig
 from stockpot.stages.dpo import DPOConfig
 from stockpot.stages.ppo import PPOConfig
 from stockpot.stages.pretrain import PretrainConfig, plan_pretraining
@@ -50,6 +51,8 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
             return plan_pretraining(config)[1]
         case SFTConfig():
             return _tuning(config.model, config.loop, config.device)
+        case DrawConfig():
+            return f"{config.loop.steps:,} steps of {config.loop.batch_tokens} pictures of {config.size} × {config.size}"
         case PromptTuningConfig() | AlignImageConfig():
             return _tuning(config.model, config.loop, config.device)
         case PPOConfig():
