@@ -69,7 +69,7 @@ def main() -> None:
 def _scenes(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     share = options.minutes / WHOLE
     began = time.perf_counter()
-    base = _language_model(folder, seed, max(20, round(700 * share)))
+    base = _language_model(folder, seed, max(20, round(1_000 * share)))
     found: dict[str, Any] = {"language model s": time.perf_counter() - began}
     tower = None
     for setting in options.settings:
@@ -80,9 +80,13 @@ def _scenes(seed: int, folder: Path, options: argparse.Namespace) -> dict[str, A
             vision=tower,
             adapters=setting,
             bottleneck=Bottleneck(at=("ffn", "attention")),
-            rows=64,
-            tower={"loop": {"steps": max(20, round(500 * share))}},
-            loop={"steps": max(20, round(700 * share)), "batch_tokens": 2048},
+            rows=48,
+            tower={
+                "layers": 3,
+                "dim": 64,
+                "loop": {"steps": max(20, round(1_000 * share)), "batch_tokens": 96},
+            },
+            loop={"steps": max(20, round(1_000 * share)), "batch_tokens": 1536},
             seed=seed,
         )
         run = _stage(folder / setting, sp.align_image, config)
@@ -97,20 +101,20 @@ def _language_model(folder: Path, seed: int, steps: int) -> str:
     texts = folder / "texts.jsonl"
     if not texts.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [record["text"] for record in Village(seed).documents(limit=12_000)]
-        for number, scene in enumerate(Village(seed).scenes("train", 12_000, start=100_000)):
+        lines = [record["text"] for record in Village(seed).documents(limit=4_000)]
+        for number, scene in enumerate(Village(seed).scenes("train", 8_000, start=100_000)):
             asked = scene_questions(scene)
             question, answer, _ = asked[number % len(asked)]
             lines += [f"{CAPTION_PROMPT} {scene.facts.caption}", f"Question: {question} Answer: {answer}"]
         texts.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
     tokenizer = folder / "tokenizer"
     if not tokenizer.exists():
-        sp.train_tokenizer(sp.TokenizerConfig(data=str(texts), vocab_size=2048), out=tokenizer)
+        sp.train_tokenizer(sp.TokenizerConfig(data=str(texts), vocab_size=1024), out=tokenizer)
     config = sp.PretrainConfig(
         data=str(texts),
         tokenizer=str(tokenizer),
-        model=sp.decoder(layers=4, dim=192, heads=6, context=128, vocab_size=2048),
-        loop=sp.LoopConfig(steps=steps, batch_tokens=4096),
+        model=sp.decoder(layers=3, dim=128, heads=4, context=96, vocab_size=1024),
+        loop=sp.LoopConfig(steps=steps, batch_tokens=2048),
         seed=seed,
     )
     return _stage(folder / "base", sp.pretrain, config)
