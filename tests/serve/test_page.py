@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ playwright = pytest.importorskip(
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = Path(__file__).parents[2] / "build" / "axe" / "package" / "axe.min.js"  # .ci/run puts it there
 VIEWS = ("chat", "inside", "compare", "train", "report")
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGD4DwABBAEAX+XDSwAAAABJRU5ErkJggg=="
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 820}
 
 
@@ -172,6 +174,25 @@ def test_system_prompt_and_settings_are_sent(tab):
     body = sent.value.post_data_json
     assert body["messages"][0] == {"role": "system", "content": "Be brief."} and body["max_tokens"] == 5
     assert "5 tokens" in tab.locator(".facts").inner_text()
+
+
+def test_an_image_goes_to_a_model_that_takes_images_and_to_no_other(tab, server):
+    dot = {"name": "dot.png", "mimeType": "image/png", "buffer": base64.b64decode(DOT)}
+    tab.set_input_files("input[type=file]", dot)
+    tab.wait_for_selector("text=does not take images")
+    listed = server.get("/v1/models")
+    listed["data"][0]["can"].append("image")
+    tab.route("**/v1/models", lambda route: route.fulfill(json=listed))
+    tab.reload()
+    tab.wait_for_selector("#ask")
+    scripted(tab, "a dot")
+    tab.set_input_files("input[type=file]", dot)
+    tab.wait_for_selector(".chip img")
+    with tab.expect_request("**/v1/chat/completions") as sent:
+        ask(tab, "What is it?")
+    text, image = sent.value.post_data_json["messages"][0]["content"]
+    assert text == {"type": "text", "text": "What is it?"}
+    assert image == {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DOT}"}}
 
 
 # --- hostile text ---
