@@ -305,6 +305,7 @@ def test_what_is_no_document_is_refused_and_not_kept(papers, content):
     assert status == 400 and told["error"]["message"]
     files = papers.folder / "feedback-files" / "documents" / "files"
     assert not files.exists() or not list(files.iterdir())
+    assert papers.service.index is None
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,8 @@ class Documents:
                 path.unlink(missing_ok=True)
                 if names:
                     self._update()
+                else:
+                    self.service.index = None
                 if isinstance(error, StockpotError) and not isinstance(error, Refusal):
                     raise Refusal(
                         400, str(error).replace(str(path), "The document"), code="unreadable"
