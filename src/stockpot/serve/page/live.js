@@ -14,6 +14,7 @@ export class Live {
     this.fence = "";
     this.tail = [];
     this.waiting = 0;
+    this.isFinished = false;
   }
 
   /** Add a piece of text. */
@@ -30,6 +31,7 @@ export class Live {
   /** Draw what has come, without looking ahead. */
   draw() {
     this.waiting = 0;
+    if (this.isFinished) return;
     let line;
     while ((line = this.text.indexOf("\n", this.scanned)) >= 0) {
       const words = this.text.slice(this.scanned, line);
@@ -63,6 +65,7 @@ export class Live {
 
   /** Draw the whole for good. */
   finish() {
+    this.isFinished = true;
     cancelAnimationFrame(this.waiting);
     clearTimeout(this.waiting);
     this.into.replaceChildren(render(this.text, this.about));
