@@ -57,9 +57,8 @@ def test_nothing_runs_without_leave():
 
 
 def test_a_program_is_what_was_given_and_what_was_written_or_a_fenced_block():
-    item = Item("1", "", "", facts={"begin": "def f():\n"})
-    assert program_of(item, "    return 1") == "def f():\n    return 1"
-    assert program_of(item, "Here:\n```python\ndef f(): return 2\n```\nDone.") == "def f(): return 2\n"
+    assert program_of("    return 1", "def f():\n") == "def f():\n    return 1"
+    assert program_of("Here:\n```python\ndef f(): return 2\n```\nDone.") == "def f(): return 2\n"
 
 
 @confined

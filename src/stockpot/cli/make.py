@@ -128,7 +128,7 @@ Reward = Annotated[
     list[str] | None,
     typer.Option(
         metavar="RUN|FUNCTION",
-        help="What rates answers: a reward model, exact, village, or FILE.py:FUNCTION; may be repeated.",
+        help="What rates answers: a reward model, exact, code, village, or FILE.py:FUNCTION; may be repeated.",
     ),
 ]
 

@@ -56,12 +56,12 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     return 1 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
-def program_of(item: Item, reply: str) -> str:
-    """Make a whole program of what the model was given to begin with and what it wrote."""
+def program_of(reply: str, begin: str = "") -> str:
+    """Make a whole program of what the model was given to begin with and what it wrote; of a fenced block, if there is one."""
     fenced = re.search(r"```(?:python|py)?\n(.*?)(?:```|\Z)", reply, re.DOTALL)
     if fenced is not None:
         return str(fenced[1])
-    return str(item.facts.get("begin", "")) + reply
+    return begin + reply
 
 
 def run_program(item: Item, reply: str, limits: Limits) -> Verdict:
@@ -72,7 +72,7 @@ def run_program(item: Item, reply: str, limits: Limits) -> Verdict:
     """
     facts = item.facts
     return run_tests(
-        program_of(item, reply),
+        program_of(reply, str(facts.get("begin", ""))),
         str(facts["tests"]),
         setup=str(facts.get("setup", "")),
         entry=[str(one) for one in facts.get("entry", ())],

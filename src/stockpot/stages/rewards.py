@@ -6,7 +6,9 @@ Turns what a user names into a function that rates replies. It trains nothing.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from stockpot.data.encode import encode_record
 from stockpot.data.records import CompletionRecord
 from stockpot.errors import ConfigError
 from stockpot.judge.metrics import exact_match
+from stockpot.judge.programs import program_of
+from stockpot.judge.sandbox import check_sandbox, run_tests
 from stockpot.stages.drift import tree_batches
 from stockpot.stages.reward_child import RewardChild
 from stockpot.train.preference import answer_rewards
@@ -32,16 +36,20 @@ def reward_from(spec: str, *, device: torch.device) -> Reward:
     """Turn what a user names into a function that rates replies.
 
     Args:
-        spec: ``exact`` (1 if the reply is the known answer), ``village[:SEED[:COUNT]]`` (the villagers' taste, 0 to 3),
+        spec: ``exact`` (1 if the reply is the known answer), ``code`` (1 if the program in the reply passes the tests that
+            are the known answer; programs run in a sandbox), ``village[:SEED[:COUNT]]`` (the villagers' taste, 0 to 3),
             ``FILE.py:FUNCTION``, or a reward model: a run, a checkpoint or a model folder.
         device: where a reward model computes.
 
     Raises:
-        ConfigError: if there is no such thing, or the model has no value head.
+        ConfigError: if there is no such thing, the model has no value head, or programs cannot be confined here.
         CheckpointError: if the model cannot be read.
     """
     if spec == "exact":
         return lambda replies: [float(exact_match(one.text, _known(one))) for one in replies]
+    if spec == "code":
+        check_sandbox()
+        return _passes
     if spec == "village" or spec.startswith("village:"):
         return _taste(spec)
     file, _, name = spec.rpartition(":")
@@ -69,6 +77,16 @@ def _known(reply: Reply) -> str:
     if reply.answer is None:
         raise ValueError("the prompt has no known answer")
     return reply.answer
+
+
+def _passes(replies: Sequence[Reply]) -> list[float]:
+    """Run each reply's program against the tests that stand as the known answer of its prompt."""
+
+    def passes(one: Reply) -> float:
+        return float(run_tests(program_of(one.text), _known(one)).passed)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(passes, replies))
 
 
 def _taste(spec: str) -> Reward:
