@@ -7,9 +7,13 @@ import math
 import pytest
 import torch
 
+from stockpot.bundle import Bundle
 from stockpot.errors import GenerationError
+from stockpot.generate import scoring
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling
+from stockpot.model.config import decoder
+from stockpot.model.transformer import Transformer
 
 PAIRS = [
     ("the cat", " sat on the mat"),
@@ -71,15 +75,22 @@ def test_probabilities_of_all_continuations_sum_to_one(bundle):
     )
 
 
-def test_a_shared_prompt_is_read_once(bundle):
+@pytest.mark.parametrize("row_tokens", [512, 0])
+def test_a_shared_prompt_is_read_once(bundle, row_tokens, monkeypatch):
+    monkeypatch.setattr(scoring, "ROW_TOKENS", row_tokens)
     rows = []
     handle = bundle.model.register_forward_pre_hook(lambda _, args: rows.append(tuple(args[0].shape)))
     Engine(bundle).score(
         [("the cat sat", " on"), ("the cat sat", " far away"), ("the cat sat", " two three")]
     )
     handle.remove()
-    assert rows[0] == (1, len(bundle.encode("the cat sat")))
-    assert rows[1][0] == 3 and len(rows) == 2
+    asked = len(bundle.encode("the cat sat"))
+    if row_tokens:  # the completions stand behind it as branches, each without its last token
+        said = sum(len(bundle.tokenizer.encode(text)) - 1 for text in (" on", " far away", " two three"))
+        assert rows == [(1, asked + said)]
+    else:
+        assert rows[0] == (1, asked)
+        assert rows[1][0] == 3 and len(rows) == 2
 
 
 @pytest.mark.parametrize(
@@ -159,3 +170,29 @@ def test_a_text_without_a_gap_is_refused(encoder):
 def test_a_decoder_fills_no_gaps(bundle):
     with pytest.raises(GenerationError, match="encoder"):
         Engine(bundle).fill("the <|mask|>")
+
+
+@pytest.mark.parametrize("kind", ["learned", "rope", "alibi", "relative", "none", "sinusoidal"])
+def test_several_completions_in_one_row_are_scored_as_each_alone(kind, bundle, monkeypatch):
+    torch.manual_seed(0)
+    size = bundle.tokenizer.vocab_size
+    model = Transformer(
+        decoder(layers=2, dim=32, heads=2, context=64, vocab_size=size, position=kind, zero_init=False)
+    ).eval()
+    engine = Engine(Bundle(model, bundle.tokenizer), prefix_mib=0)
+    pairs = [
+        ([1, 2, 3], (4, 5, 6)),
+        ([1, 2, 3], (4, 7)),
+        ([1, 2, 3], (8,)),
+        ([9, 8, 7, 6, 5], (4, 3)),
+        ([2], (1, 2, 3, 4, 5)),
+    ]
+    together = engine.score(pairs)
+    monkeypatch.setattr(scoring, "ROW_TOKENS", 0)
+    for one, other, (prompt, completion) in zip(together, engine.score(pairs), pairs, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+        by_hand = sum(float(logits[len(prompt) - 1 + i, id]) for i, id in enumerate(completion))
+        assert one.log_prob == pytest.approx(by_hand, abs=1e-4)
+        assert other.log_prob == pytest.approx(by_hand, abs=1e-4)
+        assert one.is_greedy == other.is_greedy

@@ -21,12 +21,14 @@ from stockpot.generate.prefixes import LEAST, Held, Prefixes, shared_beginning
 from stockpot.generate.request import Fill, Prompt, Score
 from stockpot.model.cache import KVCache
 from stockpot.model.heads import last_real, mean_real
+from stockpot.model.quantized import QuantizedTransformer
 
 __all__ = ["Pooling", "embed_texts", "fill_gaps", "score_pairs"]
 
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
 
 BATCH_TOKENS = 4096
+ROW_TOKENS = 512  # of a prompt with all its completions, so that attention within the row stays cheap
 LOGIT_NUMBERS = 1 << 24  # logits held at once (64 MiB in float32)
 
 Encoded = tuple[tuple[int, ...], tuple[int, ...]]  # prompt and completion
@@ -128,6 +130,8 @@ def _run_prompts(
     rows = [(row, completion) for row, prompt in enumerate(prompts) for completion in sharing[prompt]]
     longest = max(len(completion) for _, completion in rows)
     held, known = _beginning(bundle, prompts, prefixes)
+    if held is None and longest > 1 and _fits_one_row(bundle, prompts, sharing):
+        return _run_branches(bundle, prompts, sharing)
     ids, real = pad([prompt[known:] for prompt in prompts], model.device)
     cache = None
     if longest > 1 or held is not None:
@@ -148,6 +152,46 @@ def _run_prompts(
         states = torch.cat((states, rest), dim=1)  # (rows, longest, dim)
     judged = _judge(bundle, states, [completion for _, completion in rows])
     return {(prompts[row], completion): one for (row, completion), one in zip(rows, judged, strict=True)}
+
+
+def _fits_one_row(
+    bundle: Bundle, prompts: Sequence[tuple[int, ...]], sharing: dict[tuple[int, ...], list[tuple[int, ...]]]
+) -> bool:
+    """Say whether each prompt and all its completions make one short row: then one call is enough, without a cache."""
+    config = bundle.model.config
+    if config.shape != "decoder" or config.main.attends != "causal":
+        return False
+    if isinstance(
+        bundle.model, QuantizedTransformer
+    ):  # its products depend a little on what else is in the call
+        return False
+    return all(len(prompt) + sum(map(len, sharing[prompt])) <= ROW_TOKENS for prompt in prompts)
+
+
+def _run_branches(
+    bundle: Bundle, prompts: Sequence[tuple[int, ...]], sharing: dict[tuple[int, ...], list[tuple[int, ...]]]
+) -> dict[Encoded, Judged]:
+    """Score all completions of some prompts in one call: a row is a prompt, its completions are the row's branches."""
+    rows, branches, owners, places = [], [], [], []
+    pairs: list[Encoded] = []
+    for row, prompt in enumerate(prompts):
+        ids, numbers = list(prompt), [0] * len(prompt)
+        for number, completion in enumerate(sharing[prompt], 1):
+            body = completion[:-1]  # what follows the last token is not asked
+            places.append((len(prompt) - 1, *range(len(ids), len(ids) + len(body))))
+            ids += body
+            numbers += [number] * len(body)
+            owners.append(row)
+            pairs.append((prompt, completion))
+        rows.append(ids)
+        branches.append(numbers)
+    device = bundle.model.device
+    ids_, real = pad(rows, device)
+    hidden = bundle.model(ids_, attention_mask=real, branches=pad(branches, device)[0], last=0).hidden
+    states = hidden[
+        torch.tensor(owners, device=device)[:, None], pad(places, device)[0]
+    ]  # (pairs, longest, dim)
+    return dict(zip(pairs, _judge(bundle, states, [completion for _, completion in pairs]), strict=True))
 
 
 def _beginning(
