@@ -86,7 +86,7 @@ async def ask(server: Server, number: int, tokens: int) -> Stream:
         writer.write(f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
         async for line in reader:
             if line.startswith(b"data: [DONE]"):
-                found.is_whole = True
+                found.is_whole = bool(found.times)
             elif line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
                 found.times.append(time.perf_counter() - began)
         writer.close()
@@ -151,6 +151,7 @@ def main() -> None:
         port, threads = free_port(), str(options.threads)
         command = [options.peer, "-m", "llama_cpp.server", "--model", str(file), "--port", str(port)]
         command += ["--n_threads", threads, "--n_threads_batch", threads, "--n_ctx", "2048"]
+        command += ["--interrupt_requests", "false"]  # by default a new request cuts off the one under way
         servers.append(Server("llama.cpp", command, port, options.threads))
     lines = [
         f"{platform.machine()}, {options.threads} threads, {file.name}, {options.tokens} tokens an answer, greedy,"
