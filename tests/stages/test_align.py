@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 
@@ -133,16 +134,25 @@ def test_minutes_choose_how_much_is_learned(config, pot):
     assert long.loop.steps > 40 and long.loop.steps % 4 == 0
 
 
-def test_the_model_to_talk_to_is_an_aligned_one_only_if_it_clearly_wins():
+def test_the_model_to_talk_to_is_an_aligned_one_that_clearly_wins_and_answers_no_less():
     def entry(name, rating):
         return Entry(
             name, ("a",) * 30, (1,) * 30, {"gold": (rating,) * 30, "reward model": (5.0,) * 30}, None
         )
 
-    before = entry("sft", 1.0)
-    assert _liked_best(None) == "tuned"
-    assert _liked_best(Contest(("p",) * 30, (before, entry("dpo", 1.0), entry("ppo", 1.0)))) == "tuned"
-    assert _liked_best(Contest(("p",) * 30, (before, entry("dpo", 2.0), entry("ppo", 1.0)))) == "dpo"
+    def report(right):
+        answers = [SimpleNamespace(is_exact=n < right) for n in range(40)]
+        return SimpleNamespace(answers={"village/facts": answers})
+
+    def chosen(dpo, ppo, able=30):
+        found = Contest(("p",) * 30, (entry("sft", 1.0), entry("dpo", dpo), entry("ppo", ppo)))
+        return _liked_best(found, {"tuned": report(30), "dpo": report(able), "ppo": report(29)})
+
+    assert _liked_best(None, {}) == "tuned"
+    assert chosen(1.0, 1.0) == "tuned"
+    assert chosen(2.0, 1.0) == "dpo"
+    assert chosen(2.0, 1.0, able=10) == "tuned"
+    assert chosen(3.0, 2.0, able=10) == "ppo"
 
 
 def test_a_cook_may_end_with_instruction_tuning(config, tmp_path):

@@ -7,6 +7,7 @@ another in one folder. What is there and unchanged is kept; see `kitchen`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stockpot.config import Settings, to_toml
 from stockpot.data.sources import fingerprint_sources
 from stockpot.judge.harness import Report, evaluate
 from stockpot.judge.look import look
+from stockpot.judge.metrics import paired_difference
 from stockpot.run import Run
 from stockpot.stages.align import ALIGN_SHARE, VALIDATIONS, ContestConfig, align
 from stockpot.stages.assemble import Progress, silent
@@ -113,18 +115,30 @@ def cook(
     kitchen.report({"kind": "stage", "name": "report"})
     page = summarise(kitchen.folder, kitchen.state, reports, judged, seed=config.seed)
     kitchen.report({"kind": "note", "text": f"report: {page}"})
-    kitchen.report({"kind": "note", "text": f"to chat: stockpot chat {models[_liked_best(judged)]}"})
+    kitchen.report({"kind": "note", "text": f"to chat: stockpot chat {models[_liked_best(judged, reports)]}"})
     return Run.open(list(models.values())[-1])
 
 
-def _liked_best(judged: Contest | None) -> str:
-    """Name the model to talk to: the aligned one that wins most, if it clearly wins by the first judge; else the tuned one."""
+def _liked_best(judged: Contest | None, reports: Mapping[str, Report]) -> str:
+    """Name the model to talk to: the aligned one that wins most, of those that clearly win and answer no less; else the tuned one.
+
+    A model that learned to say that it does not know is liked, by those who would be told something wrong, but is of little use.
+    """
     if judged is None:
         return "tuned"
     judge = next(iter(judged.entries[0].ratings))
     wins = {one.model: judged.win_rate(one, judge) for one in judged.entries[1:]}
-    best = max(wins, key=lambda name: wins[name].value)
-    return best if wins[best].above_chance else "tuned"
+    able = [name for name in wins if wins[name].above_chance and not _lost(reports["tuned"], reports[name])]
+    return max(able, key=lambda name: wins[name].value, default="tuned")
+
+
+def _lost(before: Report, after: Report) -> bool:
+    """Tell whether a model clearly gives fewer exact answers to all questions together than another one did."""
+    first, second = (
+        [float(one.is_exact) for answers in report.answers.values() for one in answers]
+        for report in (before, after)
+    )
+    return paired_difference(first, second).high < 0
 
 
 def _asking_less(config: CookConfig, minutes: float | None) -> CookConfig:
