@@ -190,6 +190,7 @@ def _raise(kind: str, said: str) -> None:
     """Raise what the candidate raised: a built-in error by its name, anything else as a plain one."""
     known = getattr(builtins, kind, None)
     fits = isinstance(known, type) and issubclass(known, Exception)
+    said = said.removeprefix(f"{kind}: ") if fits else said
     raise known(said) if fits and known is not None else RuntimeError(said)
 
 

@@ -90,7 +90,7 @@ def _is_asked(file: TaskFile, id: str) -> bool:
 
 def _item(file: TaskFile, one: Fields, prompt: str, where: str) -> Item:
     common: dict[str, Any] = {
-        "id": one.id or where,
+        "id": one.id or Path(where).name,
         "question": one.question,
         "kind": one.kind,
         "prompt": prompt,

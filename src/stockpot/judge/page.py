@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from stockpot.durable import write_atomically
-from stockpot.judge.harness import Report, compare, reading
-from stockpot.judge.scoring import Answer, Row
+from stockpot.judge.harness import LOWER, Report, compare, reading
+from stockpot.judge.scoring import TWINS, Answer, Row
 
 __all__ = ["page_of", "write_page"]
 
@@ -87,10 +87,11 @@ def _table(rows: Sequence[Row]) -> str:
     for row in rows:
         e = row.estimate
         chance = "–" if e.chance is None else f"{e.chance:.2f}"
+        step = "–" if row.metric in (*TWINS, *LOWER) else f"{e.resolution:.4f}"
         lines.append(
             f"<tr><td>{html.escape(row.task)}</td><td>{html.escape(row.metric)}</td><td class=n>{e.value:.3f}</td>"
             f"<td class=n>{e.low:.3f} to {e.high:.3f}</td><td class=n>{chance}</td><td class=n>{e.n}</td>"
-            f"<td class=n>{e.resolution:.4f}</td></tr>"
+            f"<td class=n>{step}</td></tr>"
         )
     heads = "<th>task</th><th>measure</th><th>score</th><th>95 % interval</th><th>chance</th><th>items</th><th>step</th>"
     return f"<div class=scroll><table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"

@@ -286,7 +286,7 @@ def _item(record: Mapping[str, Any], where: str) -> Item:
     if choices and answer not in choices:
         raise DataError(f'{where}: the answer "{answer}" is not among the choices.', "Add it to the choices.")
     return Item(
-        id=str(record.get("id", where)),
+        id=str(record.get("id", Path(where).name)),
         question=question,
         answer=answer,
         choices=tuple(choices),
