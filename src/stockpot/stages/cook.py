@@ -120,7 +120,7 @@ def cook(
 
 
 def _liked_best(judged: Contest | None, reports: Mapping[str, Report]) -> str:
-    """Name the model to talk to: the aligned one that wins most, of those that clearly win and answer no less; else the tuned one.
+    """Name the model to talk to: the aligned one that wins most of those that clearly win and answer no less, or the tuned one.
 
     A model that learned to say that it does not know is liked, by those who would be told something wrong, but is of little use.
     """
