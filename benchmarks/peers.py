@@ -15,6 +15,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "drawing.py": ("diffusers",),
     "generate.py": ("transformers",),
     "judging.py": ("lm-eval", "transformers"),
+    "hosts.py": (),
     "post_training.py": ("trl", "peft", "transformers"),
     "pretraining.py": (),
     "quantised.py": ("llama-cpp-python", "transformers"),
@@ -26,6 +27,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 CLONES: dict[str, tuple[str, ...]] = {
     "images.py": ("none: the settings are compared with each other",),
+    "hosts.py": ("none: an undisturbed run of our own",),
     "pretraining.py": ("a clone of nanoGPT: --nanogpt PATH",),
     "serving.py": ("a Python that has llama-cpp-python[server]: --peer PYTHON",),
     "small_against_large.py": ("none: both sides are made here",),

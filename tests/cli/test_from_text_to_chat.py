@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from stockpot.cli.main import app
 from stockpot.config import build, read_recipe, shipped_recipes
+from stockpot.stages.cluster import PlanConfig, plan
 from stockpot.stages.cook import CookConfig
+from stockpot.stages.prepare import PrepareConfig
 from stockpot.stages.pretrain import PretrainConfig
 from stockpot.stages.sft import SFTConfig
 
@@ -103,6 +105,15 @@ def test_a_dry_run_measures_and_leaves_nothing(kitchen):
 @pytest.mark.parametrize("name", list(shipped_recipes()))
 def test_every_shipped_recipe_fits_its_stage(name):
     tables = set(read_recipe(name))
+    if "prepare" in tables:  # a recipe of steps, one command each
+        prepared = build(PrepareConfig, table="prepare", recipe_files=[name])
+        trained = build(PretrainConfig, table="pretrain", recipe_files=[name])
+        planned = plan(build(PlanConfig, table="plan", recipe_files=[name]))
+        assert prepared.shard_mib > 0
+        assert planned.layout is not None
+        assert planned.parameters == trained.shape_of_model(32_768).parameters()
+        assert planned.tokens == pytest.approx(trained.loop.steps * trained.loop.batch_tokens, rel=0.01)
+        return
     if tables == {"pretrain"}:
         assert build(PretrainConfig, table="pretrain", recipe_files=[name]).loop.steps > 0
     elif tables == {"sft"}:

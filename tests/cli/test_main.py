@@ -21,6 +21,7 @@ MADE = {
     *("train-tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "tune-prompt", "ai-feedback"),
     *("align-image", "train-draw", "rank"),
     "cook",
+    "prepare",
 }
 
 
@@ -48,6 +49,8 @@ def test_the_verbs_are_those_of_the_grammar():
         "probe",
         "emergence",
         "three-kinds",
+        "plan",
+        "sweep",
     }
     managed = {"inspect", "convert", "pull", "runs", "recipes", "doctor"}
     assert set(VERBS) == MADE | used | judged | managed

@@ -14,7 +14,7 @@ class Counted:
 
 def steps(sizes, tokens):
     feed, found = Feed([Counted(size) for size in sizes], tokens), []
-    while step := [batch.tokens for batch in feed.step()]:
+    while step := [batch.tokens for batch, _ in feed.step()]:
         found.append(step)
     return found
 
@@ -40,4 +40,4 @@ class Deciding(Counted):
 
 def test_batches_may_say_themselves_where_a_step_ends():
     feed = Feed([Deciding(5, False), Deciding(500, True), Deciding(1, True)], 20)
-    assert [[batch.tokens for batch in feed.step()] for _ in range(3)] == [[5, 500], [1], []]
+    assert [[batch.tokens for batch, _ in feed.step()] for _ in range(3)] == [[5, 500], [1], []]

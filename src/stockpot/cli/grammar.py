@@ -217,16 +217,27 @@ def _exit_codes(*, debug: bool) -> Iterator[None]:
         except (StockpotError, OSError, MemoryError) as error:
             if debug:
                 raise
-            print(_two_lines(error), file=sys.stderr)
+            if _may_tell():
+                print(_two_lines(error), file=sys.stderr)
             raise typer.Exit(1) from None
         except Exception as error:
             if debug or isinstance(error, _OF_TYPER):
                 raise
-            print(_unknown(error), file=sys.stderr)
+            if _may_tell():
+                print(_unknown(error), file=sys.stderr)
             raise typer.Exit(1) from None
 
 
 _OF_TYPER = (typer.Exit, typer.Abort, typer.BadParameter)
+
+
+def _may_tell() -> bool:
+    """Let one of the processes that torchrun started tell of an error, the first to meet it."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from stockpot.train.parallel import is_first_to_tell
+
+    return is_first_to_tell()
 
 
 def _two_lines(error: BaseException) -> str:

@@ -18,13 +18,14 @@ from stockpot.cli import (
     judge,
     make,
     manage,
+    scale,
     serving,
     study,
     use,
 )  # the verbs register themselves
 from stockpot.cli.grammar import app
 
-__all__ = ["app", "ask", "exchange", "judge", "main", "make", "manage", "serving", "study", "use"]
+__all__ = ["app", "ask", "exchange", "judge", "main", "make", "manage", "scale", "serving", "study", "use"]
 
 
 ORDER = ("Make", "Use", "Judge", "Manage")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     S = TypeVar("S", bound=Settings)
 
 __all__ = [
+    "Data",
+    "Maker",
     "ai_feedback",
     "align_image",
     "cook",
@@ -69,7 +71,7 @@ def train_tokenizer(
     from stockpot.stages.tokenizer import TokenizerConfig
     from stockpot.stages.tokenizer import train_tokenizer as stage
 
-    maker = _Maker("train-tokenizer", "tokenizer", flags)
+    maker = Maker("train-tokenizer", "tokenizer", flags)
     config = maker.settings(TokenizerConfig, {"data": data, "kind": kind, "vocab_size": vocab_size})
     if flags.dry_run:
         maker.print_plan(config)
@@ -250,7 +252,7 @@ def ai_feedback(
     from stockpot.stages.ai_feedback import FeedbackConfig
     from stockpot.stages.ai_feedback import ai_feedback as stage
 
-    maker = _Maker("ai-feedback", "ai_feedback", flags)
+    maker = Maker("ai-feedback", "ai_feedback", flags)
     config = maker.settings(FeedbackConfig, {"judge": judge, "data": data, "model": model})
     if flags.dry_run:
         maker.print_plan(config)
@@ -302,7 +304,7 @@ def cook(flags: Making, minutes: Minutes = None) -> None:
     from stockpot.stages.cook import CookConfig
     from stockpot.stages.cook import cook as stage
 
-    maker = _Maker("cook", None, flags, recipe="village")
+    maker = Maker("cook", None, flags, recipe="village")
     config = maker.settings(CookConfig, {})
     if flags.dry_run:
         maker.print_plan(config, minutes=minutes)
@@ -335,17 +337,17 @@ def _train(
         own: dotted key → value of the verb's own flags.
         plan: for a dry run: settles what the settings leave open and says what it takes; None: the general one.
     """
-    maker = _Maker(verb, verb, flags)
+    maker = Maker(verb, verb, flags)
     config = maker.settings(cls, own)
     if flags.dry_run:
         maker.print_plan(*(plan(config) if plan else (config,)))
         return
     if maker.is_first:
         maker.check_folder()
-    maker.make(lambda progress: stage(config, out=maker.out, resume=flags.resume, progress=progress))
+    maker.make(lambda progress: stage(config, out=maker.out, resume=maker.resume, progress=progress))
 
 
-class _Maker:
+class Maker:
     """What all makers do around their stage: settings, dry run, progress, how it ended.
 
     Args:
@@ -362,6 +364,9 @@ class _Maker:
         self.recipe = recipe
         self.out = flags.out or Path("runs") / (recipe or verb)
         self.is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+        # torchrun runs one command, at the start and after each failure: there it continues what there is, if anything.
+        restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        self.resume = flags.resume and not (restarts and not self.out.exists())
 
     def settings(self, cls: type[S], own: dict[str, Any]) -> S:
         """Merge recipe, ``--set`` and flags; a resumed run reads its own recipe unless another is named."""
@@ -389,7 +394,7 @@ class _Maker:
         """Refuse a folder in which the run could not start, before data is read."""
         from stockpot.run import check_folder
 
-        check_folder(self.out, stage=self.verb, resume=self.flags.resume)
+        check_folder(self.out, stage=self.verb, resume=self.resume)
 
     def make(
         self, stage: Callable[[show.Progress], Run | Path], ending: dict[str, Any] | None = None

@@ -7,7 +7,7 @@ is not counted. It knows nothing of text, files, models or losses.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -23,10 +23,15 @@ class _Movable:
     def to(self, device: torch.device | str) -> Self:
         """Return a copy whose tensors are on ``device``."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {
-            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor | _Movable)
-        }
+        moved = {name: _moved(value, device) for name, value in values.items()}
         return replace(self, **moved)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        is_pinned = value.device.type == "cpu" and torch.cuda.is_available() and value.is_pinned()
+        return value.to(device, non_blocking=is_pinned)
+    return value.to(device) if isinstance(value, _Movable) else value
 
 
 @dataclass

@@ -198,10 +198,13 @@ class PairLoader:
         pairs: what to walk.
         tokens: real tokens of a batch, at most; at least one pair.
         seed: decides the order.
+        rank: this process, from 0; process r takes the r-th of each ``world`` batches.
+        world: how many processes there are.
     """
 
-    def __init__(self, pairs: Pairs, *, tokens: int, seed: int = 0) -> None:
+    def __init__(self, pairs: Pairs, *, tokens: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         self.pairs, self._tokens, self._seed = pairs, tokens, seed
+        self._rank, self._world = rank, world
         self._place = _Place()
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
@@ -210,16 +213,20 @@ class PairLoader:
         return self
 
     def __next__(self) -> PreferenceBatch:
-        """Make the next batch; it ends with its epoch at the latest."""
+        """Make this process's next batch; it ends with its epoch at the latest."""
+        dealt = [self._deal() for _ in range(self._world)]
+        return self.pairs.batch(dealt[self._rank])
+
+    def _deal(self) -> list[int]:
         place = self._place
         order = self._epoch(place.epoch)
         chosen = _take(self.pairs, order, place.at, self._tokens)
         after = place.at + len(chosen)
         self._place = _Place(place.epoch + 1) if after >= len(order) else _Place(place.epoch, after)
-        return self.pairs.batch(chosen)
+        return chosen
 
     def state_dict(self) -> dict[str, Any]:
-        """Describe the place of the next batch; plain numbers and text."""
+        """Describe the place of the next batch of all processes; plain numbers and text."""
         return {"epoch": self._place.epoch, "at": self._place.at, "of": self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

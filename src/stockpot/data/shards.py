@@ -12,15 +12,9 @@ import contextlib
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +26,11 @@ from stockpot.data.encode import encode_texts
 from stockpot.data.store import TokenStore, id_type
 from stockpot.errors import DataError
 from stockpot.text.tokenizer import Tokenizer
+from stockpot.workers import in_order
 
-__all__ = ["is_shards", "open_shards", "write_shards"]
+__all__ = ["REPORT", "is_shards", "open_shards", "write_shards"]
 
-INDEX = "index.json"
+INDEX, REPORT = "index.json", "report.json"  # the report is of who made the texts
 FORMAT = "stockpot-shards-1"
 _AGAIN = "Free some space and run the same command again: finished shards are kept."
 
@@ -57,6 +52,7 @@ def write_shards(
     *,
     shard_mib: int = 32,
     workers: int = 1,
+    ray: str | None = None,
     done: Callable[[int], None] | None = None,
 ) -> Path:
     """Encode texts into shards; whole shards that an earlier, interrupted call has left are kept.
@@ -67,17 +63,19 @@ def write_shards(
         folder: where to; it must be new, empty or hold shards.
         shard_mib: text in a shard; decides the shards, so keep it when continuing.
         workers: processes that encode; more than one must be started from a guarded main module.
+        ray: address of a Ray cluster whose workers encode instead; all must see the folder.
         done: called with each finished shard's documents.
 
     Raises:
         DataError: if there is no text, the folder holds something else or is in use, or the disk is full.
+        ConfigError: if the Ray cluster is out of reach.
     """
     folder = Path(folder)
     with _only_writer(folder), _full_disk(folder):
         durable.clean(folder)
         jobs = _jobs(texts, tokenizer, folder, shard_mib << 20)
         written: list[dict[str, Any]] = []
-        for summary in _run(jobs, tokenizer, workers):
+        for summary in in_order(_shard, jobs, shared=tokenizer, workers=workers, ray=ray):
             written.append(summary)
             if done is not None:
                 done(summary["documents"])
@@ -163,55 +161,9 @@ def _digest(tokenizer: Tokenizer) -> Any:
     return hashlib.sha256(f"{FORMAT} {tokenizer.fingerprint}".encode())
 
 
-def _run(jobs: Iterator[_Job], tokenizer: Tokenizer, workers: int) -> Iterator[dict[str, Any]]:
-    """Yield each shard's summary in order; never more shards in flight than can be worked on."""
-    if workers < 2:
-        for job in jobs:
-            yield _finished(job) or _write(job, tokenizer)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer,)) as pool:
-        waiting: deque[Future[dict[str, Any]] | dict[str, Any]] = deque()
-        try:
-            for job in jobs:
-                waiting.append(_finished(job) or pool.submit(_work, job))
-                if len(waiting) > workers:
-                    yield _result(waiting.popleft())
-            while waiting:
-                yield _result(waiting.popleft())
-        except BrokenProcessPool:
-            raise DataError(
-                "A process that writes shards died, perhaps for want of memory.",
-                "Run the same command again with fewer workers: finished shards are kept.",
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _result(item: Future[dict[str, Any]] | dict[str, Any]) -> dict[str, Any]:
-    return item if isinstance(item, dict) else item.result()
-
-
-_tokenizer: Tokenizer | None = None  # of a worker process
-
-
-def _start_worker(tokenizer: Tokenizer) -> None:
-    """Keep the tokenizer, and leave when the parent dies, so that no orphan goes on writing."""
-    global _tokenizer
-    _tokenizer = tokenizer
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def leave(sentinel: int = parent.sentinel) -> None:
-            wait([sentinel])
-            os._exit(1)
-
-        threading.Thread(target=leave, daemon=True).start()
-
-
-def _work(job: _Job) -> dict[str, Any]:
-    assert _tokenizer is not None
-    return _write(job, _tokenizer)
+def _shard(job: _Job, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Write a shard, or recognise one that is finished; returns its summary."""
+    return _finished(job) or _write(job, tokenizer)
 
 
 def _write(job: _Job, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -293,7 +245,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
         raise DataError(
             f"{folder}: the folder cannot be made ({error.strerror}).", "Choose another."
         ) from None
-    own = {path.name for path in _own_files(folder)} | {INDEX}
+    own = {path.name for path in _own_files(folder)} | {INDEX, REPORT}
     strange = sorted(p.name for p in folder.iterdir() if p.name not in own and not p.name.startswith("."))
     if strange:
         raise DataError(

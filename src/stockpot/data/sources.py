@@ -1,7 +1,7 @@
 """Where records come from: files, directories, archives, the hub and the village.
 
 Opens every source as one stream of checked records of one kind. It decides nothing about tokens, and it never
-goes to a network unless a source says ``hf://``.
+goes to a network unless a source names a scheme (``hf://``, ``s3://`` …).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from stockpot.data.files import entries, find
 from stockpot.data.formats import Raw, read_entry
 from stockpot.data.reading import ReadConfig, ReadReport, shown
 from stockpot.data.records import FIELD_NAMES, Record, parse_record, text_of
+from stockpot.data.remote import fetched, find_remote, is_remote
 from stockpot.data.shards import INDEX, is_shards
 from stockpot.errors import DataError
 
@@ -40,6 +41,7 @@ def read_records(
 
     Args:
         sources: files, directories, patterns (``corpus/**/*.txt``), ``hf://owner/name[/config][@split]``,
+            what fsspec reads (``s3://…``, ``https://…``),
             ``village[:documents|chats|preferences|prompts][/val][:SEED[:COUNT]]``; ``/val``: what is kept from training.
         config: how to read them.
         report: counts what was read and what was not; None: only the log tells.
@@ -87,7 +89,7 @@ def fingerprint_sources(sources: Source | Sequence[Source]) -> list[dict[str, An
             part, split, seed, count = _parse_village(str(source))
             mark = "/val" if split == "val" else ""
             found.append({"path": f"village:{part}{mark}:{seed}:{count}", "version": VILLAGE_VERSION})
-        elif _is_hub(source):
+        elif _is_hub(source) or is_remote(source):
             found.append({"path": str(source)})
         elif is_shards(source):
             found.append(durable.fingerprint(Path(source) / INDEX) | {"path": str(source)})
@@ -110,15 +112,23 @@ def _read(sources: Source | Sequence[Source], config: ReadConfig, report: ReadRe
             yield from _checked(str(source), _village(str(source)), config, report)
         elif _is_hub(source):
             yield from _checked(str(source), _hub(str(source)), config, report)
+        elif is_remote(source):
+            for url in find_remote(str(source)):
+                with fetched(url) as path:
+                    yield from _of_file(path, config, report)
         else:
             for path in find(source):
-                for entry in entries(path, max_ratio=config.max_unpack_ratio, left_out=report.left_out):
-                    yield from _checked(entry.name, read_entry(entry, config, report), config, report)
+                yield from _of_file(path, config, report)
     report.judge(config)
     report.tell()
     if not report.records:
         names = ", ".join(map(str, named))[:200]
         raise DataError(f"There is no record in {names}: the data is empty.", "Give files with text in them.")
+
+
+def _of_file(path: Path, config: ReadConfig, report: ReadReport) -> Iterator[Record]:
+    for entry in entries(path, max_ratio=config.max_unpack_ratio, left_out=report.left_out):
+        yield from _checked(entry.name, read_entry(entry, config, report), config, report)
 
 
 def _checked(name: str, raw: Iterator[Raw], config: ReadConfig, report: ReadReport) -> Iterator[Record]:

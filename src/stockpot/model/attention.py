@@ -8,7 +8,7 @@ layers of a kind.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,14 @@ from stockpot.model import compiled
 from stockpot.model.cache import LayerCache
 from stockpot.model.config import StackConfig
 from stockpot.model.elementwise import turned_heads
+from stockpot.model.flex import attend_in_documents
 from stockpot.model.kernels import LONGEST, attend_in_blocks, trains_here
 from stockpot.model.linear import Linear
 from stockpot.model.norms import RMSNorm, normalise
 from stockpot.model.positions import rotate
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 __all__ = ["CrossAttention", "SelfAttention", "Trace", "View", "attend", "attend_openly"]
 
@@ -40,11 +44,13 @@ class View(NamedTuple):
             ``(batch or 1, heads, seq, keys)``; ``None``: no restriction but ``causal``.
         causal: queries and keys are the same positions, and later ones are hidden; a mask hides them too.
         rotary: angles ``(batch or 1, seq, 1, 2 * rotary_dim)`` of the queries' positions.
+        blocks: what is seen, for FlexAttention, instead of a mask.
     """
 
     mask: Tensor | None = None
     causal: bool = False
     rotary: Tensor | None = None
+    blocks: BlockMask | None = None
 
 
 @dataclass
@@ -83,6 +89,8 @@ def attend(
     """
     heads, kv_heads, seq = queries.shape[1], keys.shape[1], queries.shape[2]
     mask = view.mask
+    if view.blocks is not None:
+        return attend_in_documents(queries, keys, values, view.blocks, scale=scale)
     if not dropout and trains_here(queries) and keys.shape[2] <= LONGEST and _is_common(mask):
         return attend_in_blocks(queries, keys, values, mask=mask, causal=view.causal, scale=scale)
     if seq == 1 and heads != kv_heads and (mask is None or mask.shape[1] == 1):

@@ -300,8 +300,12 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        flat, q_gain, k_gain, *_ = ctx.saved_tensors  # the others stay alive with these
+        flat, q_gain, k_gain, angles, mask, placed, mixed, floats = ctx.saved_tensors
         facts: AttentionFacts = ctx.facts
+        _point(facts, flat, q_gain, k_gain, angles, floats)
+        facts.mask, facts.mixed = _at(mask), _at(mixed)
+        facts.q, facts.k, facts.v = _places(placed, facts)
+        facts.log_sums = _at(floats) + 4 * facts.batch * facts.seq * (facts.heads + facts.kv_heads)
         slope, apart = slope.contiguous(), torch.empty_like(flat)
         facts.slope = _at(slope)
         facts.to_q, facts.to_k, facts.to_v = _places(apart, facts)
@@ -335,8 +339,9 @@ class _Place(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        flat, q_gain, k_gain, *_ = ctx.saved_tensors
+        flat, q_gain, k_gain, angles, norms = ctx.saved_tensors
         facts: AttentionFacts = ctx.facts
+        _point(facts, flat, q_gain, k_gain, angles, norms)
         slopes = tuple(slope.contiguous() for slope in slopes)
         facts.to_q, facts.to_k, facts.to_v = (_at(slope) for slope in slopes)
         return (*_unplace(facts, flat, q_gain, k_gain), *[None] * 4)
@@ -360,6 +365,19 @@ def _facts(
         facts.angle_type, facts.angle_rows = TYPES[angles.dtype], angles.shape[0]
         facts.angles, facts.rotary_dim = _at(angles), angles.shape[-1] // 2
     return facts
+
+
+def _point(
+    facts: AttentionFacts,
+    flat: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    angles: Tensor | None,
+    norms: Tensor,
+) -> None:
+    """Say anew where things lie: a sharded weight is gathered again for the way back, a layer may be computed again."""
+    facts.qkv, facts.q_gain, facts.k_gain = _at(flat), _at(q_gain), _at(k_gain)
+    facts.angles, facts.norms = _at(angles), _at(norms)
 
 
 def _places(room: Tensor, facts: AttentionFacts) -> tuple[int, int, int]:

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stockpot.model.attention import Trace, View
 from stockpot.model.cache import CacheStep, KVCache, LayerCache
 from stockpot.model.config import ABSOLUTE, StackConfig
+from stockpot.model.flex import document_blocks
 from stockpot.model.layers import Block
 from stockpot.model.masks import branch_positions, document_positions, real_positions, visible
 from stockpot.model.norms import make_norm
@@ -62,6 +64,10 @@ class Stack(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = (
+            False  # in training: keep only what enters a layer, and compute the layer again on the way back
+        )
+        self.flex = False  # in training on a GPU: documents by FlexAttention instead of a mask
         self.positions = nn.Embedding(config.context, config.dim) if config.position == "learned" else None
         self.relative = RelativeBias(config) if config.position == "relative" else None
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
@@ -101,7 +107,13 @@ class Stack(nn.Module):
         if branches is not None:
             call = call._replace(branches=branches, places=branch_positions(documents, branches))
         x = self._enter(x, call)
-        views = {window: self._view(call, window, x) for window in dict.fromkeys(self.config.windows)}
+        flex = self.flex and x.is_cuda and trace is None and cache is None and torch.is_grad_enabled()
+        views = {
+            window: self._blocks(call, window, x)
+            if flex and self._suits_blocks(call)
+            else self._view(call, window, x)
+            for window in dict.fromkeys(self.config.windows)
+        }
         memory_view = View(mask=memory_mask)
         if trace is not None:
             trace.clear()
@@ -109,7 +121,10 @@ class Stack(nn.Module):
         for index, layer in enumerate(self.layers):
             store = None if cache is None or call.step is None else LayerCache(cache, index, call.step)
             view = views[self.config.windows[index]]
-            x = layer(x, view, memory=memory, memory_view=memory_view, store=store, trace=trace)
+            if self.recompute and store is None and trace is None and torch.is_grad_enabled():
+                x = checkpoint(layer, x, view, memory=memory, memory_view=memory_view, use_reentrant=False)
+            else:
+                x = layer(x, view, memory=memory, memory_view=memory_view, store=store, trace=trace)
             if trace is not None:
                 trace.hidden.append(x)
         if cache is not None and call.step is not None:
@@ -182,6 +197,25 @@ class Stack(nn.Module):
             mask = self._bias(keys[:, None, :] - queries[:, :, None], mask, x)
         only_back = self.config.attends == "causal" and call.step is None
         return View(mask=mask, causal=only_back, rotary=rotary)
+
+    def _suits_blocks(self, call: _Call) -> bool:
+        """Tell whether what is seen follows from documents and branches alone."""
+        config = self.config
+        return (
+            call.documents is not None
+            and call.open_ is None
+            and config.position not in ("alibi", "relative")
+            and config.attention_softcap is None
+            and not (config.dropout and self.training)
+            and (call.branches is None or set(config.windows) == {None})
+        )
+
+    def _blocks(self, call: _Call, window: int | None, x: Tensor) -> View:
+        """Work out what the layers with this window see, in blocks."""
+        assert call.documents is not None  # ``_suits_blocks`` has looked
+        causal = self.config.attends != "bidirectional"
+        blocks = document_blocks(call.documents, call.branches, causal=causal, window=window)
+        return View(causal=causal, rotary=self._rotary(call, window, x), blocks=blocks)
 
     def _bias(self, distance: Tensor, seen: Tensor | None, x: Tensor) -> Tensor:
         """Score distances ``(rows, seq, keys)`` per head, and hide what is not seen."""

@@ -19,6 +19,7 @@ from torch import nn
 
 from stockpot import device as machine
 from stockpot.bundle import Bundle
+from stockpot.config import to_toml
 from stockpot.data.sources import fingerprint_sources
 from stockpot.errors import ConfigError
 from stockpot.model.adapters import LoRA, attach, has_adapters
@@ -27,7 +28,7 @@ from stockpot.run import Run
 from stockpot.text.chat import ChatTemplate
 from stockpot.train.loop import LoopConfig
 from stockpot.train.losses import LossFn
-from stockpot.train.parallel import Group
+from stockpot.train.parallel import Group, ParallelConfig, joined
 from stockpot.train.schedule import Schedule
 from stockpot.weights.store import load, save, save_adapter
 
@@ -39,12 +40,14 @@ __all__ = [
     "as_sources",
     "begin_tuning",
     "checkpoint_writer",
+    "heard",
     "mean_metrics",
     "micro_batch_for",
     "note_tuning",
     "open_to_tune",
     "shared_run",
     "silent",
+    "together",
     "tokens_at_once",
     "with_steps",
 ]
@@ -154,15 +157,34 @@ def with_steps(loop: LoopConfig, passes: float | None, tokens: int) -> LoopConfi
     return loop.model_copy(update={"steps": steps})
 
 
+def together(device: torch.device, out: str | Path, work: Callable[[Group], Run]) -> Run:
+    """Do a stage's work on every process that torchrun started, and return the run as the first process left it."""
+    with joined(device) as group:
+        run = work(group)
+    return run if group.is_first else Run.open(out)
+
+
+def heard(group: Group, progress: Progress | None) -> Progress:
+    """Let the first process speak only."""
+    return progress if progress is not None and group.is_first else silent
+
+
 @contextmanager
 def shared_run(group: Group, out: str | Path, **how: Any) -> Iterator[Run]:
     """Open the run of all processes: the first makes it and writes, the others only read.
+
+    A run may be resumed with the model laid out otherwise.
 
     Args:
         group: the processes.
         out: the run folder.
         how: as for `Run.create`.
+
+    Raises:
+        ConfigError: if the processes were started with different settings.
     """
+    group.agree(settings=to_toml(how["recipe"]))
+    how["may_change"] = [f"{how['stage']}.loop.parallel.{name}" for name in ParallelConfig.model_fields]
     if not group.is_first:
         group.wait()
         yield Run.open(out)
@@ -238,8 +260,12 @@ def begin_tuning(config: Tuned, *, verb: str) -> tuple[Bundle, torch.device]:
     return open_to_tune(config.model, config.template, verb=verb), device
 
 
-def note_tuning(run: Run, config: Tuned, model: ModelConfig, trained: int, **facts: Any) -> None:
+def note_tuning(
+    group: Group, run: Run, config: Tuned, model: ModelConfig, trained: int, **facts: Any
+) -> None:
     """Write into a run's manifest what every stage that tunes says: data, seed, and how many parameters are trained."""
+    if not group.is_first:
+        return
     run.note(
         data=fingerprint_sources(config.data),
         seed=config.seed,
@@ -268,11 +294,13 @@ def checkpoint_writer(bundle: Bundle, *, merged: bool = False) -> Callable[[Path
 def adapt(model: nn.Module, adapter: LoRA | None, loop: LoopConfig, device: torch.device) -> int:
     """Attach an adapter if one is asked for; return how many parameters are trained.
 
-    Frozen matrices are kept in the type of products, so that no step has to cast them.
+    Frozen matrices are kept in the type of products, so that no step has to cast them; where they are split over
+    processes, the way they are gathered does that.
     """
     if adapter is None:
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return attach(model, adapter, frozen_dtype=machine.pick_dtype(device, loop.dtype))
+    dtype = None if loop.parallel.kind == "fsdp" else machine.pick_dtype(device, loop.dtype)
+    return attach(model, adapter, frozen_dtype=dtype)
 
 
 def mean_metrics(batches: Iterable[Any], loss_fn: LossFn) -> Callable[[nn.Module], dict[str, float]]:

@@ -31,6 +31,7 @@ from stockpot.run import Run
 from stockpot.stages.assemble import GentleLoop, Progress, as_settings, as_sources
 from stockpot.train.log_probs import label_log_probs
 from stockpot.train.loop import LoopConfig
+from stockpot.train.parallel import Group
 
 __all__ = ["ComparisonConfig", "Comparisons", "autocast", "read_comparisons", "with_reference"]
 
@@ -128,7 +129,13 @@ def autocast(device: torch.device, loop: LoopConfig) -> Iterator[None]:
 
 
 def with_reference(
-    sides: tuple[Pairs, Pairs], model: Callable[[], Transformer], run: Run, *, loop: LoopConfig, tokens: int
+    sides: tuple[Pairs, Pairs],
+    model: Callable[[], Transformer],
+    run: Run,
+    group: Group,
+    *,
+    loop: LoopConfig,
+    tokens: int,
 ) -> tuple[Pairs, Pairs]:
     """Give comparisons their log-probabilities under the reference: those kept in the run, or computed and kept now.
 
@@ -136,18 +143,20 @@ def with_reference(
         sides: to train on and to validate on.
         model: opens the reference.
         run: keeps them.
+        group: the processes; the first one computes for all.
         loop: the number type of products.
         tokens: real tokens of a forward pass.
     """
     file = run.path / REFERENCE
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     named = [pairs.fingerprint for pairs in sides]
-    if known.get("of") != named:
+    if group.is_first and known.get("of") != named:
         reference = model()
         values = [_log_probs(pairs, reference, loop, tokens) for pairs in sides]
         known = {"of": named, "log_probs": [one.tolist() for one in values]}
         write_atomically(file, json.dumps(known))
-    first, second = (np.array(one, np.float32).reshape(-1, 2) for one in known["log_probs"])
+    said = group.from_first(lambda: known["log_probs"])
+    first, second = (np.array(one, np.float32).reshape(-1, 2) for one in said)
     return replace(sides[0], reference=first), replace(sides[1], reference=second)
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -26,9 +27,11 @@ from stockpot.stages.assemble import (
     adapt,
     begin_tuning,
     checkpoint_writer,
+    heard,
     mean_metrics,
     note_tuning,
-    silent,
+    shared_run,
+    together,
     tokens_at_once,
     with_steps,
 )
@@ -37,6 +40,7 @@ from stockpot.stages.drift import Drift, DriftConfig, open_reference
 from stockpot.stages.prompts import read_prompts
 from stockpot.stages.rewards import reward_from
 from stockpot.train.loop import fit
+from stockpot.train.parallel import Group
 from stockpot.train.preference import PreferenceConfig, preference_loss
 from stockpot.train.rollouts import Asked
 from stockpot.weights.store import load, load_model
@@ -66,9 +70,21 @@ def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: P
         ConfigError, DataError, CheckpointError: before any work, if something does not fit.
         TrainError: if training cannot go on.
     """
-    report = progress or silent
     bundle, device = begin_tuning(config, verb="dpo")
     _check_reference(config, bundle)
+    return together(device, out, partial(_dpo, config, bundle, device, Path(out), resume, progress))
+
+
+def _dpo(
+    config: DPOConfig,
+    bundle: Bundle,
+    device: torch.device,
+    out: Path,
+    resume: bool,
+    progress: Progress | None,
+    group: Group,
+) -> Run:
+    report, place = heard(group, progress), group.place
     found = read_comparisons(config, bundle, report)
     config = config.model_copy(
         update={"loop": with_steps(config.loop, config.passes, found.train.tokens), "passes": None}
@@ -77,13 +93,15 @@ def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: P
     tokens = tokens_at_once(config.loop, model.config, device, config.adapter)
     loss_fn = partial(preference_loss, config=config)
     asked = _asked(config, bundle, found.held_out, report)
-    with Run.create(out, stage="dpo", recipe={"dpo": config}, parent=config.model, resume=resume) as run:
+    how = {"stage": "dpo", "recipe": {"dpo": config}, "parent": config.model, "resume": resume}
+    with shared_run(group, out, **how) as run:
         sides = (found.train, found.held_out)
         opened = _reference_opener(config, model)
         if config.needs_reference:
-            sides = with_reference(sides, opened, run, loop=config.loop, tokens=tokens)
+            sides = with_reference(sides, opened, run, group, loop=config.loop, tokens=tokens)
         trained = adapt(model, config.adapter, config.loop, device)
         note_tuning(
+            group,
             run,
             config,
             model.config,
@@ -98,13 +116,13 @@ def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: P
             max_tokens=config.max_tokens,
             seed=config.seed,
             ratings={} if config.gold is None else {"gold": reward_from(config.gold, device=device)},
-            folder=run.path / "samples",
+            folder=run.path / "samples" if group.is_first else None,
             measured=len(run.series("val/kl")) if resume else 0,
         )
         validate = _validation(mean_metrics(FixedPairs(sides[1], tokens=tokens), loss_fn), drift, report)
         fit(
             model,
-            PairLoader(sides[0], tokens=tokens, seed=config.seed),
+            PairLoader(sides[0], tokens=tokens, seed=config.seed, rank=place.rank, world=place.world),
             loss_fn,
             config.loop,
             run=run,
@@ -114,7 +132,7 @@ def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: P
             progress=report,
         )
         accuracy = _accuracy(run, sides[1])
-        if accuracy is not None:
+        if accuracy is not None and group.is_first:
             run.note(accuracy=asdict(accuracy))
             report({"kind": "note", "text": f"held-out comparisons told apart: {accuracy}"})
     return run

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -29,8 +29,10 @@ from stockpot.stages.assemble import (
     as_sources,
     begin_tuning,
     checkpoint_writer,
+    heard,
     note_tuning,
-    silent,
+    shared_run,
+    together,
     tokens_at_once,
 )
 from stockpot.stages.comparisons import autocast
@@ -38,6 +40,7 @@ from stockpot.stages.drift import Drift, DriftConfig, open_reference
 from stockpot.stages.prompts import read_prompts
 from stockpot.stages.rewards import reward_from, weighted
 from stockpot.train.loop import fit
+from stockpot.train.parallel import Group
 from stockpot.train.policy import ActorCritic, Baseline
 from stockpot.train.rollouts import Asked, Reply, Reward, RolloutConfig, Rollouts
 
@@ -125,7 +128,7 @@ def ppo(
         ConfigError, DataError, CheckpointError: before any work, if something does not fit.
         TrainError: if a reward is no number, or the policy collapses.
     """
-    return _learn("ppo", config, out, reward, resume, progress or silent)
+    return _learn("ppo", config, out, reward, resume, progress)
 
 
 def grpo(
@@ -137,28 +140,42 @@ def grpo(
     progress: Progress | None = None,
 ) -> Run:
     """Learn from comparing answers to the same prompt; arguments and errors as for `ppo`."""
-    return _learn("grpo", config, out, reward, resume, progress or silent)
+    return _learn("grpo", config, out, reward, resume, progress)
 
 
 def _learn(
-    stage: str, config: PPOConfig, out: str | Path, reward: Reward | None, resume: bool, report: Progress
+    stage: str,
+    config: PPOConfig,
+    out: str | Path,
+    reward: Reward | None,
+    resume: bool,
+    progress: Progress | None,
 ) -> Run:
     bundle, device = begin_tuning(config, verb=stage)
-    policy = bundle.model.to(device)
     rewards = _rewards(config, reward, stage, device)
+    how = {"stage": stage, "recipe": {stage: config}, "parent": config.model, "resume": resume}
+    return together(device, out, partial(_act, config, bundle, device, Path(out), how, progress, rewards))
+
+
+def _act(
+    config: PPOConfig,
+    bundle: Bundle,
+    device: torch.device,
+    out: Path,
+    how: dict[str, Any],
+    progress: Progress | None,
+    rewards: Reward,
+    group: Group,
+) -> Run:
+    report, resume = heard(group, progress), bool(how["resume"])
+    policy = bundle.model.to(device)
     gold = None if config.gold is None else reward_from(config.gold, device=device)
     asked = read_prompts(config.data, bundle, config.max_tokens, report)
     watched = _watched(config, bundle, asked, report)
     trained = adapt(policy, config.adapter, config.loop, device)
     model = ActorCritic(policy) if config.baseline == "value" else policy
-    with Run.create(out, stage=stage, recipe={stage: config}, parent=config.model, resume=resume) as run:
-        note_tuning(
-            run,
-            config,
-            policy.config,
-            trained,
-            prompts=len(asked),
-        )
+    with shared_run(group, out, **how) as run:
+        note_tuning(group, run, config, policy.config, trained, prompts=len(asked))
         rollouts = Rollouts(
             bundle,
             model,
@@ -171,6 +188,7 @@ def _learn(
             gold=gold,
             autocast=partial(autocast, device, config.loop),
             note=partial(_write_samples, run.path / "samples"),
+            group=group,
         )
         fit(
             model,
@@ -178,7 +196,7 @@ def _learn(
             rollouts.loss,
             config.loop,
             run=run,
-            validate=_validation(config, bundle, watched, rewards, gold, run, resume),
+            validate=_validation(config, bundle, watched, rewards, gold, run, resume, group),
             save=checkpoint_writer(bundle),
             resume=resume,
             progress=report,
@@ -194,6 +212,7 @@ def _validation(
     gold: Reward | None,
     run: Run,
     resume: bool,
+    group: Group,
 ) -> Callable[[nn.Module], dict[str, float]] | None:
     """Return what answers the watched prompts and has the answers rated; None: nothing is watched."""
     if not watched:
@@ -205,7 +224,7 @@ def _validation(
         max_tokens=config.max_tokens,
         seed=config.seed,
         ratings={"reward": reward} | ({} if gold is None else {"gold": gold}),
-        folder=run.path / "samples" / "validation",
+        folder=run.path / "samples" / "validation" if group.is_first else None,
         measured=len(run.series("val/kl")) if resume else 0,
     )
     return lambda _: drift.measure()

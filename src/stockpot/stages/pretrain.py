@@ -24,13 +24,14 @@ from stockpot.model.config import ModelConfig
 from stockpot.model.transformer import Transformer
 from stockpot.run import Run
 from stockpot.stages.assemble import (
+    MICRO_BATCH_TOKENS,
     Progress,
     as_sources,
     checkpoint_writer,
+    heard,
     mean_metrics,
     micro_batch_for,
     shared_run,
-    silent,
 )
 from stockpot.stages.record import sample_writer, write_page
 from stockpot.stages.sizes import (
@@ -40,6 +41,7 @@ from stockpot.stages.sizes import (
     estimate,
     fit_budget,
     sized,
+    tokens_that_fit,
     training_speed,
 )
 from stockpot.text.tokenizer import Tokenizer
@@ -127,7 +129,7 @@ def pretrain(
     """
     device = machine.pick_device(config.device)
     with joined(device) as group:
-        report = progress if progress and group.is_first else silent
+        report = heard(group, progress)
         if config.minutes is not None:
             config, plan = _planned(config, group)
             report({"kind": "note", "text": str(plan)})
@@ -136,12 +138,14 @@ def pretrain(
         bundle.model.to(device)
         store = open_corpus(config.data, bundle.tokenizer, reading=config.reading)
         train, held_out = store.split(config.val_share, seed=config.seed)
-        batches, validation = _batches(config, bundle, train, held_out, group.place)
+        loss_fn = _loss(config, bundle, device)
+        fits = partial(tokens_that_fit, loop=config.loop, processes=group.place.world, device=device)
+        at_once = min(group.gather_objects(fits(bundle.model, loss_fn)))
+        batches, validation = _batches(config, bundle, train, held_out, group.place, at_once)
         how = {"stage": "pretrain", "recipe": {"pretrain": config}, "parent": config.start, "resume": resume}
         with shared_run(group, out, **how) as run:
             if group.is_first:
                 _note(run, config, bundle, train, held_out, report)
-            loss_fn = _loss(config, bundle, device)
             fit(
                 bundle.model,
                 batches,
@@ -278,11 +282,16 @@ def _loss(config: PretrainConfig, bundle: Bundle, device: torch.device) -> LossF
 
 
 def _batches(
-    config: PretrainConfig, bundle: Bundle, train: TokenStore, held_out: TokenStore, place: World
+    config: PretrainConfig,
+    bundle: Bundle,
+    train: TokenStore,
+    held_out: TokenStore,
+    place: World,
+    at_once: int = MICRO_BATCH_TOKENS,
 ) -> tuple[Loader, FixedBatches]:
     """Give each process its share of the rows; all of them validate on the same ones."""
     context = bundle.model.config.context
-    rows, _ = micro_batch_for(config.loop.batch_tokens, context, processes=place.world)
+    rows, _ = micro_batch_for(config.loop.batch_tokens, context, at_once, processes=place.world)
     settings = LoaderConfig(context=context, micro_batch=rows, pack=config.pack, seed=config.seed)
     aim = objective(
         config.objective, bundle.tokenizer, two_stacks=bundle.model.config.shape == "encoder_decoder"

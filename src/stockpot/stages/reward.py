@@ -29,14 +29,17 @@ from stockpot.stages.assemble import (
     adapt,
     begin_tuning,
     checkpoint_writer,
+    heard,
     mean_metrics,
     note_tuning,
-    silent,
+    shared_run,
+    together,
     tokens_at_once,
     with_steps,
 )
 from stockpot.stages.comparisons import ComparisonConfig, autocast, read_comparisons
 from stockpot.train.loop import fit
+from stockpot.train.parallel import Group
 from stockpot.train.preference import answer_rewards, reward_loss
 from stockpot.weights.store import load_model
 
@@ -69,8 +72,20 @@ def reward(
         ConfigError, DataError, CheckpointError: before any work, if something does not fit.
         TrainError: if training cannot go on.
     """
-    report = progress or silent
     bundle, device = begin_tuning(config, verb="reward")
+    return together(device, out, partial(_reward, config, bundle, device, Path(out), resume, progress))
+
+
+def _reward(
+    config: RewardConfig,
+    bundle: Bundle,
+    device: torch.device,
+    out: Path,
+    resume: bool,
+    progress: Progress | None,
+    group: Group,
+) -> Run:
+    report, place = heard(group, progress), group.place
     found = read_comparisons(config, bundle, report)
     config = config.model_copy(
         update={"loop": with_steps(config.loop, config.passes, found.train.tokens), "passes": None}
@@ -82,10 +97,10 @@ def reward(
         trained += sum(p.numel() for p in model.value_head.requires_grad_(True).parameters())
     tokens = tokens_at_once(config.loop, model.config, device, config.adapter, weighs=False)
     loss_fn = partial(reward_loss, margin_weight=config.margin_weight, centre_weight=config.centre_weight)
-    with Run.create(
-        out, stage="reward", recipe={"reward": config}, parent=config.model, resume=resume
-    ) as run:
+    how = {"stage": "reward", "recipe": {"reward": config}, "parent": config.model, "resume": resume}
+    with shared_run(group, out, **how) as run:
         note_tuning(
+            group,
             run,
             config,
             model.config,
@@ -95,7 +110,7 @@ def reward(
         )
         fit(
             model,
-            PairLoader(found.train, tokens=tokens, seed=config.seed),
+            PairLoader(found.train, tokens=tokens, seed=config.seed, rank=place.rank, world=place.world),
             loss_fn,
             config.loop,
             run=run,
@@ -104,6 +119,8 @@ def reward(
             resume=resume,
             progress=report,
         )
+        if not group.is_first:
+            return run
         best = load_model(run.model_path, device=device, dtype="float32")
         with autocast(device, config.loop):
             figures = judged(_gaps(best, found.held_out, tokens))

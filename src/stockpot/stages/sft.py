@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import Field, field_validator
 
+from stockpot.bundle import Bundle
 from stockpot.config import Settings
 from stockpot.data.corpus import open_corpus
 from stockpot.data.corrupt import causal
@@ -23,15 +24,18 @@ from stockpot.stages.assemble import (
     as_sources,
     begin_tuning,
     checkpoint_writer,
+    heard,
     mean_metrics,
     micro_batch_for,
     note_tuning,
-    silent,
+    shared_run,
+    together,
     tokens_at_once,
 )
 from stockpot.stages.record import sample_writer, write_page
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import next_token_loss
+from stockpot.train.parallel import Group
 
 __all__ = ["SFTConfig", "sft"]
 
@@ -80,8 +84,20 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
         ConfigError, DataError, CheckpointError: before any work, if something does not fit.
         TrainError: if training cannot go on.
     """
-    report = progress or silent
     bundle, device = begin_tuning(config, verb="sft")
+    return together(device, out, partial(_sft, config, bundle, device, Path(out), resume, progress))
+
+
+def _sft(
+    config: SFTConfig,
+    bundle: Bundle,
+    device: torch.device,
+    out: Path,
+    resume: bool,
+    progress: Progress | None,
+    group: Group,
+) -> Run:
+    report, place = heard(group, progress), group.place
     model = bundle.model.to(device)
     trained = adapt(model, config.adapter, config.loop, device)
     longest = config.context or model.config.context
@@ -91,7 +107,7 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
     context = config.context or min(longest, max(ROW_TOKENS, int(store.lengths.max())))
     train, held_out = store.split(config.val_share, seed=config.seed)
     at_once = tokens_at_once(config.loop, model.config, device, config.adapter, weighs=False)
-    rows, _ = micro_batch_for(config.loop.batch_tokens, context, at_once)
+    rows, _ = micro_batch_for(config.loop.batch_tokens, context, at_once, processes=place.world)
     settings = LoaderConfig(context=context, micro_batch=rows, seed=config.seed)
     aim = causal(bundle.tokenizer)
     limit = max(1, config.val_tokens // (rows * context))
@@ -99,19 +115,15 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
     loss_fn = partial(
         next_token_loss, byte_lengths=torch.from_numpy(bundle.tokenizer.byte_lengths).to(device)
     )
-    with Run.create(out, stage="sft", recipe={"sft": config}, parent=config.model, resume=resume) as run:
-        note_tuning(
-            run,
-            config,
-            model.config,
-            trained,
-            tokens={"train": train.tokens, "validation": held_out.tokens},
-        )
+    how = {"stage": "sft", "recipe": {"sft": config}, "parent": config.model, "resume": resume}
+    with shared_run(group, out, **how) as run:
+        tokens = {"train": train.tokens, "validation": held_out.tokens}
+        note_tuning(group, run, config, model.config, trained, tokens=tokens)
         text = f"{train.documents:,} records, {train.tokens:,} tokens, {trained:,} parameters to train"
         report({"kind": "note", "text": text})
         fit(
             model,
-            Loader(train, settings, aim),
+            Loader(train, settings, aim, rank=place.rank, world=place.world),
             loss_fn,
             config.loop,
             run=run,
@@ -120,5 +132,6 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
             resume=resume,
             progress=sample_writer(run, bundle, validation, report),
         )
-        write_page(run, bundle, config)
+        if group.is_first:
+            write_page(run, bundle, config)
     return run

@@ -15,14 +15,25 @@ from typing import Any
 import torch
 
 from stockpot.data.batch import Batch
+from stockpot.device import pick_dtype, synchronize
 from stockpot.errors import ConfigError
 from stockpot.model.config import ModelConfig, StackConfig, decoder, encoder, encoder_decoder
 from stockpot.model.transformer import Transformer
 from stockpot.stages.assemble import MICRO_BATCH_TOKENS, micro_batch_for
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import LossFn, masked_token_loss, next_token_loss, sequence_to_sequence_loss
+from stockpot.train.room import most_rows
 
-__all__ = ["DEPTHS", "TOKENS_PER_PARAMETER", "Plan", "estimate", "fit_budget", "sized", "training_speed"]
+__all__ = [
+    "DEPTHS",
+    "TOKENS_PER_PARAMETER",
+    "Plan",
+    "estimate",
+    "fit_budget",
+    "sized",
+    "tokens_that_fit",
+    "training_speed",
+]
 
 SHAPES = {"decoder": decoder, "encoder": encoder, "encoder_decoder": encoder_decoder}
 TOKENS_PER_PARAMETER = 20.0  # Hoffmann et al. 2022, arXiv:2203.15556, table 3
@@ -124,6 +135,33 @@ def training_speed(model: ModelConfig, *, loop: LoopConfig, device: torch.device
     events: list[dict[str, Any]] = []
     fit(network, batches, loss_fn, short, progress=events.append)
     return max(float(event["tokens_per_s"]) for event in events[1:])  # the first step pays for set-up
+
+
+def tokens_that_fit(
+    network: Transformer, loss_fn: LossFn, *, loop: LoopConfig, processes: int, device: torch.device
+) -> int:
+    """Find the tokens that a GPU computes at once, by trying forward and backward passes; a processor has a fixed number.
+
+    The random state and the weights are left alone. A split model is tried whole, so what is found is on the safe side.
+    """
+    if device.type != "cuda":
+        return MICRO_BATCH_TOKENS
+    model, dtype = network.config, pick_dtype(device, loop.dtype)
+    context = model.context
+
+    def step(rows: int) -> None:
+        ids = torch.zeros((rows, context), dtype=torch.long, device=device)
+        source = {"source": ids} if model.shape == "encoder_decoder" else {}
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            total = loss_fn(network, Batch(ids, ids, **source)).total
+        total.backward()  # type: ignore[no-untyped-call]
+        for parameter in network.parameters():
+            parameter.grad = None
+        synchronize(device)
+
+    most = max(1, loop.batch_tokens // processes // context)
+    with torch.random.fork_rng([device]):
+        return most_rows(step, most, device=device) * context
 
 
 def fit_budget(

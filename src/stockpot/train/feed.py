@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from stockpot.errors import DataError
+from stockpot.train.parallel import Group
 
 __all__ = ["Feed"]
 
@@ -20,26 +21,30 @@ class Feed:
     Args:
         batches: each has ``tokens``; one that has ``ends_step`` says so itself whether a step ends with it. With
             ``state_dict`` and ``load_state_dict`` a place is taken up at once; without, what was seen before it is read over.
-        tokens: a step takes as many micro-batches as come nearest to this many real tokens, at least one.
+        tokens: a step takes as many rounds as come nearest to this many real tokens, at least one; a round is one
+            micro-batch on each process.
+        group: the processes; a step has equally many micro-batches on each.
     """
 
-    def __init__(self, batches: Iterable[Any], tokens: float) -> None:
-        self._source, self._tokens = batches, tokens
+    def __init__(self, batches: Iterable[Any], tokens: float, group: Group | None = None) -> None:
+        self._source, self._tokens, self._group = batches, tokens, group or Group()
         self._batches = iter(batches)
         self._seen = 0
 
-    def step(self) -> Iterator[Any]:
-        """Yield the micro-batches of one step; fewer, or none, where the data ends."""
-        taken = 0
-        for batch in self._batches:
+    def step(self) -> Iterator[tuple[Any, bool]]:
+        """Yield the micro-batches of one step, and whether the step ends with them; fewer, or none, where the data ends."""
+        taken, is_last = 0, False
+        while not is_last:
+            batch = next(self._batches, None)
+            if self._group.any(batch is None):
+                return
+            assert batch is not None  # or this process would have said so
             self._seen += 1
-            taken += batch.tokens
-            yield batch
+            tokens = self._group.total(batch.tokens)
+            taken += tokens
             ends = getattr(batch, "ends_step", None)
-            if ends:
-                return
-            if ends is None and taken + batch.tokens / 2 >= self._tokens:
-                return
+            is_last = bool(ends) if ends is not None else taken + tokens / 2 >= self._tokens
+            yield batch, is_last
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the place of the next batch."""

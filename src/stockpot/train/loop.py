@@ -7,7 +7,7 @@ knows no objective, no tokenizer and no file format: those come as functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,19 +15,30 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from stockpot.device import keep_freed_memory, pick_dtype
 from stockpot.errors import CheckpointError, DataError
 from stockpot.model.layers import Block
+from stockpot.model.stack import Stack
 from stockpot.run import Run
+from stockpot.train.ahead import Ahead
 from stockpot.train.feed import Feed
 from stockpot.train.guard import Interrupted, StopWish, diverged, not_finite
+from stockpot.train.layout import lay_out, learned, local
 from stockpot.train.losses import Loss, LossFn
 from stockpot.train.meter import Meter
 from stockpot.train.optim import OptimConfig, Optimizer
-from stockpot.train.parallel import Group
-from stockpot.train.resume import random_state, read_state, set_random_state, write_state
+from stockpot.train.parallel import Group, ParallelConfig
+from stockpot.train.resume import (
+    has_parts,
+    random_state,
+    read_parts,
+    read_state,
+    set_random_state,
+    write_parts,
+    write_state,
+)
 
 __all__ = ["Interrupted", "LoopConfig", "TrainState", "fit"]
 
@@ -45,6 +56,10 @@ class LoopConfig(OptimConfig):
         None, description="of matrix products; weights stay float32; none: the faster one here"
     )
     compile: bool | None = Field(None, description="compile each layer; none: on CUDA from 1000 steps")
+    flex: bool = Field(
+        False,
+        description="on CUDA: packed documents by FlexAttention instead of a mask as large as the attention",
+    )
     log_every: int = Field(10, ge=1, description="steps between log lines")
     validate_every: int | None = Field(
         None, ge=1, description="steps between validations; none: a tenth of all"
@@ -55,6 +70,9 @@ class LoopConfig(OptimConfig):
     keep: int = Field(2, ge=1, description="newest checkpoints kept, beside the best")
     best_metric: str = Field(
         "loss", description="the validation metric, lower is better, that picks the best"
+    )
+    parallel: ParallelConfig = Field(
+        default_factory=ParallelConfig, description="how processes that torchrun starts share the model"
     )
     on_bad_step: Literal["stop", "skip"] = Field(
         "stop", description="a step that is not finite: stop · skip it"
@@ -134,8 +152,8 @@ def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
         DataError: if there is no batch.
     """
     loop = _Loop(model, batches, loss_fn, config, _Doors(run, validate, save, progress))
-    if resume and run is not None and (found := run.latest_checkpoint()):
-        loop.load(found[1])
+    if resume and run is not None and (newest := loop.group.from_first(run.latest_checkpoint)):
+        loop.load(newest[1])
     with StopWish() as wish:
         loop.train(wish)
     return loop.state
@@ -159,11 +177,21 @@ class _Loop:
     ) -> None:
         self.model, self.loss_fn, self.config, self.doors = model, loss_fn, config, doors
         self.group = Group()
-        self.group.share(model)
-        self.optimizer = Optimizer(model, config, config.steps)
-        self.device = self.optimizer.parameters[0].device
+        self.device = next(model.parameters()).device
         self.dtype = pick_dtype(self.device, config.dtype)
-        self.feed = Feed(batches, config.batch_tokens / self.group.place.world)
+        self.reads_model = getattr(batches, "reads_model", False)  # answers are drawn with it
+        if self.device.type == "cuda" and hasattr(batches, "state_dict") and not self.reads_model:
+            batches = Ahead(batches, pins=True)
+        self.feed = Feed(batches, config.batch_tokens, self.group)
+        self.group.agree(
+            settings=config.model_dump_json(), data=repr(self.feed.state_dict()), model=_outline(model)
+        )
+        if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
+            _compile_layers(model)
+        self.layout = lay_out(model, config.parallel, self.group, self.dtype)
+        for stack in (one for one in self.layout.trained.modules() if isinstance(one, Stack)):
+            stack.recompute, stack.flex = config.parallel.recompute, config.flex
+        self.optimizer = Optimizer(self.layout.trained, config, config.steps, self.layout)
         self.meter = Meter(model, self.device, self.dtype, processes=self.group.place.world)
         self.state = TrainState()
         self.began_at = 0
@@ -172,12 +200,10 @@ class _Loop:
         self.run = doors.run if self.group.is_first else None  # to write to
         if self.device.type == "cpu":
             keep_freed_memory()
-        if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
-            _compile_layers(model)
 
     def train(self, wish: StopWish) -> None:
         """Step until the end, the last batch or a wish to stop."""
-        self.model.train()
+        self.layout.trained.train()
         self.began_at = self.state.step
         self.judge_and_save()  # what an interruption right after a step left undone
         while self.state.step < self.config.steps:
@@ -187,6 +213,7 @@ class _Loop:
                 self.log()
             if self.group.any(wish.is_set):
                 self.checkpoint(self.place() if is_taken else place)
+                self.layout.finish()
                 raise Interrupted(self.state.step, self.saved_path)
             if not is_taken:
                 break
@@ -205,13 +232,14 @@ class _Loop:
         """
         losses: list[Loss] = []
         seen: list[Any] = []
-        for batch in self.feed.step():
-            if wish.is_set and self.group.place.world == 1:
+        for batch, is_last in self.micro_batches():
+            if wish.is_set and self.group.is_alone:
                 self.optimizer.clear()
                 return False
             seen.append(batch.to(self.device))
+            self.layout.begin(is_last=is_last)
             with self.autocast():
-                losses.append(self.loss_fn(self.model, seen[-1]))
+                losses.append(self.loss_fn(self.layout.trained, seen[-1]))
             losses[-1].total.backward()  # type: ignore[no-untyped-call]
         if self.group.any(not losses):
             self.optimizer.clear()
@@ -231,9 +259,16 @@ class _Loop:
         self.state.step += 1
         return True
 
+    def micro_batches(self) -> Iterator[tuple[Any, bool]]:
+        """Deal out a step; where answers are drawn for it, the model that was given is as it is now meanwhile."""
+        if not (self.reads_model and self.layout.is_split):
+            return self.feed.step()
+        with self.layout.published():
+            return iter(list(self.feed.step()))
+
     def combine(self, losses: list[Loss]) -> float:
         """Turn the gradients of all totals into that of their mean, clipped; return its norm before clipping."""
-        self.group.sum_gradients(self.optimizer.parameters)
+        self.layout.collect()
         count = torch.zeros((), device=self.device)
         for loss in losses:
             count += loss.count
@@ -262,6 +297,7 @@ class _Loop:
         if self.state.judged != self.state.step:
             self.judge(is_candidate=True)
             self.checkpoint(self.place())
+        self.layout.finish()
 
     def log(self) -> None:
         """Write the means since the last line, if there are any.
@@ -295,7 +331,7 @@ class _Loop:
         self.state.judged = self.state.step
         if self.doors.validate is None:
             return
-        with self.meter.pause(), self.autocast():
+        with self.meter.pause(), self.layout.published(), self.autocast():
             self.model.eval()
             found = self.doors.validate(self.model)
             self.model.train()
@@ -327,47 +363,54 @@ class _Loop:
         if self.doors.run is None or step == 0 or self.saved == (step, self.state.judged):
             return
         self.state.tokens = self.meter.tokens
-        streams = self.group.gather(place["random"]["torch"].to(self.device))
-        path = None
-        if self.run is not None:
-            with self.meter.pause(is_stall=True):
-                place = place | {"random": place["random"] | {"torch": [stream.cpu() for stream in streams]}}
-                path = self.run.checkpoint(
-                    step, lambda folder: self.write(folder, place), keep=self.config.keep
-                )
-                if self.state.best_step in (None, step):
-                    self.run.set_model(path)
-        self.saved, self.saved_path = (step, self.state.judged), path
+        streams = self.group.gather(place["random"]["torch"])
+        place = place | {"random": place["random"] | {"torch": streams}}
+        with self.meter.pause(is_stall=True), self.layout.published():
+            self.saved_path = self.keep(step, place)
+        self.saved = (step, self.state.judged)
+
+    def keep(self, step: int, place: dict[str, Any]) -> Path | None:
+        """Write a checkpoint; the processes of a split model write it together. Returns where, on the first."""
+        if self.run is None:
+            if self.layout.is_split:
+                write_parts(self.group.from_first(Path), self.tensors())
+            return None
+        path = self.run.checkpoint(step, lambda folder: self.write(folder, place), keep=self.config.keep)
+        if self.state.best_step in (None, step):
+            self.run.set_model(path)
+        return path
 
     def write(self, folder: Path, place: dict[str, Any]) -> None:
         """Fill a checkpoint folder."""
         if self.doors.save is not None:
             self.doors.save(folder)
-        content = {
-            "progress": asdict(self.state),
-            "model": _learned(self.model),
-            "optimizer": self.optimizer.state_dict(),
-            "meter": self.meter.state_dict(),
-        }
+        content = {"progress": asdict(self.state), "meter": self.meter.state_dict()}
+        if not self.layout.is_split:
+            content |= {"model": learned(self.model), "optimizer": self.optimizer.state_dict()}
         write_state(folder, content | place)
+        if self.layout.is_split:
+            self.group.from_first(lambda: folder)
+            write_parts(folder, self.tensors())
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint.
+        """Continue from a checkpoint, of however many processes that held the model in whatever way.
 
         Raises:
             CheckpointError: if it cannot be read or does not fit.
         """
         content = read_state(checkpoint)
         try:
-            frozen = set(self.model.state_dict()) - set(_learned(self.model))
-            own = {name: value for name, value in self.model.state_dict().items() if name in frozen}
-            self.model.load_state_dict(own | content["model"])
-        except RuntimeError as error:
+            if has_parts(checkpoint):
+                read_parts(checkpoint, into := self.tensors(), alone=not self.layout.is_split)
+                self.optimizer.load_named({name: local(one) for name, one in into.items()})
+            else:
+                self.layout.load(content["model"])
+                self.optimizer.load_state_dict(content["optimizer"])
+        except (RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"{checkpoint} holds another model ({str(error).splitlines()[-1].strip()}).",
                 "Resume with the settings of the interrupted run.",
             ) from None
-        self.optimizer.load_state_dict(content["optimizer"])
         self.meter.load_state_dict(content["meter"])
         self.feed.load_state_dict(content["data"])
         self.state = TrainState(**content["progress"])
@@ -376,11 +419,16 @@ class _Loop:
         set_random_state(content["random"] | {"torch": own}, self.device)
         self.saved, self.saved_path = (self.state.step, self.state.judged), checkpoint
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Name everything that training changes, as the layout has it."""
+        named = {f"model.{name}": one.detach() for name, one in self.layout.tensors.items()}
+        named |= self.optimizer.named_state()
+        return {name: self.layout.as_split(name.partition(".")[2], one) for name, one in named.items()}
 
-def _learned(model: nn.Module) -> dict[str, Any]:
-    """Return what training changes: all of the state but frozen parameters, which come from where they came from."""
-    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+def _outline(model: nn.Module) -> str:
+    """Describe the parameters of a model."""
+    return " ".join(f"{name}{tuple(p.shape)}{p.requires_grad}" for name, p in model.named_parameters())
 
 
 def _compile_layers(model: nn.Module) -> None:

@@ -84,6 +84,8 @@ class Meter:
         if (flops := self._flops_per_token()) is not None:
             peak = self._processes * peak_flops(self._device, self._dtype)
             rates["mfu"] = rates["tokens_per_s"] * flops / peak
+        if self._device.type == "cuda":
+            rates["memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
         self._since += time.perf_counter() - now  # the first reading measures the peak
         return rates
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stockpot.model import compiled
 
-__all__ = ["Matrix", "Muon", "coefficients", "orthogonalise"]
+__all__ = ["Matrix", "Muon", "coefficients", "momenta_of", "orthogonalise"]
 
 MARGIN = 1.02  # bf16 may round a singular value above 1, where the polynomials grow fast
 UPDATE_RMS = 0.2  # AdamW's updates are about this large, so that one learning rate suits both
@@ -51,14 +51,9 @@ class Muon:
     ) -> None:
         self.matrices = list(matrices)
         self.momentum, self.iterations, self.dtype = momentum, iterations, dtype
-        shapes: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-        for index, matrix in enumerate(self.matrices):
-            start = 0
-            for size in matrix.parts:
-                place = (index, start, start + size)
-                shapes.setdefault((size, matrix.parameter.shape[1]), []).append(place)
-                start += size
-        self._stacks = [_Stack(self.matrices, places, shape) for shape, places in shapes.items()]
+        self._stacks = [
+            _Stack(self.matrices, places, shape) for shape, places in _stacked(self.matrices).items()
+        ]
 
     @torch.no_grad()
     def step(self, lr: float, *, weight_decay: float, is_cautious: bool) -> None:
@@ -85,6 +80,17 @@ class Muon:
             else:
                 stack.apply(update.mul_(size).to(torch.float32), lr * weight_decay, is_cautious)
 
+    def momenta(self) -> list[Tensor]:
+        """Return the momentum of each matrix, as large as the matrix."""
+        return momenta_of(self.matrices, [stack.momentum for stack in self._stacks])
+
+    def load_momenta(self, momenta: Sequence[Tensor]) -> None:
+        """Take over the momentum of each matrix."""
+        places = _stacked(self.matrices).values()
+        for stack, group in zip(self._stacks, places, strict=True):
+            for row, (index, start, stop) in zip(stack.momentum, group, strict=True):
+                row.copy_(momenta[index][start:stop])
+
     def state_dict(self) -> dict[str, Any]:
         """Return the momenta, one stack for each shape."""
         return {"momentum": [stack.momentum for stack in self._stacks]}
@@ -100,6 +106,34 @@ class Muon:
             raise ValueError("the saved momenta have other shapes")
         for stack, old in zip(self._stacks, saved, strict=True):
             stack.momentum.copy_(old)
+
+
+def _stacked(matrices: Sequence[Matrix]) -> dict[tuple[int, int], list[tuple[int, int, int]]]:
+    """Sort the parts of matrices by their shape: which matrix, first row, last row and one."""
+    shapes: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for index, matrix in enumerate(matrices):
+        start = 0
+        for size in matrix.parts:
+            place = (index, start, start + size)
+            shapes.setdefault((size, matrix.parameter.shape[1]), []).append(place)
+            start += size
+    return shapes
+
+
+def momenta_of(matrices: Sequence[Matrix], stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Take stacks of momenta apart: one tensor for each matrix, which may be on the device ``meta``.
+
+    Raises:
+        ValueError: if the stacks are of other matrices.
+    """
+    shapes = _stacked(matrices)
+    if [tuple(one.shape) for one in stacks] != [(len(places), *shape) for shape, places in shapes.items()]:
+        raise ValueError("the saved momenta have other shapes")
+    found = [stacks[0].new_empty(matrix.parameter.shape) for matrix in matrices]
+    for stack, places in zip(stacks, shapes.values(), strict=True):
+        for row, (index, start, stop) in zip(stack, places, strict=True):
+            found[index][start:stop] = row
+    return found
 
 
 class _Stack:

@@ -7,6 +7,7 @@ optimizer and learning rate. It takes no loss and knows no batch; gradients are 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,11 @@ from stockpot.model.bottleneck import BottleneckLinear
 from stockpot.model.heads import ClassificationHead, ValueHead
 from stockpot.model.layers import FeedForward
 from stockpot.model.soft import SoftEmbedding
-from stockpot.train.muon import Matrix, Muon
+from stockpot.train.layout import Layout
+from stockpot.train.muon import Matrix, Muon, momenta_of
+from stockpot.train.parallel import Group
 from stockpot.train.schedule import Schedule, schedule_factor
+from stockpot.train.split_muon import SplitMuon
 
 __all__ = ["OptimConfig", "Optimizer", "Role", "roles_of"]
 
@@ -168,27 +172,33 @@ class Optimizer:
     """The optimizers of all roles behind one ``step``.
 
     Args:
-        model: whose parameters are trained, on the device they will stay on.
+        model: whose parameters are trained, on the device they will stay on; a layout's ``trained`` module.
         config: rates, schedule and the choice of optimizer.
         steps: length of the run, which the schedule needs.
+        layout: how the model lies on the processes; None: whole, on one.
 
     Raises:
         ValueError: if nothing is trainable.
     """
 
-    def __init__(self, model: nn.Module, config: OptimConfig, steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, config: OptimConfig, steps: int, layout: Layout | None = None
+    ) -> None:
         self.config, self.steps = config, steps
+        self.layout = layout or Layout(model, Group())
         roles = roles_of(model)
         if not roles:
             raise ValueError("the model has no trainable parameter")
-        named = dict(model.named_parameters())
+        whole, named = dict(model.named_parameters()), self.layout.tensors
         self.parameters = [named[name] for name in roles]
-        self._muon: Muon | None = None
-        matrices = [named[name] for name, role in roles.items() if role == "matrix"]
+        self._muon: Muon | SplitMuon | None = None
+        self._matrices = [name for name, role in roles.items() if role == "matrix"]
+        matrices = [whole[name] for name in self._matrices]
         self.width = min(max(matrices, key=Tensor.numel).shape) if matrices else WIDTH
         if config.optimizer == "muon" and matrices:
-            self._muon = _muon(model, matrices, config, steps)
+            self._muon = _muon(model, self._matrices, config, steps, self.layout)
             roles = {name: role for name, role in roles.items() if role != "matrix"}
+        self._elementwise = list(_by_role(roles))
         self._adamw = _adamw(named, roles, config, self.width) if roles else None
 
     def lr(self, step: int) -> float:
@@ -202,7 +212,7 @@ class Optimizer:
         Nothing is read back from the device.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self.layout.norm(gradients)
         count = torch.as_tensor(count, dtype=norm.dtype, device=norm.device)
         count = torch.where(count == 0, 1.0, count)  # nothing was counted: the gradient is zero
         norm = norm / count
@@ -232,10 +242,10 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain numbers only."""
+        """Return tensors and plain numbers only, of a model that lies whole on this process."""
         return {
             "kind": self.config.optimizer,
-            "muon": None if self._muon is None else self._muon.state_dict(),
+            "muon": self._muon.state_dict() if isinstance(self._muon, Muon) else None,
             "adamw": None if self._adamw is None else self._adamw.state_dict()["state"],
         }
 
@@ -248,31 +258,108 @@ class Optimizer:
         try:
             if state["kind"] != self.config.optimizer:
                 raise ValueError(f"it is {state['kind']}'s, not {self.config.optimizer}'s")
-            if self._muon is not None:
+            if self.layout.is_split:
+                self.load_named(self._named_of(state))
+                return
+            if isinstance(self._muon, Muon):
                 self._muon.load_state_dict(state["muon"])
             if self._adamw is not None:
                 groups = self._adamw.state_dict()["param_groups"]
                 self._adamw.load_state_dict({"state": state["adamw"], "param_groups": groups})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"The saved optimizer state does not fit this model and these settings ({error}).",
                 "Resume with the settings of the interrupted run.",
             ) from None
 
+    # --- the same by name, for checkpoints written by all processes ---
 
-def _muon(model: nn.Module, matrices: list[nn.Parameter], config: OptimConfig, steps: int) -> Muon:
-    parts = _parts_of(model)
-    dtype = torch.bfloat16 if has_fast_bf16(matrices[0].device) else torch.float32
-    return Muon(
-        [Matrix(p, parts.get(id(p), (p.shape[0],))) for p in matrices],
-        momentum=config.momentum_in(steps),
-        iterations=config.muon_iterations,
-        dtype=dtype,
-    )
+    def named_state(self) -> dict[str, Tensor]:
+        """Return the state by the names of parameters, each tensor as the layout has it.
+
+        ``momentum.NAME`` is there whole, on the one process that works on it; ``mean.NAME`` and ``square.NAME`` are laid out
+        as the parameter is; ``steps.NAME`` counts AdamW's.
+        """
+        found: dict[str, Tensor] = {}
+        if isinstance(self._muon, SplitMuon):
+            found = {f"momentum.{self._matrices[i]}": one for i, one in self._muon.momenta().items()}
+        elif self._muon is not None:
+            named = zip(self._matrices, self._muon.momenta(), strict=True)
+            found = {f"momentum.{name}": one for name, one in named}
+        if self._adamw is not None:
+            for name in self._elementwise:
+                own = self._state_of(name)
+                found[f"mean.{name}"], found[f"square.{name}"] = own["exp_avg"], own["exp_avg_sq"]
+                found[f"steps.{name}"] = own["step"]
+        return found
+
+    def load_named(self, state: dict[str, Tensor]) -> None:
+        """Take over what ``named_state`` returned, laid out as it would return it here."""
+        if isinstance(self._muon, SplitMuon):
+            wanted = {i: state[f"momentum.{self._matrices[i]}"] for i in self._muon.mine}
+            self._muon.load_momenta(wanted)
+        elif self._muon is not None:
+            self._muon.load_momenta([state[f"momentum.{name}"] for name in self._matrices])
+        for name in self._elementwise if self._adamw is not None else ():
+            own = self._state_of(name)
+            for key, kind in (("exp_avg", "mean"), ("exp_avg_sq", "square"), ("step", "steps")):
+                own[key].copy_(state[f"{kind}.{name}"])
+
+    def _state_of(self, name: str) -> dict[str, Tensor]:
+        """Return AdamW's state of a parameter, made as AdamW makes it where there is none yet."""
+        assert self._adamw is not None
+        tensor = self.layout.tensors[name]
+        own: dict[str, Tensor] = self._adamw.state[tensor]
+        if not own:
+            own["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
+            own["exp_avg"], own["exp_avg_sq"] = torch.zeros_like(tensor), torch.zeros_like(tensor)
+        return own
+
+    def _named_of(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        """Cut the state of a whole model for this process."""
+        found: dict[str, Tensor] = {}
+        if isinstance(self._muon, SplitMuon):
+            shapes = zip(self._muon.shapes, self._muon.matrices, strict=True)
+            wholes = [Matrix(torch.empty(shape, device="meta"), one.parts) for shape, one in shapes]
+            momenta = momenta_of(wholes, state["muon"]["momentum"])
+            found = {f"momentum.{name}": one for name, one in zip(self._matrices, momenta, strict=True)}
+        for number, name in enumerate(self._elementwise):
+            own = state["adamw"][number]
+            start, stop = self.layout.rows(name)
+            found[f"mean.{name}"] = own["exp_avg"][start:stop]
+            found[f"square.{name}"], found[f"steps.{name}"] = own["exp_avg_sq"][start:stop], own["step"]
+        return found
+
+
+# --- building ---
+
+
+def _muon(
+    model: nn.Module, names: list[str], config: OptimConfig, steps: int, layout: Layout
+) -> Muon | SplitMuon:
+    parts, whole = _parts_of(model), dict(model.named_parameters())
+    cut = [parts.get(id(whole[name]), (whole[name].shape[0],)) for name in names]
+    matrices = [Matrix(layout.tensors[name], sizes) for name, sizes in zip(names, cut, strict=True)]
+    how: dict[str, Any] = {"momentum": config.momentum_in(steps), "iterations": config.muon_iterations}
+    how["dtype"] = torch.bfloat16 if has_fast_bf16(matrices[0].parameter.device) else torch.float32
+    if not layout.is_split:
+        return Muon(matrices, **how)
+    shapes = [(whole[name].shape[0], whole[name].shape[1]) for name in names]
+
+    def rows(index: int, rank: int) -> tuple[int, int]:
+        return layout.rows(names[index], rank)
+
+    return SplitMuon(matrices, shapes, rows, layout.group.place, **how)
+
+
+def _by_role(roles: dict[str, Role]) -> Iterator[str]:
+    """Yield names in the order in which AdamW counts them."""
+    for role in dict.fromkeys(roles.values()):
+        yield from (name for name, own in roles.items() if own == role)
 
 
 def _adamw(
-    named: dict[str, nn.Parameter], roles: dict[str, Role], config: OptimConfig, width: int
+    named: dict[str, Tensor], roles: dict[str, Role], config: OptimConfig, width: int
 ) -> torch.optim.AdamW:
     groups: list[dict[str, Any]] = [
         {

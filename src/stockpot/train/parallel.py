@@ -1,24 +1,59 @@
-"""Several processes that train one model: what they add up, and who writes.
+"""Several processes that train one model: how they find each other, what they add up and tell each other, who writes.
 
-One process is the same code: its sums are its own. Started by torchrun, every process holds the whole model and its
-share of the batches; a step's gradients, counts and metrics are summed over all, so that the number of processes
-does not change the update. It splits no model.
+One process is the same code: its sums are its own. Started by torchrun, every process has its share of the batches; a
+step's counts and metrics are summed over all, so that the number of processes does not change the update. How a model
+lies on them is ``layout``'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore
 
+from stockpot.config import Settings
 from stockpot.device import World, this_world
+from stockpot.errors import ConfigError, TrainError
 
-__all__ = ["Group", "joined"]
+__all__ = ["Group", "ParallelConfig", "is_first_to_tell", "joined"]
 
+T = TypeVar("T")
 BUCKET_ELEMENTS = 1 << 24  # values sent at once, 64 MiB of float32
+
+
+class ParallelConfig(Settings):
+    """How the processes that torchrun starts share a model; with one process nothing is shared."""
+
+    kind: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="ddp: each process holds the whole model · fsdp: weights, gradients and optimizer are split",
+    )
+    gather_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="fsdp: of a layer's weights on their way; none: that of products"
+    )
+    recompute: bool = Field(
+        False,
+        description="keep a layer's input only and compute it again on the way back: less memory, a third more work",
+    )
+    offload: bool = Field(False, description="fsdp: keep weights and optimizer in the host's memory")
+    async_checkpoint: bool = Field(
+        False, description="fsdp: write checkpoints while training goes on; takes their size of host memory"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> ParallelConfig:
+        if self.kind == "ddp" and (self.offload or self.async_checkpoint or self.gather_dtype):
+            raise ValueError("offload, async_checkpoint and gather_dtype belong to kind = 'fsdp'")
+        return self
 
 
 class Group:
@@ -32,15 +67,20 @@ class Group:
         """Whether this is the process that writes files and speaks."""
         return self.place.is_first
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other process."""
+        return self.place.world == 1
+
     def share(self, model: nn.Module) -> None:
         """Give every process the first one's weights and buffers."""
-        if self.place.world > 1:
+        if not self.is_alone:
             for tensor in (*model.parameters(), *model.buffers()):
                 dist.broadcast(tensor.data, src=0)
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum the gradients over all processes, in place, a bucket at a time."""
-        if self.place.world == 1:
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Sum the gradients over all processes, in place, a bucket at a time; once a step, whatever it was made of."""
+        if self.is_alone:
             return
         for parameter in parameters:  # a parameter that this process's batches did not touch
             if parameter.grad is None:
@@ -54,35 +94,67 @@ class Group:
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum a small tensor over all processes; returns it."""
-        if self.place.world > 1:
+        if not self.is_alone:
             dist.all_reduce(values)
         return values
 
     def any(self, flag: bool) -> bool:
         """Tell whether any process says so; all give the same answer."""
-        if self.place.world == 1:
+        if self.is_alone:
             return flag
         return self.total(int(flag)) > 0
 
     def total(self, value: int) -> int:
-        """Sum a whole number over all processes."""
-        if self.place.world == 1:
-            return value
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        return int(self.sum(torch.tensor(value, device=device)))
+        """Sum a whole number over all processes, without waiting for a device."""
+        return value if self.is_alone else int(self.sum(torch.tensor(value)))
 
     def wait(self) -> None:
         """Go on when every process has come here."""
-        if self.place.world > 1:
-            dist.barrier()
+        self.total(0)
 
     def gather(self, value: Tensor) -> list[Tensor]:
         """Collect a tensor of one size from every process, by rank."""
-        if self.place.world == 1:
+        if self.is_alone:
             return [value]
         found = [torch.empty_like(value) for _ in range(self.place.world)]
         dist.all_gather(found, value)
         return found
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Collect a plain value from every process, by rank."""
+        if self.is_alone:
+            return [value]
+        found: list[Any] = [None] * self.place.world
+        dist.all_gather_object(found, value)
+        return found
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Let the first process make a plain value, and give it to all."""
+        if self.is_alone:
+            return make()
+        found: list[Any] = [make() if self.is_first else None]
+        dist.broadcast_object_list(found, src=0)
+        value: T = found[0]
+        return value
+
+    def agree(self, **facts: str) -> None:
+        """Refuse processes that were started with different facts, such as settings or data.
+
+        Raises:
+            ConfigError: on every process, naming the first fact that differs and where.
+        """
+        if self.is_alone:
+            return
+        digests = [hashlib.sha256(fact.encode()).digest() for fact in facts.values()]
+        mine = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(len(facts), -1)
+        for number, name in enumerate(facts):
+            found = [bytes(one[number].tolist()) for one in self.gather(mine)]
+            others = [str(rank) for rank, digest in enumerate(found) if digest != found[0]]
+            if others:
+                raise ConfigError(
+                    f"The processes of this run have different {name}: {', '.join(others[:8])} not as 0.",
+                    "Start all of them with the same command, files and version of stockpot.",
+                )
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -98,16 +170,56 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+# --- beginning and ending ---
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
-    """Join the processes that torchrun started, for the length of a block; alone, do nothing."""
+    """Join the processes that torchrun started, for the length of a block; alone, do nothing.
+
+    Raises:
+        TrainError: if the others are out of reach, because one of them has ended.
+    """
     place = this_world()
     if place.world == 1 or dist.is_initialized():
         yield Group()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Small numbers of the host go through gloo, so that no one waits for a device because of them.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(place)
         dist.barrier()  # one that leaves early would break the others' last sum off
+    except RuntimeError as error:
+        if not _is_of_connection(error):
+            raise
+        raise TrainError(
+            f"Another process of this run has ended, and process {place.rank} cannot go on alone.",
+            "What it said stands above. Start all of them again with --resume: they go on from the newest checkpoint.",
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    words = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out")
+    return isinstance(error, dist.DistError) or any(word in text for word in words)
+
+
+def is_first_to_tell() -> bool:
+    """Tell whether no other process of this run has told of an error yet; the first one to ask may.
+
+    The processes ask torchrun's own store, which outlives each of them.
+    """
+    if this_world().world == 1:
+        return True
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        wait = timedelta(seconds=5)
+        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=wait)
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return bool(store.add(f"stockpot/told/{again}", 1) == 1)
+    except (RuntimeError, KeyError, ValueError):  # the store has gone: better twice than never
+        return True

@@ -1,6 +1,7 @@
 """The state beside a checkpoint's model: written without code in it, read back as plain tensors and numbers.
 
-Knows the file and the random streams. What belongs into the state is the loop's business.
+Knows the files and the random streams. What belongs into the state is the loop's business. Of a split model, every process
+writes its parts with torch's distributed checkpoints, as safetensors: any number of processes can read them.
 """
 
 from __future__ import annotations
@@ -10,16 +11,26 @@ import os
 import pickle
 import random
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stockpot.errors import CheckpointError
 
-__all__ = ["random_state", "read_state", "set_random_state", "write_state"]
+__all__ = [
+    "has_parts",
+    "random_state",
+    "read_parts",
+    "read_state",
+    "set_random_state",
+    "write_parts",
+    "write_state",
+]
 
-FILE = Path("state") / "training.pt"
+FILE, PARTS = Path("state") / "training.pt", Path("state") / "parts"
 VERSION = 1
 
 
@@ -62,6 +73,60 @@ def read_state(folder: Path) -> dict[str, Any]:
             f"{file} was written by another version of stockpot.", "Resume with the version that wrote it."
         )
     return content
+
+
+# --- the parts of a split model ---
+
+
+def write_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write every process's part of named tensors into a checkpoint folder; all processes must come here.
+
+    A scalar is written as a row of one, since a part has a first dimension.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_parts
+
+    held = {name: one.reshape(1) if one.ndim == 0 else one for name, one in tensors.items() if one.numel()}
+    writer = HuggingFaceStorageWriter(str(folder / PARTS), save_distributed=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own calls
+        save_parts(held, storage_writer=writer)
+
+
+def has_parts(folder: Path) -> bool:
+    """Tell whether a checkpoint was written by the processes of a split model."""
+    return (folder / PARTS).is_dir()
+
+
+def read_parts(folder: Path, into: dict[str, Tensor], *, alone: bool) -> None:
+    """Read named tensors, or this process's part of each, from the parts that any number of processes wrote.
+
+    Args:
+        folder: the checkpoint.
+        into: is filled in place.
+        alone: read by this process without the others.
+
+    Raises:
+        CheckpointError: if a part is missing or cannot be read.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+
+    rows = {name: one.view(1) if one.ndim == 0 else one for name, one in into.items() if one.numel()}
+    reader = HuggingFaceStorageReader(str(folder / PARTS))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load_parts(rows, storage_reader=reader, no_dist=alone)
+    except Exception as error:  # noqa: BLE001 - torch wraps whatever a reader raises in errors of several kinds
+        reason = " ".join(str(error).split())[-200:]
+        raise CheckpointError(
+            f"{folder / PARTS}: a part of the training state is missing or cannot be read ({reason}).",
+            "Delete this checkpoint; --resume then takes the one before.",
+        ) from None
+
+
+# --- random streams ---
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,6 @@ and reads no file.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from stockpot.bundle import Bundle
 from stockpot.data.batch import IGNORED, RolloutBatch
 from stockpot.data.branching import Span, Tree, branched, tree_of
-from stockpot.errors import DataError, TrainError
+from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Completion, Request, Sampling
 from stockpot.generate.together import complete
@@ -31,6 +30,7 @@ from stockpot.model.transformer import Transformer
 from stockpot.text.chat import Message
 from stockpot.train.log_probs import label_log_probs
 from stockpot.train.losses import Loss, Metrics
+from stockpot.train.parallel import Group
 from stockpot.train.policy import (
     ActorCritic,
     Baseline,
@@ -43,6 +43,7 @@ from stockpot.train.policy import (
     policy_loss,
     whiten,
 )
+from stockpot.train.ratings import Reply, Reward, rated, rated_where_known
 
 __all__ = ["Asked", "Reply", "Reward", "RolloutConfig", "Rollouts", "rated", "rated_where_known"]
 
@@ -107,31 +108,6 @@ class Asked:
         return Reply(self.text, text, self.answer, tokens, is_finished, self.messages)
 
 
-@dataclass(frozen=True)
-class Reply:
-    """An answer to be rated.
-
-    Attributes:
-        prompt: what was asked: the last message of a conversation.
-        text: what the policy wrote.
-        answer: the known answer, if there is one.
-        tokens: how many ids it wrote.
-        is_finished: whether it ended by itself.
-        messages: the conversation so far, a system message included; empty where there is none.
-    """
-
-    prompt: str
-    text: str
-    answer: str | None
-    tokens: int
-    is_finished: bool
-    messages: tuple[Message, ...] = ()
-
-
-Reward = Callable[[Sequence[Reply]], Sequence[float]]
-"""Rates replies, one finite number each."""
-
-
 @dataclass
 class _Phase:
     """What a phase drew; per answer, tensors as long as the answer."""
@@ -160,7 +136,10 @@ class Rollouts:
         gold: a second rating, which is only looked at.
         autocast: the number type of training, around every forward pass of its own.
         note: receives a phase's replies with their rewards.
+        group: the processes; each draws answers to its share of a phase's prompts, and all learn from all of them.
     """
+
+    reads_model = True
 
     def __init__(  # noqa: PLR0913 - the parts of a rollout
         self,
@@ -176,7 +155,15 @@ class Rollouts:
         gold: Reward | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         note: Callable[[int, Sequence[Reply], Sequence[float]], None] | None = None,
+        group: Group | None = None,
     ) -> None:
+        self.group = group or Group()
+        if config.prompts // config.minibatches < self.group.place.world and not self.group.is_alone:
+            raise ConfigError(
+                f"{config.prompts} prompts in {config.minibatches} minibatches are less than one for each of "
+                f"{self.group.place.world} processes.",
+                "Raise prompts, or lower minibatches.",
+            )
         if not asked:
             raise DataError("There is no prompt to answer.", "Give prompts.")
         self.bundle, self.model, self.asked, self.reward, self.config = bundle, model, asked, reward, config
@@ -226,6 +213,7 @@ class Rollouts:
         return {
             "phases": self.phases,
             "cursor": self._cursor,
+            "steps": self._steps_taken(),
             "kl_coef": self.kl_coef,
             "kl_step": self.kl_step,
             "pending": {name: list(pair) for name, pair in self._pending.items()},
@@ -239,12 +227,23 @@ class Rollouts:
         self._pending = {name: (pair[0], pair[1]) for name, pair in state["pending"].items()}
         self._phase = None if state["phase"] is None else _Phase(**state["phase"])
         self._plan = None
+        if (
+            self._phase is not None and "steps" in state
+        ):  # another number of processes has other micro-batches
+            ends = [index + 1 for index, (_, ends) in enumerate(self._planned()) if ends]
+            self._cursor = [0, *ends][int(state["steps"])]
+
+    def _steps_taken(self) -> int:
+        """Count the steps of the phase that are done."""
+        return 0 if self._phase is None else sum(ends for _, ends in self._planned()[: self._cursor])
 
     # --- a phase ---
 
     def _draw(self) -> _Phase:
-        asked = self._choose()
-        completions = self._write(asked)
+        every = self._choose()
+        mine = np.array_split(np.arange(len(every)), self.group.place.world)[self.group.place.rank]
+        asked = [every[i] for i in mine]
+        completions = self._write(asked, first=int(mine[0]))
         samples = self.config.samples
         replies = [
             asked[i // samples].reply(one.text, one.tokens, is_finished=one.finish_reason == "stop")
@@ -254,15 +253,26 @@ class Rollouts:
         answers = [list(one.ids) for one in completions]
         phase = _Phase([list(one.ids) for one in asked], answers, [], [], [])
         self._measure(phase)
+        known = [] if self.gold is None else rated_where_known(self.gold, replies)
+        phase, replies, ratings, known = self._joined(phase, replies, ratings, known)
         distances = [kl_k1(old, ref).sum() for old, ref in zip(phase.old, phase.reference, strict=True)]
         kl = float(torch.stack(distances).mean())
         self._refuse_collapse(replies, kl)
         penalty = self.config.unfinished_penalty
         scores = [r - (0.0 if one.is_finished else penalty) for r, one in zip(ratings, replies, strict=True)]
         self._compare(phase, torch.tensor(scores, dtype=torch.float32))
-        self._tell(replies, ratings, kl)
+        self._tell(replies, ratings, known, kl)
         self.phases += 1
         return phase
+
+    def _joined(
+        self, phase: _Phase, replies: list[Reply], ratings: list[float], known: list[float]
+    ) -> tuple[_Phase, list[Reply], list[float], list[float]]:
+        """Put together what all processes drew."""
+        found = self.group.gather_objects((dict(vars(phase)), replies, ratings, known))
+        phase = _Phase(**{name: [x for one in found for x in one[0][name]] for name in vars(phase)})
+        rest = [[x for one in found for x in one[column]] for column in (1, 2, 3)]
+        return phase, *rest
 
     def _choose(self) -> list[Asked]:
         """Take the next prompts of a seeded walk over all of them."""
@@ -273,11 +283,12 @@ class Rollouts:
             orders[epoch] = np.random.default_rng((self.seed, epoch)).permutation(size)
         return [self.asked[int(orders[place // size][place % size])] for place in places]
 
-    def _write(self, asked: Sequence[Asked]) -> list[Completion]:
+    def _write(self, asked: Sequence[Asked], first: int) -> list[Completion]:
+        """Draw answers to prompts, the first of which is number ``first`` of the phase."""
         sampling = Sampling(max_tokens=self.config.max_tokens, temperature=1.0)
         seeds = np.random.default_rng((self.seed, self.phases, 1)).integers(
-            0, 2**62, len(asked) * self.config.samples
-        )
+            0, 2**62, self.config.prompts * self.config.samples
+        )[first * self.config.samples :]
         requests = [
             Request(
                 list(one.ids), sampling.model_copy(update={"seed": int(seeds[i * self.config.samples + j])})
@@ -352,7 +363,9 @@ class Rollouts:
         phase.advantages = [row[:n].clone() for row, n in zip(advantages, lengths, strict=True)]
         phase.returns = [row[:n].clone() for row, n in zip(returns, lengths, strict=True)]
 
-    def _tell(self, replies: Sequence[Reply], ratings: Sequence[float], kl: float) -> None:
+    def _tell(
+        self, replies: Sequence[Reply], ratings: Sequence[float], known: Sequence[float], kl: float
+    ) -> None:
         """Keep the phase's figures for the next loss, and adapt the price of distance."""
         count = float(len(replies))
         self._pending = {
@@ -362,11 +375,9 @@ class Rollouts:
             "finished": (float(sum(one.is_finished for one in replies)), count),
             "kl_coef": (self.kl_coef, 1.0),
         }
-        if self.gold is not None:
-            known = rated_where_known(self.gold, replies)
-            if known:
-                self._pending["gold"] = (float(sum(known)), float(len(known)))
-        if self.note is not None:
+        if known:
+            self._pending["gold"] = (float(sum(known)), float(len(known)))
+        if self.note is not None and self.group.is_first:
             self.note(self.phases, replies, ratings)
         if self.config.target_kl is not None:
             # Ziegler et al. 2019, arXiv:1909.08593, §2.2: proportional, bounded, slow.
@@ -395,9 +406,19 @@ class Rollouts:
             for epoch in range(self.config.epochs):
                 order = np.random.default_rng((self.seed, self.phases, 2, epoch)).permutation(count)
                 for part in np.array_split(order, min(self.config.minibatches, count)):
-                    micro = list(self._micro(self._phase, part.tolist()))
+                    micro = self._share(self._phase, part)
                     self._plan += [(groups, index == len(micro) - 1) for index, groups in enumerate(micro)]
         return self._plan
+
+    def _share(self, phase: _Phase, part: np.ndarray) -> list[list[int]]:
+        """Cut this process's share of a step into as many micro-batches as every other process's."""
+        place = self.group.place
+        shares = [one.tolist() for one in np.array_split(part, place.world)]
+        counts = [len(list(self._micro(phase, share))) for share in shares]
+        count = min(max(counts), min(len(share) for share in shares))
+        if counts[place.rank] == count:
+            return list(self._micro(phase, shares[place.rank]))
+        return [one.tolist() for one in np.array_split(shares[place.rank], count)]
 
     def _micro(self, phase: _Phase, groups: Sequence[int]) -> Iterator[list[int]]:
         taken: list[int] = []
@@ -445,56 +466,12 @@ class Rollouts:
         """Note how far the policy has moved in the step that ended; the one wait for the device."""
         if self._moved and self._planned()[self._cursor - 1][1]:
             totals, counts = zip(*self._moved, strict=True)
-            self.kl_step = sum(map(float, totals)) / sum(map(float, counts))
+            sums = torch.tensor([sum(map(float, one)) for one in (totals, counts)], dtype=torch.float64)
+            total, count = self.group.sum(sums).tolist()
+            self.kl_step = total / count
             self._moved = []
 
     def _stops_early(self) -> bool:
         """Whether the policy has moved so far that the phase's answers say little about it."""
         at_start = self._cursor == 0 or not self._planned()[self._cursor - 1][1]
         return not at_start and self.config.stop_kl is not None and self.kl_step > self.config.stop_kl
-
-
-def rated_where_known(reward: Reward, replies: Sequence[Reply]) -> list[float]:
-    """Rate replies that are only looked at: what cannot be rated is NaN, and left out."""
-    return [value for value in rated(reward, replies, may_abstain=True) if not math.isnan(value)]
-
-
-def rated(reward: Reward, replies: Sequence[Reply], *, may_abstain: bool = False) -> list[float]:
-    """Rate replies, and refuse ratings that are none.
-
-    Args:
-        reward: the function that rates.
-        replies: what is rated.
-        may_abstain: allow NaN for what cannot be rated, where nothing learns from it.
-
-    Raises:
-        TrainError: showing the reply to blame.
-    """
-    try:
-        found = [float(value) for value in reward(replies)]
-    except Exception as error:
-        culprit = replies[0] if len(replies) == 1 else None
-        for one in replies if culprit is None else ():
-            try:
-                float(reward([one])[0])
-            except Exception:  # noqa: BLE001 - a stranger's function; whatever it raises, this reply raises it
-                culprit = one
-                break
-        shown = (
-            f" for the reply {culprit.text[:80]!r} to {culprit.prompt[:80]!r}" if culprit is not None else ""
-        )
-        raise TrainError(
-            f"The reward function raised {type(error).__name__}: {error}{shown}.", "Mend the reward function."
-        ) from error
-    if len(found) != len(replies):
-        raise TrainError(
-            f"The reward function gave {len(found)} rewards for {len(replies)} replies.",
-            "Return one number a reply.",
-        )
-    for value, one in zip(found, replies, strict=True):
-        if not math.isfinite(value) and not (may_abstain and math.isnan(value)):
-            raise TrainError(
-                f"The reward function gave {value} for the reply {one.text[:80]!r} to {one.prompt[:80]!r}.",
-                "Return finite numbers.",
-            )
-    return found

@@ -1,0 +1,104 @@
+"""Which documents of a raw corpus are worth training on, and in what form.
+
+Text is put into one form of Unicode and freed of what no reader sees; a document is left out for a named reason: too short,
+another language, or one of the signs by which machine-made pages give themselves away. Nothing is judged by a model.
+
+Source of the signs and their limits: Rae et al. 2021, arXiv:2112.11446, table A1 (Gopher).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+
+from pydantic import Field
+
+from stockpot.config import Settings
+from stockpot.errors import ConfigError
+
+__all__ = ["CleanConfig", "clean", "fault", "language_of"]
+
+# The words without which no page of a language is written; a hundred tokens are enough to tell them apart.
+_COMMON = {
+    "en": "the of and to in a is that for it was on with as be at by he this are from or his had not",
+    "de": "der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an",
+    "fr": "de la le et les des en un du une que est pour qui dans a par plus pas au sur ne se ce il",
+    "es": "de la que el en y a los del se las por un para con no una su al lo como más pero sus le",
+    "it": "di e il la che in un a per è una con non del si da le dei nel al come più i alla ma",
+    "nl": "de van een het en in is dat op te zijn met voor niet aan er om ook als dan maar bij",
+    "pt": "de a o que e do da em um para é com não uma os no se na por mais as dos como mas foi ao",
+}
+COMMON_WORDS = {name: frozenset(words.split()) for name, words in _COMMON.items()}
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_SPACES = re.compile(r"[^\S\n]+")
+_GAPS = re.compile(r"\n{3,}")
+
+
+class CleanConfig(Settings):
+    """How a corpus is cleaned."""
+
+    normalise: bool = Field(
+        True, description="one form of Unicode (NFC), no control characters, plain spaces"
+    )
+    language: str | None = Field(None, description="keep one language only: en de fr es it nl pt; none: all")
+    quality: bool = Field(True, description="leave out what looks made by machines (Gopher's rules)")
+    min_words: int = Field(20, ge=0, description="shorter documents are left out")
+    max_words: int = Field(100_000, ge=1, description="longer documents are left out")
+
+
+def clean(text: str) -> str:
+    """Put text into one form: NFC, line feeds, no control or invisible characters, no trailing or repeated spaces."""
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    kept = "".join(
+        sign for sign in text if sign in "\n\t" or unicodedata.category(sign) not in ("Cc", "Cf", "Co", "Cs")
+    )
+    lines = (_SPACES.sub(" ", line).rstrip() for line in kept.split("\n"))
+    return _GAPS.sub("\n\n", "\n".join(lines)).strip()
+
+
+def language_of(words: list[str]) -> str | None:
+    """Tell which language the most common words are of; None: none that is known, or too little to say."""
+    counts = Counter(word.lower() for word in words[:2000])
+    shares = {name: sum(counts[word] for word in own) for name, own in COMMON_WORDS.items()}
+    best = max(shares, key=lambda name: shares[name])
+    return best if shares[best] >= max(2, 0.08 * min(len(words), 2000)) else None
+
+
+def fault(text: str, config: CleanConfig) -> str | None:
+    """Say why a clean document is left out, in a word or two; None: it stays.
+
+    Raises:
+        ConfigError: if the language is unknown.
+    """
+    if config.language is not None and config.language not in COMMON_WORDS:
+        raise ConfigError(
+            f"language {config.language!r} is unknown.", f"Use one of: {', '.join(COMMON_WORDS)}."
+        )
+    words = WORD.findall(text)
+    if len(words) < config.min_words:
+        return "too short"
+    if len(words) > config.max_words:
+        return "too long"
+    if config.language is not None and language_of(words) != config.language:
+        return "another language"
+    return _sign_of_machines(text, words) if config.quality else None
+
+
+def _sign_of_machines(text: str, words: list[str]) -> str | None:
+    pieces = text.split()
+    mean = sum(map(len, words)) / max(1, len(words))
+    if words and not 3 <= mean <= 10:
+        return "odd words"
+    if (text.count("#") + text.count("...") + text.count("…")) > 0.1 * len(pieces):
+        return "symbols"
+    if sum(any(sign.isalpha() for sign in piece) for piece in pieces) < 0.8 * len(pieces):
+        return "few letters"
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if sum(line.startswith(("•", "-", "*", "·", "‣")) for line in lines) > 0.9 * len(lines):
+        return "a list"
+    if len(lines) >= 5 and sum(line.endswith(("…", "...")) for line in lines) > 0.3 * len(lines):
+        return "cut lines"
+    if len(lines) >= 5 and len(set(lines)) < 0.7 * len(lines):
+        return "repeated lines"
+    return None

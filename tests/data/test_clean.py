@@ -1,0 +1,88 @@
+"""Cleaning, near-duplicates and files elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stockpot.data.clean import WORD, CleanConfig, clean, fault, language_of
+from stockpot.data.near import Seen, band_keys
+from stockpot.data.remote import find_remote, is_remote
+from stockpot.data.sources import fingerprint_sources, read_texts
+from stockpot.errors import ConfigError, DataError
+
+PROSE = (
+    "The cook of the village went to the market with a basket, and it was full of onions when she came home. "
+    "She had to stir the soup for an hour, as it was a large pot that had been given to her by the baker."
+)
+
+
+def test_text_gets_one_form():
+    raw = "Cafe\u0301 \t with\u00a0 spaces \r\n\r\n\r\n\r\nand\x00 a\u200b zero\ufeff  \n"
+    assert clean(raw) == "Café with spaces\n\nand a zero"
+
+
+@given(st.text())
+def test_cleaning_twice_changes_nothing_more(text):
+    once = clean(text)
+    assert clean(once) == once
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (PROSE, None),
+        ("Hello there.", "too short"),
+        (PROSE.replace(" ", " # "), "symbols"),
+        ("1234 5678 " * 200 + PROSE, "few letters"),
+        ("\n".join(f"- {word} of the list and of the pot" for word in PROSE.split()), "a list"),
+        ("\n".join(["to the soup with salt and a spoon of it"] * 8), "repeated lines"),
+        ("\n".join(f"{line} that is cut and goes on in the …" for line in PROSE.split()[:20]), "cut lines"),
+        ("pneumonoultramicroscopicsilicovolcanoconiosis " * 30, "odd words"),
+    ],
+)
+def test_each_sign_of_a_machine_has_its_name(text, reason):
+    assert fault(text, CleanConfig()) == reason
+
+
+def test_languages_are_told_apart_by_their_common_words():
+    german = "Der Koch geht mit dem Korb auf den Markt und kauft eine Zwiebel, die nicht zu groß ist, für das Essen."
+    assert language_of(WORD.findall(PROSE)) == "en"
+    assert language_of(WORD.findall(german)) == "de"
+    assert language_of(WORD.findall("xyzzy plugh " * 20)) is None
+    config = CleanConfig(language="en", min_words=5)
+    assert fault(german, config) == "another language"
+    with pytest.raises(ConfigError, match="'tlh' is unknown"):
+        fault(PROSE, CleanConfig(language="tlh", min_words=1))
+
+
+def test_near_documents_share_a_band_and_others_do_not(tmp_path):
+    base = [f"word{i % 97}x{i}" for i in range(400)]
+    near = [*base[:200], "changed", *base[201:]]
+    other = [f"thing{i}" for i in range(400)]
+    keys = [band_keys(words, threshold=0.8) for words in (base, near, other)]
+    assert set(keys[0]) & set(keys[1])
+    assert not set(keys[0]) & set(keys[2])
+    file = tmp_path / "seen"
+    with Seen(file) as seen:
+        assert [seen.is_new(one) for one in keys] == [True, False, True]
+    assert not file.exists()
+
+
+def test_files_elsewhere_are_read_like_files_here():
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    for number in (2, 1):
+        with files.open(f"/pots/{number}.txt", "wb") as file:
+            file.write(f"Soup number {number}.".encode())
+    assert is_remote("memory://pots/1.txt")
+    assert not is_remote("hf://owner/name")
+    assert list(read_texts("memory://pots/*.txt")) == ["Soup number 1.", "Soup number 2."]
+    assert list(read_texts("memory://pots")) == ["Soup number 1.", "Soup number 2."]
+    assert len(find_remote("memory://pots/1.txt")) == 1
+    assert fingerprint_sources("memory://pots/1.txt") == [{"path": "memory://pots/1.txt"}]
+    with pytest.raises(DataError, match="no such file"):
+        list(read_texts("memory://pots/9.txt"))
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_texts("nowhere://x"))

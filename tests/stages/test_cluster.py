@@ -1,0 +1,95 @@
+"""Plans for machines that are not here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from stockpot.errors import ConfigError
+from stockpot.model.config import decoder
+from stockpot.model.transformer import Transformer
+from stockpot.stages.cluster import PlanConfig, checkpoint_interval, plan
+from stockpot.stages.machines import devices_of
+
+
+def test_parameters_and_arithmetic_are_those_of_the_model():
+    model = decoder(layers=2, dim=64, heads=2, context=64, vocab_size=100)
+    found = plan(
+        PlanConfig(model=model, context=64, tokens="1M", devices="1xH100", batch_tokens=4096, mfu=0.5)
+    )
+    assert found.parameters == sum(p.numel() for p in Transformer(model).parameters())
+    assert found.tokens == 1e6
+    assert found.flops == pytest.approx(1e6 * model.flops_per_token())
+    assert found.tokens_per_s == pytest.approx(0.5 * 989e12 / model.flops_per_token())
+    assert found.days * 86_400 == pytest.approx(1e6 / found.tokens_per_s)
+
+
+def test_a_model_is_split_only_where_it_must_be():
+    small = plan(PlanConfig(size=12, devices="8xH100"))
+    large = plan(PlanConfig(size=40, devices="64xA100-40", batch_tokens=1 << 20))
+    huge = plan(PlanConfig(size=96, devices="1xL4", batch_tokens=1 << 16))
+    assert small.layout == "ddp"
+    assert large.layout is not None
+    assert large.layout.startswith("fsdp")
+    assert large.share.total < 40 * 2**30
+    assert huge.layout is None
+    assert "does not fit" in str(huge.facts()["layout"])
+
+
+def test_splitting_over_more_devices_takes_less_of_each():
+    shares = [
+        plan(PlanConfig(size=48, devices=f"{n}xA100-40", batch_tokens=1 << 21)).share for n in (32, 64, 128)
+    ]
+    assert shares[0].optimizer > shares[1].optimizer > shares[2].optimizer
+
+
+def test_the_interval_between_checkpoints_is_youngs_where_writing_is_quick():
+    write, failure = 10.0, 100_000.0
+    assert checkpoint_interval(write, failure) == pytest.approx(math.sqrt(2 * write * failure), rel=0.01)
+
+    def lost(interval):  # a share of the time: Daly 2006, eq. 20, without the restart
+        return failure * (math.exp((interval + write) / failure) - 1) / interval
+
+    slow = 3000.0
+    best = checkpoint_interval(slow, failure)
+    write = slow
+    assert lost(best) <= min(lost(best * 0.8), lost(best * 1.25))
+
+
+def test_failures_cost_more_on_more_devices():
+    few, many = (
+        plan(PlanConfig(size=32, tokens="2T", devices=f"{n}xH100", batch_tokens=1 << 24)) for n in (64, 4096)
+    )
+    assert few.failure_days == pytest.approx(64 * many.failure_days)
+    assert many.effective < few.effective < 1
+    assert many.interval_s < few.interval_s
+
+
+@pytest.mark.parametrize("text", ["8xP100", "0xH100", "many", "8 H100"])
+def test_unknown_devices_are_refused(text):
+    with pytest.raises(ConfigError, match="Example: 8xH100"):
+        devices_of(text)
+
+
+def test_a_step_needs_a_row_on_each_device():
+    with pytest.raises(ConfigError, match="less than a row of 2048 tokens for each of 512 devices"):
+        plan(PlanConfig(size=12, devices="512xH100", batch_tokens=4096))
+
+
+def test_a_measured_run_stands_beside_the_plan(pantry, tmp_path):
+    import stockpot as sp
+
+    loop = sp.LoopConfig(steps=3, batch_tokens=256, log_every=1, dtype="float32")
+    config = sp.PretrainConfig(
+        data=str(pantry / "corpus.jsonl"),
+        tokenizer=str(pantry / "tok"),
+        size=1,
+        context=32,
+        val_tokens=64,
+        loop=loop,
+    )
+    run = sp.pretrain(config, out=tmp_path / "run")
+    (check,) = plan(PlanConfig(size=1, devices="8xH100", mfu=0.25), runs=[run.path]).checks
+    assert check.parameters == check.planned_parameters
+    assert check.planned_tokens_per_s == pytest.approx(check.tokens_per_s * 0.25 / check.mfu)
