@@ -58,7 +58,7 @@ def start(name: str, words: list[str], log: Path) -> subprocess.Popen[bytes]:
     torchrun = [
         *("-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{first}:{PORT}", "--rdzv-id", "pot"),
-        *("--rdzv-conf", f"is_host={int(HOSTS[name] == first)},last_call_timeout=3,join_timeout=120"),
+        *("--rdzv-conf", f"is_host={int(HOSTS[name] == first)},last_call_timeout=8,join_timeout=120"),
         *("--local-addr", HOSTS[name], "-m", "stockpot", *words),
     ]
     env = os.environ | {"GLOO_SOCKET_IFNAME": "pot0", "OMP_NUM_THREADS": "1"}

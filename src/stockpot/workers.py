@@ -7,6 +7,7 @@ a job does is the caller's business; where it is done cannot change what comes o
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import socket
@@ -120,7 +121,7 @@ def joined_ray(address: str) -> Iterator[Any]:
         return
     _refuse_unreachable(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(

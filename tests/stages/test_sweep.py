@@ -77,7 +77,8 @@ def test_a_sweep_trains_fits_checks_and_takes_up_what_is_there(pantry, tmp_path)
     assert len(found.points) == 9
     assert found.kept is not None
     assert found.kept[0].parameters == products(config.settings("1x64", 2048).model)
-    assert (tmp_path / "s" / "isoflop.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert (tmp_path / "s" / "runs.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert (tmp_path / "s" / "isoflop.svg").exists() == found.law.trades
     assert "predicted" in (tmp_path / "s" / "report.md").read_text(encoding="utf-8")
     assert len(json.loads((tmp_path / "s" / "sweep.json").read_text(encoding="utf-8"))["points"]) == 10
     stamp = (tmp_path / "s" / "runs" / "1x16-512" / "manifest.json").stat().st_mtime_ns

@@ -196,7 +196,8 @@ def tell_how_to_go_on(verb: str, out: Path) -> Iterator[None]:
         from stockpot.run import is_run
 
         command = f"stockpot {verb} --out {shlex.quote(str(out))} --resume" if is_run(out) else command_line()
-        print(f"Interrupted. Continue with:\n  {command}", file=sys.stderr)
+        if _is_first():
+            print(f"Interrupted. Continue with:\n  {command}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -231,6 +232,11 @@ def _exit_codes(*, debug: bool) -> Iterator[None]:
 _OF_TYPER = (typer.Exit, typer.Abort, typer.BadParameter)
 
 
+def _is_first() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _may_tell() -> bool:
     """Let one of the processes that torchrun started tell of an error, the first to meet it."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
@@ -259,7 +265,8 @@ def _unknown(error: Exception) -> str:
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    if _is_first():
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 class _OneLine(logging.Handler):

@@ -80,7 +80,7 @@ class Share:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(asdict(self).values())
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,11 @@ class Law:
             self.floor + self.size_factor * parameters**-self.alpha + self.data_factor * tokens**-self.beta
         )
 
+    @property
+    def trades(self) -> bool:
+        """Whether both more parameters and more tokens help, so that there is a best size."""
+        return self.size_factor > 0 and self.data_factor > 0
+
     def best_size(self, flops: float) -> float:
         """Give the parameters that make the loss least for ``flops``, at 6 a parameter and token.
 

@@ -198,7 +198,7 @@ def _write(out: Path, config: SweepConfig, points: list[Point]) -> SweepReport:
         kept = (last, law.loss(last.parameters, last.tokens), _interval(said))
     largest = max(abs(p.loss / law.loss(p.parameters, p.tokens) - 1) for p in fitted)
     found = SweepReport(tuple(fitted), law, intervals, kept, largest, out)
-    charts = {"isoflop.svg": _isoflop(law, fitted), "runs.svg": _lengths(points)}
+    charts = {"runs.svg": _lengths(points)} | ({"isoflop.svg": _isoflop(law, fitted)} if law.trades else {})
     for name, chart in charts.items():
         write_atomically(out / name, chart)
     facts = {
@@ -246,11 +246,16 @@ def _lengths(points: Sequence[Point]) -> str:
 
 def _page(found: SweepReport, drawn: Sequence[Law]) -> Iterator[str]:
     yield "# Scaling law\n\n```text\n" + str(found) + "\n```\n"
-    yield "![measured](runs.svg)\n\n![isoFLOP](isoflop.svg)\n"
+    yield "![measured](runs.svg)\n"
+    if found.law.trades:
+        yield "![isoFLOP](isoflop.svg)\n"
     yield "| parameters in products | tokens | loss | law |\n|---:|---:|---:|---:|"
     rows = [*found.points, *([found.kept[0]] if found.kept else [])]
     for p in rows:
         yield f"| {p.parameters:,.0f} | {p.tokens:,.0f} | {p.loss:.4f} | {found.law.loss(p.parameters, p.tokens):.4f} |"
+    if not found.law.trades:
+        yield "\nThese runs do not show that both parameters and tokens help; there is no best size by this law."
+        return
     yield "\n## The next size\n\n| FLOP | best parameters | tokens | loss, 95 % interval |\n|---:|---:|---:|---|"
     for flops in _budgets(found.points):
         size = found.law.best_size(flops)

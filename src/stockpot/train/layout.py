@@ -79,7 +79,7 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
 def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a split tensor, sharing its memory."""
     part = getattr(tensor.detach(), "to_local", None)
-    return tensor if part is None else part()  # type: ignore[no-any-return]
+    return tensor if part is None else part()
 
 
 def lay_out(model: nn.Module, config: ParallelConfig, group: Group, dtype: torch.dtype) -> Layout:

@@ -45,14 +45,11 @@ class ParallelConfig(Settings):
         description="keep a layer's input only and compute it again on the way back: less memory, a third more work",
     )
     offload: bool = Field(False, description="fsdp: keep weights and optimizer in the host's memory")
-    async_checkpoint: bool = Field(
-        False, description="fsdp: write checkpoints while training goes on; takes their size of host memory"
-    )
 
     @model_validator(mode="after")
     def _fits(self) -> ParallelConfig:
-        if self.kind == "ddp" and (self.offload or self.async_checkpoint or self.gather_dtype):
-            raise ValueError("offload, async_checkpoint and gather_dtype belong to kind = 'fsdp'")
+        if self.kind == "ddp" and (self.offload or self.gather_dtype):
+            raise ValueError("offload and gather_dtype belong to kind = 'fsdp'")
         return self
 
 

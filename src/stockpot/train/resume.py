@@ -109,6 +109,7 @@ def read_parts(folder: Path, into: dict[str, Tensor], *, alone: bool) -> None:
     Raises:
         CheckpointError: if a part is missing or cannot be read.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 
@@ -118,7 +119,7 @@ def read_parts(folder: Path, into: dict[str, Tensor], *, alone: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             load_parts(rows, storage_reader=reader, no_dist=alone)
-    except Exception as error:  # noqa: BLE001 - torch wraps whatever a reader raises in errors of several kinds
+    except (Exception, CheckpointException) as error:  # noqa: BLE001 - torch wraps whatever a reader raises
         reason = " ".join(str(error).split())[-200:]
         raise CheckpointError(
             f"{folder / PARTS}: a part of the training state is missing or cannot be read ({reason}).",

@@ -269,10 +269,10 @@ class Rollouts:
         self, phase: _Phase, replies: list[Reply], ratings: list[float], known: list[float]
     ) -> tuple[_Phase, list[Reply], list[float], list[float]]:
         """Put together what all processes drew."""
-        found = self.group.gather_objects((dict(vars(phase)), replies, ratings, known))
-        phase = _Phase(**{name: [x for one in found for x in one[0][name]] for name in vars(phase)})
-        rest = [[x for one in found for x in one[column]] for column in (1, 2, 3)]
-        return phase, *rest
+        found = self.group.gather_objects((phase, replies, ratings, known))
+        together = _Phase(**{name: [x for one in found for x in vars(one[0])[name]] for name in vars(phase)})
+        every = [reply for one in found for reply in one[1]]
+        return together, every, [x for one in found for x in one[2]], [x for one in found for x in one[3]]
 
     def _choose(self) -> list[Asked]:
         """Take the next prompts of a seeded walk over all of them."""

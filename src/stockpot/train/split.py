@@ -85,9 +85,8 @@ class Split(Layout):
     def collect(self) -> None:
         """Hand the split gradients to the optimizer's tensors, and sum those of parameters that are whole."""
         for tensor, parameter in zip(self.tensors.values(), self.parameters.values(), strict=True):
-            gradient = None if parameter.grad is None else local(parameter.grad)
-            tensor.grad = torch.zeros_like(tensor) if gradient is None else gradient.to(tensor.dtype)
-            parameter.grad = None
+            gradient, parameter.grad = parameter.grad, None
+            tensor.grad = torch.zeros_like(tensor) if gradient is None else local(gradient).to(tensor.dtype)
         whole = zip(self.tensors.values(), self.is_shared, strict=True)
         self.group.sum_gradients([tensor for tensor, is_shared in whole if not is_shared])
 
