@@ -87,3 +87,47 @@ def test_two_processes_make_one_run_like_that_of_one(config, pantry, tmp_path):
         )
     more = [sys.executable, *torchrun, "pretrain", "--out", str(tmp_path / "two"), "--resume"]
     assert subprocess.run(more, capture_output=True, check=False, timeout=200).returncode == 0
+
+
+MORTAL = """
+import os, signal, sys
+from stockpot.cli.main import main
+from stockpot.train.loop import _Loop
+
+whole = _Loop.step
+
+def step(self, place, wish):
+    if self.group.place.rank == 1 and self.state.step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, place, wish)
+
+if "--resume" not in sys.argv:
+    _Loop.step = step
+main()
+"""
+
+
+@pytest.mark.slow  # starts Python six times
+@pytest.mark.distributed
+def test_when_one_process_dies_the_other_says_so_once_and_both_can_go_on(pantry, tmp_path):
+    script, out = tmp_path / "mortal.py", tmp_path / "run"
+    script.write_text(MORTAL, encoding="utf-8")
+    words = ["pretrain", "--data", f"{pantry}/corpus.jsonl", "--tokenizer", f"{pantry}/tok", "--size", "1"]
+    sets = ["context=64", "val_tokens=512", "loop.batch_tokens=512", "loop.log_every=1", "loop.dtype=float32"]
+    sets += ["loop.parallel.kind=fsdp", "loop.checkpoint_every=2", "loop.steps=5"]
+    words += [word for one in sets for word in ("--set", one)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+
+    def run(*more):
+        command = [sys.executable, *torchrun, *words, "--out", str(out), *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+    died = run()
+    assert died.returncode != 0
+    assert died.stderr.count("error: Another process of this run has ended") == 1, died.stderr[-3000:]
+    assert Run.open(out).status in ("failed", "interrupted")
+    went_on = run("--resume")
+    assert went_on.returncode == 0, went_on.stderr[-3000:]
+    found = Run.open(out)
+    assert [step for step, _ in found.series("train/loss")] == [1, 2, 3, 4, 5]
+    assert found.manifest["resumed"][0]["step"] == 2

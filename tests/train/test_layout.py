@@ -175,6 +175,10 @@ def test_one_process_two_whole_models_and_a_split_one_are_the_same_run(tmp_path,
         assert has_parts(tmp_path / name / "checkpoints" / "step-000003") == (name == "fsdp")
         again = train_alone(tmp_path / name, stream, monkeypatch, resume=True)
         assert again["loss"] == pytest.approx(one["loss"][3:], **close), name
+    parts = tmp_path / "adamw" / "checkpoints" / "step-000006" / "state" / "parts"
+    next(parts.glob("*00002*")).unlink()
+    with pytest.warns(RuntimeWarning, match="is damaged"):  # and the one before is taken
+        assert Run.open(tmp_path / "adamw").latest_checkpoint()[0] == 3
 
 
 def test_every_matrix_has_one_owner_and_the_work_is_even():

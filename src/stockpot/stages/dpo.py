@@ -131,8 +131,8 @@ def _dpo(
             resume=resume,
             progress=report,
         )
-        accuracy = _accuracy(run, sides[1])
-        if accuracy is not None and group.is_first:
+        accuracy = _accuracy(run, sides[1]) if group.is_first else None
+        if accuracy is not None:
             run.note(accuracy=asdict(accuracy))
             report({"kind": "note", "text": f"held-out comparisons told apart: {accuracy}"})
     return run

@@ -152,8 +152,10 @@ def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
         DataError: if there is no batch.
     """
     loop = _Loop(model, batches, loss_fn, config, _Doors(run, validate, save, progress))
-    if resume and run is not None and (newest := loop.group.from_first(run.latest_checkpoint)):
-        loop.load(newest[1])
+    if run is not None and loop.group.from_first(lambda: resume):  # as the first process was asked
+        newest = loop.group.from_first(run.latest_checkpoint)
+        if newest is not None:
+            loop.load(newest[1])
     with StopWish() as wish:
         loop.train(wish)
     return loop.state
@@ -186,11 +188,11 @@ class _Loop:
         self.group.agree(
             settings=config.model_dump_json(), data=repr(self.feed.state_dict()), model=_outline(model)
         )
-        if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
-            _compile_layers(model)
         self.layout = lay_out(model, config.parallel, self.group, self.dtype)
         for stack in (one for one in self.layout.trained.modules() if isinstance(one, Stack)):
             stack.recompute, stack.flex = config.parallel.recompute, config.flex
+        if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
+            _compile_layers(self.layout.trained)
         self.optimizer = Optimizer(self.layout.trained, config, config.steps, self.layout)
         self.meter = Meter(model, self.device, self.dtype, processes=self.group.place.world)
         self.state = TrainState()
