@@ -157,9 +157,9 @@ def with_steps(loop: LoopConfig, passes: float | None, tokens: int) -> LoopConfi
     return loop.model_copy(update={"steps": steps})
 
 
-def together(device: torch.device, out: str | Path, work: Callable[[Group], Run]) -> Run:
+def together(device: torch.device, loop: LoopConfig, out: str | Path, work: Callable[[Group], Run]) -> Run:
     """Do a stage's work on every process that torchrun started, and return the run as the first process left it."""
-    with joined(device) as group:
+    with joined(device, loop.parallel) as group:
         run = work(group)
     return run if group.is_first else Run.open(out)
 

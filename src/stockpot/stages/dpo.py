@@ -72,7 +72,9 @@ def dpo(config: DPOConfig, *, out: str | Path, resume: bool = False, progress: P
     """
     bundle, device = begin_tuning(config, verb="dpo")
     _check_reference(config, bundle)
-    return together(device, out, partial(_dpo, config, bundle, device, Path(out), resume, progress))
+    return together(
+        device, config.loop, out, partial(_dpo, config, bundle, device, Path(out), resume, progress)
+    )
 
 
 def _dpo(

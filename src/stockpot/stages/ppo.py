@@ -154,7 +154,9 @@ def _learn(
     bundle, device = begin_tuning(config, verb=stage)
     rewards = _rewards(config, reward, stage, device)
     how = {"stage": stage, "recipe": {stage: config}, "parent": config.model, "resume": resume}
-    return together(device, out, partial(_act, config, bundle, device, Path(out), how, progress, rewards))
+    return together(
+        device, config.loop, out, partial(_act, config, bundle, device, Path(out), how, progress, rewards)
+    )
 
 
 def _act(

@@ -128,7 +128,7 @@ def pretrain(
         TrainError: if training cannot go on.
     """
     device = machine.pick_device(config.device)
-    with joined(device) as group:
+    with joined(device, config.loop.parallel) as group:
         report = heard(group, progress)
         if config.minutes is not None:
             config, plan = _planned(config, group)

@@ -73,7 +73,9 @@ def reward(
         TrainError: if training cannot go on.
     """
     bundle, device = begin_tuning(config, verb="reward")
-    return together(device, out, partial(_reward, config, bundle, device, Path(out), resume, progress))
+    return together(
+        device, config.loop, out, partial(_reward, config, bundle, device, Path(out), resume, progress)
+    )
 
 
 def _reward(

@@ -85,7 +85,9 @@ def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: P
         TrainError: if training cannot go on.
     """
     bundle, device = begin_tuning(config, verb="sft")
-    return together(device, out, partial(_sft, config, bundle, device, Path(out), resume, progress))
+    return together(
+        device, config.loop, out, partial(_sft, config, bundle, device, Path(out), resume, progress)
+    )
 
 
 def _sft(

@@ -44,6 +44,9 @@ class ParallelConfig(Settings):
         False,
         description="keep a layer's input only and compute it again on the way back: less memory, a third more work",
     )
+    timeout_s: float = Field(
+        900.0, gt=0, description="seconds without an answer after which another process counts as gone"
+    )
     offload: bool = Field(False, description="fsdp: keep weights and optimizer in the host's memory")
 
     @model_validator(mode="after")
@@ -171,8 +174,12 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Group]:
+def joined(device: torch.device, config: ParallelConfig | None = None) -> Iterator[Group]:
     """Join the processes that torchrun started, for the length of a block; alone, do nothing.
+
+    Args:
+        device: where this process computes.
+        config: how long others are waited for.
 
     Raises:
         TrainError: if the others are out of reach, because one of them has ended.
@@ -184,7 +191,8 @@ def joined(device: torch.device) -> Iterator[Group]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Small numbers of the host go through gloo, so that no one waits for a device because of them.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    wait = timedelta(seconds=(config or ParallelConfig()).timeout_s)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=wait)
     try:
         yield Group(place)
         dist.barrier()  # one that leaves early would break the others' last sum off
