@@ -1,9 +1,9 @@
 """Two hosts, one of which dies: an elastic run must go on from its newest checkpoint, nothing repeated and nothing skipped.
 
 Two network namespaces stand for the hosts, each with an address of its own and a cable between them (needs root and
-iproute2). Both run torchrun's elastic agent and meet by address. When enough steps are done, every process of the second host is
-killed with signal 9, behind a cut cable, so that nothing says goodbye. The first host's agent starts again with what is left. The run's metrics are
-then held against those of an undisturbed run by one process.
+iproute2). Both run torchrun's elastic agent and meet by address. When enough steps are done, every process of the second
+host is killed with signal 9, behind a cut cable, so that nothing says goodbye. The first host's agent starts again with what is
+left. The run's metrics are then held against those of an undisturbed run by one process.
 
     .venv/bin/python benchmarks/hosts.py --out /tmp/hosts --write benchmarks/results/hosts.json
 """
