@@ -38,7 +38,13 @@ def test_cleaning_twice_changes_nothing_more(text):
         ("1234 5678 " * 200 + PROSE, "few letters"),
         ("\n".join(f"- {word} belongs here between other pots" for word in PROSE.split()), "a list"),
         ("\n".join(["to the soup with salt and a spoon of it"] * 8), "repeated lines"),
-        ("\n".join(f"{line} whatever comes behind this word …" for line in PROSE.split()[:20]), "cut lines"),
+        (
+            "\n".join(
+                f"{line} and whatever else may come behind this word has been left out here …"
+                for line in PROSE.split()[:20]
+            ),
+            "cut lines",
+        ),
         ("pneumonoultramicroscopicsilicovolcanoconiosis " * 30, "odd words"),
     ],
 )
