@@ -28,6 +28,7 @@ __all__ = ["Pooling", "embed_texts", "fill_gaps", "score_pairs"]
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
 
 BATCH_TOKENS = 4096
+CALL_TOKENS = 192  # from which a matrix product is as fast a token as it gets
 ROW_TOKENS = 512  # of a prompt with all its completions, so that attention within the row stays cheap
 LOGIT_NUMBERS = 1 << 24  # logits held at once (64 MiB in float32)
 
@@ -131,7 +132,10 @@ def _run_prompts(
     longest = max(len(completion) for _, completion in rows)
     held, known = _beginning(bundle, prompts, prefixes)
     if held is None and longest > 1 and _fits_one_row(bundle, prompts, sharing):
-        return _run_branches(bundle, prompts, sharing)
+        found: dict[Encoded, Judged] = {}
+        for some in _alike(prompts, sharing):
+            found |= _run_branches(bundle, some, sharing)
+        return found
     ids, real = pad([prompt[known:] for prompt in prompts], model.device)
     cache = None
     if longest > 1 or held is not None:
@@ -166,6 +170,23 @@ def _fits_one_row(
     ):  # its products depend a little on what else is in the call
         return False
     return all(len(prompt) + sum(map(len, sharing[prompt])) <= ROW_TOKENS for prompt in prompts)
+
+
+def _alike(
+    prompts: Sequence[tuple[int, ...]], sharing: dict[tuple[int, ...], list[tuple[int, ...]]]
+) -> Iterator[list[tuple[int, ...]]]:
+    """Part prompts so that their rows are of like length: little padding, but enough tokens for a call to pay."""
+    sizes = {prompt: len(prompt) + sum(len(one) - 1 for one in sharing[prompt]) for prompt in prompts}
+    some: list[tuple[int, ...]] = []
+    real = 0
+    for prompt in sorted(prompts, key=lambda one: -sizes[one]):
+        padded = sizes[some[0]] * (len(some) + 1) if some else 0
+        if real >= CALL_TOKENS and padded > 1.1 * (real + sizes[prompt]):
+            yield some
+            some, real = [], 0
+        some.append(prompt)
+        real += sizes[prompt]
+    yield some
 
 
 def _run_branches(
