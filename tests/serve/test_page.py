@@ -271,11 +271,11 @@ def test_hostile_file_names_are_words(tab):
     tab.get_by_role("button", name="Done").click()
 
 
-@pytest.mark.parametrize("text", LARGE.values(), ids=LARGE)
-def test_large_and_deep_text_is_drawn_soon_and_stays_shallow(tab, text):
-    took, deep = tab.evaluate(DRAW, text)
-    assert deep < 60
-    assert took < 5_000  # milliseconds; it takes 50 to 500 here, and quadratic time would be minutes
+def test_large_and_deep_text_is_drawn_soon_and_stays_shallow(tab):
+    found = {name: tab.evaluate(DRAW, text) for name, text in LARGE.items()}
+    assert {name: deep for name, (_, deep) in found.items() if deep > 60} == {}
+    # milliseconds; it takes 50 to 500 here, and quadratic time would be minutes
+    assert {name: took for name, (took, _) in found.items() if took > 5_000} == {}
 
 
 def test_a_long_answer_streams_and_leaves_the_page_usable(tab):
@@ -369,6 +369,7 @@ def test_ten_votes_by_keyboard_become_a_model(tab, server):
     tab.wait_for_selector(".voting")
     assert "tiny" not in tab.locator(".sides").inner_text()
     tab.keyboard.press("ArrowRight")
+    tab.wait_for_selector("text=11 done of 14")
     go(tab, "train", "text=of 1 comparisons won by tiny-votes-1")
 
 
