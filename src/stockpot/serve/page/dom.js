@@ -118,9 +118,11 @@ export async function tried(work) {
 export const percent = (value, digits = 0) =>
   value === null || value === undefined
     ? "–"
-    : value > 0 && value < 0.0001
-      ? "< 0.01 %"
-      : `${(100 * value).toFixed(value < 0.01 ? 2 : value < 0.1 ? 1 : digits)} %`;
+    : value === 0
+      ? "0 %"
+      : value < 0.0001
+        ? "< 0.01 %"
+        : `${(100 * value).toFixed(value < 0.01 ? 2 : value < 0.1 ? 1 : digits)} %`;
 
 /** Let somebody save text as a file. */
 export function download(name, text, type = "text/plain") {
