@@ -85,22 +85,22 @@ def test_folding_comes_back():
         assert torch.equal(diffusion._unfold(folded, fold), pixels)
 
 
-def test_a_perfect_denoiser_has_no_loss():
-    """Its target is v = √ᾱ · noise − √(1 − ᾱ) · picture (Salimans & Ho 2022, §4)."""
+@pytest.mark.parametrize("predicts", ["picture", "v"])
+def test_a_perfect_denoiser_has_no_loss(predicts):
+    """It gives the picture x, or v = √ᾱ · noise − √(1 − ᾱ) · picture (Salimans & Ho 2022, §4)."""
     batch = next(iter(diffusion._Batches(
         np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8),
         ["a"] * 8, make_steering("nothing", [], device=CPU), settings(),
     )))  # fmt: skip
-    alphas = diffusion._scheduler("DDPMScheduler").alphas_cumprod[batch.times][:, None, None, None]
-    wanted = alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * diffusion._fold(batch.pixels, 4)
+    alphas = diffusion._scheduler("DDPMScheduler", predicts).alphas_cumprod[batch.times][:, None, None, None]
+    x = diffusion._fold(batch.pixels, 4)
+    wanted = x if predicts == "picture" else alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * x
 
-    def perfect(x, time, **_):
-        torch.testing.assert_close(
-            x, alphas.sqrt() * diffusion._fold(batch.pixels, 4) + (1 - alphas).sqrt() * batch.noise
-        )
+    def perfect(noisy, time, **_):
+        torch.testing.assert_close(noisy, alphas.sqrt() * x + (1 - alphas).sqrt() * batch.noise)
         return (wanted,)
 
-    loss = diffusion._loss(perfect, batch)
+    loss = diffusion._loss(perfect, batch, predicts=predicts)
     assert isinstance(loss, Loss) and loss.count == 8
     assert float(loss.total) == pytest.approx(0.0, abs=1e-6)
 

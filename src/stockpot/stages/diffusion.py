@@ -15,6 +15,7 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +75,9 @@ class DrawConfig(Settings):
         min_length=2,
         description="width of the denoiser at each scale, finest first; all but the finest see the text",
     )
+    predicts: Literal["picture", "v"] = Field(
+        "picture", description="what the denoiser gives: the clean picture, easier for a small one · v"
+    )
     text_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of the pictures whose text is left out in training"
     )
@@ -102,12 +106,14 @@ class Painter:
         steering: turns texts into states.
         size: height and width of a picture.
         fold: pixels along a side that are one place of the network.
+        predicts: what the network gives.
     """
 
     network: nn.Module
     steering: Steering
     size: int
     fold: int
+    predicts: str
 
     def paint(
         self, texts: Sequence[str], *, steps: int = 25, guidance: float = 3.0, seed: int = 0
@@ -120,7 +126,7 @@ class Painter:
             guidance: how far to go beyond what no text gives; 1: not at all.
             seed: of the noise; each text has its own.
         """
-        scheduler = _scheduler("DDIMScheduler")
+        scheduler = _scheduler("DDIMScheduler", self.predicts)
         scheduler.set_timesteps(steps)
         device = next(self.network.parameters()).device
         side, planes = self.size // self.fold, 3 * self.fold**2
@@ -161,7 +167,9 @@ def train_draw(
     pixels, texts = _read(config, report)
     steering = make_steering(config.encoder or "words", texts, device=device)
     machine.seed_everything(config.seed)
-    painter = Painter(_network(config, steering.width).to(device), steering, config.size, config.fold)
+    painter = Painter(
+        _network(config, steering.width).to(device), steering, config.size, config.fold, config.predicts
+    )
     batches = _Batches(pixels, texts, painter.steering, config)
     with Run.create(out, stage="train-draw", recipe={"train-draw": config}, resume=resume) as run:
         trained = sum(one.numel() for one in painter.network.parameters())
@@ -175,7 +183,7 @@ def train_draw(
         fit(
             painter.network,
             batches,
-            _loss,
+            partial(_loss, predicts=config.predicts),
             config.loop,
             run=run,
             save=lambda folder: _save(folder, painter, config),
@@ -221,11 +229,18 @@ def load_painter(ref: str | Path, *, device: str | None = None) -> Painter:
     place = machine.pick_device(device)
     try:
         steering = make_steering(str(values["encoder"]), [], words=values["words"], device=place)
-        config = DrawConfig(size=values["size"], channels=tuple(values["channels"]), fold=values["fold"])
+        own = {name: values[name] for name in ("size", "channels", "fold", "predicts")}
+        config = DrawConfig(**own)
         network = _network(config, steering.width)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / 'draw.json'}: {error}.", "Copy the folder again.") from None
-    return Painter(_fill(network, folder / "denoiser").to(place).eval(), steering, config.size, config.fold)
+    return Painter(
+        _fill(network, folder / "denoiser").to(place).eval(),
+        steering,
+        config.size,
+        config.fold,
+        config.predicts,
+    )
 
 
 # --- the network ---
@@ -258,11 +273,11 @@ def _network(config: DrawConfig, width: int) -> nn.Module:
     return network
 
 
-def _scheduler(kind: str) -> Any:
+def _scheduler(kind: str, predicts: str) -> Any:
     return getattr(_diffusers(), kind)(
         num_train_timesteps=STEPS_OF_NOISE,
         beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
+        prediction_type={"picture": "sample", "v": "v_prediction"}[predicts],
         **({"clip_sample": True, "timestep_spacing": "trailing"} if kind == "DDIMScheduler" else {}),
     )
 
@@ -291,6 +306,7 @@ def _save(folder: Path, painter: Painter, config: DrawConfig) -> None:
         "words": painter.steering.words,
         "size": config.size,
         "fold": config.fold,
+        "predicts": config.predicts,
         "channels": list(config.channels),
     }
     painter.network.save_pretrained(folder / "denoiser", safe_serialization=True)  # type: ignore[operator]
@@ -371,16 +387,18 @@ class _Batches:
         self._given = int(state["given"])
 
 
-_NOISING: list[Any] = []  # the schedule of training, made once
+@lru_cache(maxsize=2)
+def _noising(predicts: str) -> Any:
+    """Make the schedule of training."""
+    return _scheduler("DDPMScheduler", predicts)
 
 
-def _loss(network: nn.Module, batch: _Batch) -> Loss:
-    """Compare what the denoiser predicts, v, with what it should; the mean over each picture."""
-    if not _NOISING:
-        _NOISING.append(_scheduler("DDPMScheduler"))
+def _loss(network: nn.Module, batch: _Batch, *, predicts: str) -> Loss:
+    """Compare what the denoiser gives with what it should give: the mean over each picture."""
+    schedule = _noising(predicts)
     x = _fold(batch.pixels, batch.pixels.shape[1] // batch.noise.shape[2])
-    noisy = _NOISING[0].add_noise(x, batch.noise, batch.times)
-    wanted = _NOISING[0].get_velocity(x, batch.noise, batch.times)
+    noisy = schedule.add_noise(x, batch.noise, batch.times)
+    wanted = x if predicts == "picture" else schedule.get_velocity(x, batch.noise, batch.times)
     out = _denoise(network, noisy, batch.times, batch.states, batch.mask)
     total = (out.float() - wanted).square().mean(dim=(1, 2, 3)).sum()
     return Loss(total, batch.tokens, {"loss": (total.detach(), batch.tokens)})
