@@ -28,8 +28,7 @@ __all__ = ["Pooling", "embed_texts", "fill_gaps", "score_pairs"]
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
 
 BATCH_TOKENS = 4096
-CALL_TOKENS = 192  # from which a matrix product is as fast a token as it gets
-ROW_TOKENS = 512  # of a prompt with all its completions, so that attention within the row stays cheap
+ROW_TOKENS = 384  # of prompts with all their completions in one row: attention within it stays cheap
 LOGIT_NUMBERS = 1 << 24  # logits held at once (64 MiB in float32)
 
 Encoded = tuple[tuple[int, ...], tuple[int, ...]]  # prompt and completion
@@ -133,7 +132,7 @@ def _run_prompts(
     held, known = _beginning(bundle, prompts, prefixes)
     if held is None and longest > 1 and _fits_one_row(bundle, prompts, sharing):
         found: dict[Encoded, Judged] = {}
-        for some in _alike(prompts, sharing):
+        for some in _packed(prompts, sharing):
             found |= _run_branches(bundle, some, sharing)
         return found
     ids, real = pad([prompt[known:] for prompt in prompts], model.device)
@@ -161,7 +160,7 @@ def _run_prompts(
 def _fits_one_row(
     bundle: Bundle, prompts: Sequence[tuple[int, ...]], sharing: dict[tuple[int, ...], list[tuple[int, ...]]]
 ) -> bool:
-    """Say whether each prompt and all its completions make one short row: then one call is enough, without a cache."""
+    """Say whether each prompt and all its completions fit a short row: then one call is enough, without a cache."""
     config = bundle.model.config
     if config.shape != "decoder" or config.main.attends != "causal":
         return False
@@ -172,46 +171,48 @@ def _fits_one_row(
     return all(len(prompt) + sum(map(len, sharing[prompt])) <= ROW_TOKENS for prompt in prompts)
 
 
-def _alike(
+def _packed(
     prompts: Sequence[tuple[int, ...]], sharing: dict[tuple[int, ...], list[tuple[int, ...]]]
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Part prompts so that their rows are of like length: little padding, but enough tokens for a call to pay."""
-    sizes = {prompt: len(prompt) + sum(len(one) - 1 for one in sharing[prompt]) for prompt in prompts}
+    """Part prompts so that each part, with all its completions, fills one row; nothing is padded."""
     some: list[tuple[int, ...]] = []
-    real = 0
-    for prompt in sorted(prompts, key=lambda one: -sizes[one]):
-        padded = sizes[some[0]] * (len(some) + 1) if some else 0
-        if real >= CALL_TOKENS and padded > 1.1 * (real + sizes[prompt]):
+    held = 0
+    for prompt in prompts:
+        size = len(prompt) + sum(len(one) - 1 for one in sharing[prompt])
+        if some and held + size > ROW_TOKENS:
             yield some
-            some, real = [], 0
+            some, held = [], 0
         some.append(prompt)
-        real += sizes[prompt]
+        held += size
     yield some
 
 
 def _run_branches(
     bundle: Bundle, prompts: Sequence[tuple[int, ...]], sharing: dict[tuple[int, ...], list[tuple[int, ...]]]
 ) -> dict[Encoded, Judged]:
-    """Score all completions of some prompts in one call: a row is a prompt, its completions are the row's branches."""
-    rows, branches, owners, places = [], [], [], []
+    """Score all completions of some prompts in one row: each prompt is a document, its completions are the branches."""
+    ids: list[int] = []
+    documents: list[int] = []
+    branches: list[int] = []
+    places: list[tuple[int, ...]] = []
     pairs: list[Encoded] = []
-    for row, prompt in enumerate(prompts):
-        ids, numbers = list(prompt), [0] * len(prompt)
+    for document, prompt in enumerate(prompts, 1):
+        ids += prompt
+        branches += [0] * len(prompt)
+        end = len(ids) - 1
         for number, completion in enumerate(sharing[prompt], 1):
             body = completion[:-1]  # what follows the last token is not asked
-            places.append((len(prompt) - 1, *range(len(ids), len(ids) + len(body))))
+            places.append((end, *range(len(ids), len(ids) + len(body))))
             ids += body
-            numbers += [number] * len(body)
-            owners.append(row)
+            branches += [number] * len(body)
             pairs.append((prompt, completion))
-        rows.append(ids)
-        branches.append(numbers)
-    device = bundle.model.device
-    ids_, real = pad(rows, device)
-    hidden = bundle.model(ids_, attention_mask=real, branches=pad(branches, device)[0], last=0).hidden
-    states = hidden[
-        torch.tensor(owners, device=device)[:, None], pad(places, device)[0]
-    ]  # (pairs, longest, dim)
+        documents += [document] * (len(ids) - len(documents))
+    ids_, documents_, branches_ = torch.tensor([ids, documents, branches], device=bundle.model.device)[
+        :, None
+    ]
+    mask = documents_ if len(prompts) > 1 else None
+    hidden = bundle.model(ids_, attention_mask=mask, branches=branches_, last=0).hidden
+    states = hidden[0, pad(places, hidden.device)[0]]  # (pairs, longest, dim)
     return dict(zip(pairs, _judge(bundle, states, [completion for _, completion in pairs]), strict=True))
 
 
