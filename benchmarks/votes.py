@@ -4,7 +4,7 @@ The votes are cast by the village's exact taste, so that the truth of every comp
 person's clicks go: prompts are queued, pairs are drawn blind, votes are posted, the training job is started over HTTP, and the
 win rate is the one the page shows, on prompts that were not voted on.
 
-    python benchmarks/votes.py runs/village/sft --votes 100 400 --seeds 3
+    .venv/bin/python benchmarks/votes.py runs/village/sft --votes 100 400 --seeds 3
 """
 
 from __future__ import annotations

@@ -281,7 +281,7 @@ def rank(
     from stockpot.stages.rank import FILE, RankConfig
     from stockpot.stages.rank import rank as stage
 
-    maker = _Maker("rank", "rank", flags)
+    maker = Maker("rank", "rank", flags)
     given = {"model": model, "data": data, "reward": reward, "samples": samples, "limit": limit}
     config = maker.settings(RankConfig, given)
     if flags.dry_run:
