@@ -31,6 +31,7 @@ CLONES: dict[str, tuple[str, ...]] = {
     "pretraining.py": ("a clone of nanoGPT: --nanogpt PATH",),
     "serving.py": ("a Python that has llama-cpp-python[server]: --peer PYTHON",),
     "small_against_large.py": ("none: both sides are made here",),
+    "votes.py": ("none: the model before the votes",),
     "time_to_loss.py": ("a clone of nanoGPT: --nanogpt PATH", "a clone of nanochat: --nanochat PATH"),
 }
 
