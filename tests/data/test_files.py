@@ -299,3 +299,14 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(
     except DataError as error:
         assert len(error.what) < 600
         assert error.what.isprintable()
+
+
+def test_a_parquet_column_whose_name_is_no_text_is_refused(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"text": ["soup"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"text", b"\xf4ext"))
+    with pytest.raises(DataError, match="this parquet file is damaged"):
+        list(read_records(path))

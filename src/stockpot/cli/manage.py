@@ -189,6 +189,8 @@ OPTIONAL = {
     "diffusion": ("diffusers", "PIL"),
     "tensorboard": ("tensorboard",),
     "serve": ("fastapi", "uvicorn", "llguidance"),
+    "prepare": ("datasketch", "fsspec"),
+    "ray": ("ray",),
     "constrain": ("llguidance",),
     "lm-eval": ("lm_eval",),
 }

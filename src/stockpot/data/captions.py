@@ -168,4 +168,9 @@ def _add_records(found: Captions, files: Sequence[Path], folder: Path, limit: in
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return ", ".join(shown(name, 80) for name in names[:LISTED]) + more
+    return ", ".join(_ending(name) for name in names[:LISTED]) + more
+
+
+def _ending(name: str) -> str:
+    """Show the end of a long path, which tells more than its beginning."""
+    return shown(name if len(name) <= 80 else f"…{name[-79:]}", 80)

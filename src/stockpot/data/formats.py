@@ -265,7 +265,7 @@ class _Reader:
                     number += 1
                     if row is not None:
                         yield self._at(number), row
-        except (arrow.ArrowException, OSError) as error:
+        except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{self._name}: this parquet file is damaged ({_short(error)}).") from None
 
     def _rows(self, batch: Any, before: int) -> Iterator[dict[str, Any] | None]:
