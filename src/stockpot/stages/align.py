@@ -35,7 +35,7 @@ from stockpot.stages.rewards import reward_from
 __all__ = ["ALIGN_SHARE", "VALIDATIONS", "ContestConfig", "align"]
 
 # Shares of a cook's minutes.
-REWARD_SHARE, DPO_SHARE, PPO_SHARE = 0.04, 0.07, 0.11
+REWARD_SHARE, DPO_SHARE, PPO_SHARE = 0.04, 0.07, 0.08
 ALIGN_SHARE = REWARD_SHARE + DPO_SHARE + PPO_SHARE
 MOST_PASSES = 2.0  # over the comparisons
 VALIDATIONS = 5
