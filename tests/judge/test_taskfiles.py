@@ -119,7 +119,12 @@ def test_prompts_are_those_of_the_harness_word_for_word(tmp_path):
 def test_a_sentence_of_blimp_stands_behind_a_space_as_in_the_harness(tmp_path):
     record = {"good": "He sees.", "bad": "He see."}
     (item,) = open_task("blimp", Judging(data=written(tmp_path / "b.jsonl", [record]))).items
-    assert (item.prompt, item.lead, item.choices, item.answer) == ("", " ", ("He sees.", "He see."), "He sees.")
+    assert (item.prompt, item.lead, item.choices, item.answer) == (
+        "",
+        " ",
+        ("He sees.", "He see."),
+        "He sees.",
+    )
 
 
 def test_examples_stand_before_every_question_and_are_not_asked(tmp_path):

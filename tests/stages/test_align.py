@@ -141,7 +141,7 @@ def test_the_model_to_talk_to_is_an_aligned_one_that_clearly_wins_and_answers_no
         )
 
     def report(right):
-        answers = [SimpleNamespace(is_exact=n < right) for n in range(40)]
+        answers = [SimpleNamespace(scores={"choice": float(n < right)}) for n in range(40)]
         return SimpleNamespace(answers={"village/facts": answers})
 
     def chosen(dpo, ppo, able=30):

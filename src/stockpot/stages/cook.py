@@ -122,7 +122,7 @@ def cook(
 def _liked_best(judged: Contest | None, reports: Mapping[str, Report]) -> str:
     """Name the model to talk to: the aligned one that wins most of those that clearly win and answer no less, or the tuned one.
 
-    A model that learned to say that it does not know is liked, by those who would be told something wrong, but is of little use.
+    Answers less: finds the right one of given answers less often, which does not depend on the form its own answers take.
     """
     if judged is None:
         return "tuned"
@@ -133,12 +133,17 @@ def _liked_best(judged: Contest | None, reports: Mapping[str, Report]) -> str:
 
 
 def _lost(before: Report, after: Report) -> bool:
-    """Tell whether a model clearly gives fewer exact answers to all questions together than another one did."""
+    """Tell whether a model clearly picks the right answer less often than another one did, over all questions together."""
     first, second = (
-        [float(one.is_exact) for answers in report.answers.values() for one in answers]
+        [
+            one.scores["choice"]
+            for answers in report.answers.values()
+            for one in answers
+            if "choice" in one.scores
+        ]
         for report in (before, after)
     )
-    return paired_difference(first, second).high < 0
+    return bool(first) and paired_difference(first, second).high < 0
 
 
 def _asking_less(config: CookConfig, minutes: float | None) -> CookConfig:
