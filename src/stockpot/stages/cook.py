@@ -37,7 +37,7 @@ from stockpot.weights.store import load
 __all__ = ["CookConfig", "EvaluateConfig", "cook"]
 
 # Shares of the minutes; those of the later stages stand in align; what is left is for reading data, judging and the report.
-PRETRAIN_SHARE, SFT_SHARE = 0.45, 0.13
+PRETRAIN_SHARE, SFT_SHARE = 0.43, 0.13
 FULL_MINUTES = 10.0  # from here on, as many questions are asked as the settings say
 
 
