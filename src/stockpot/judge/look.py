@@ -7,9 +7,7 @@ fetches nothing; text reaches it as JSON and is shown as text, never as markup.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -17,6 +15,7 @@ import torch
 
 from stockpot.bundle import Bundle
 from stockpot.errors import GenerationError
+from stockpot.judge.strict import allowing_its_own
 
 __all__ = ["MAX_TOKENS", "LayerReading", "Reading", "TokenReading", "lens", "look", "read"]
 
@@ -167,15 +166,7 @@ def look(bundle: Bundle, text: str) -> str:
     return PAGE.replace("@DATA@", json.dumps(data).replace("<", "\\u003c"))
 
 
-def _allowing(page: str) -> str:
-    """Name the page's own script and style by their hashes; nothing else may run, and nothing be fetched."""
-    script, style = (re.search(f"<{tag}>(.*?)</{tag}>", page, re.S) for tag in ("script", "style"))
-    assert script is not None and style is not None
-    hashes = [base64.b64encode(hashlib.sha256(one[1].encode()).digest()).decode() for one in (script, style)]
-    return page.replace("@SCRIPT@", f"'sha256-{hashes[0]}'").replace("@STYLE@", f"'sha256-{hashes[1]}'")
-
-
-PAGE = _allowing("""<!doctype html>
+PAGE = allowing_its_own("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">

@@ -6,8 +6,6 @@ reaches it as JSON and is shown as text, never as markup.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 import re
@@ -18,6 +16,7 @@ from typing import Any
 from stockpot.durable import write_atomically
 from stockpot.judge.harness import LOWER, Report, compare, reading
 from stockpot.judge.scoring import TWINS, Answer, Row
+from stockpot.judge.strict import allowing_its_own
 
 __all__ = ["page_of", "write_page"]
 
@@ -120,15 +119,7 @@ BROWSER = """<p><label>task <select id="task"></select></label> <label>show <sel
 <div id="list"></div><p><button id="more" type="button">more</button></p>"""
 
 
-def _allowing(page: str) -> str:
-    """Name the page's own script and style by their hashes; nothing else may run, and nothing be fetched."""
-    script, style = (re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("script", "style"))
-    assert script is not None and style is not None
-    hashes = [base64.b64encode(hashlib.sha256(one[1].encode()).digest()).decode() for one in (script, style)]
-    return page.replace("@SCRIPT@", f"'sha256-{hashes[0]}'").replace("@STYLE@", f"'sha256-{hashes[1]}'")
-
-
-PAGE = _allowing("""<!doctype html>
+PAGE = allowing_its_own("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
