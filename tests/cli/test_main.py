@@ -46,6 +46,7 @@ def test_the_verbs_are_those_of_the_grammar():
         "compare-tokenizers",
         "prompts",
         "ladder",
+        "ledger",
         "probe",
         "emergence",
         "three-kinds",

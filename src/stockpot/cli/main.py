@@ -16,6 +16,7 @@ from stockpot.cli import (
     ask,
     exchange,
     judge,
+    ledger,
     make,
     manage,
     scale,
@@ -25,7 +26,20 @@ from stockpot.cli import (
 )  # the verbs register themselves
 from stockpot.cli.grammar import app
 
-__all__ = ["app", "ask", "exchange", "judge", "main", "make", "manage", "scale", "serving", "study", "use"]
+__all__ = [
+    "app",
+    "ask",
+    "exchange",
+    "judge",
+    "ledger",
+    "main",
+    "make",
+    "manage",
+    "scale",
+    "serving",
+    "study",
+    "use",
+]
 
 
 ORDER = ("Make", "Use", "Judge", "Manage")

@@ -19,7 +19,17 @@ from stockpot.prompt.extract import extract
 from stockpot.prompt.wordings import Extract
 from stockpot.text.chat import Message
 
-__all__ = ["Thought", "Votes", "Way", "answer_log_probs", "least_to_most", "self_consistency", "think"]
+__all__ = [
+    "ENDINGS",
+    "TRIGGER",
+    "Thought",
+    "Votes",
+    "Way",
+    "answer_log_probs",
+    "least_to_most",
+    "self_consistency",
+    "think",
+]
 
 Way: TypeAlias = Literal["direct", "zero-shot", "few-shot", "least-to-most"]
 TRIGGER = "Let's think step by step."  # Kojima et al. 2022, arXiv:2205.11916, table 4

@@ -120,7 +120,8 @@ def _sft(
     how = {"stage": "sft", "recipe": {"sft": config}, "parent": config.model, "resume": resume}
     with shared_run(group, out, **how) as run:
         tokens = {"train": train.tokens, "validation": held_out.tokens}
-        note_tuning(group, run, config, model.config, trained, tokens=tokens)
+        records = {"train": train.documents, "validation": held_out.documents}
+        note_tuning(group, run, config, model.config, trained, tokens=tokens, records=records)
         text = f"{train.documents:,} records, {train.tokens:,} tokens, {trained:,} parameters to train"
         report({"kind": "note", "text": text})
         fit(
