@@ -14,7 +14,10 @@ import torch
 
 from stockpot.bundle import Bundle
 from stockpot.model import config
+from stockpot.model.config import StackConfig
+from stockpot.model.sight import ImageReader, ReaderConfig, attach_sight
 from stockpot.model.transformer import Transformer
+from stockpot.model.vision import ImageConfig, ImageEncoder
 from stockpot.serve.running import prepare
 from stockpot.serve.settings import ServeConfig
 from stockpot.text.chat import ChatTemplate
@@ -111,6 +114,23 @@ def bundle(tokenizer):
 def make(tokenizer):
     """Make a tiny model."""
     return lambda *args, **choices: make_bundle(tokenizer, *args, **choices)
+
+
+@pytest.fixture(scope="session")
+def make_eyed(tokenizer):
+    """Make a tiny model with eyes."""
+
+    def make_one(seed):
+        found = make_bundle(tokenizer, seed=seed)
+        stack = StackConfig(
+            layers=1, dim=16, heads=2, context=5, attends="bidirectional", position="learned", qk_norm=None
+        )
+        tower = ImageEncoder(ImageConfig(image_size=8, patch_size=4, stack=stack))
+        reader = ImageReader(ReaderConfig(image=tower.config, dim=32), tower, std=1.0)
+        attach_sight(found.model, reader.eval())
+        return found
+
+    return make_one
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from stockpot.generate.request import Sampling
 from stockpot.text.chat import Message
 
 ASKED = [{"role": "user", "content": "the cat"}]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 SCHEMA = {
     "type": "object",
     "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
@@ -210,7 +211,8 @@ def test_a_text_that_would_hold_up_others_is_not_embedded(make, run_server):
         ({"logit_bias": {"word": 1}}, "logit_bias"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
     ],
@@ -220,6 +222,14 @@ def test_impossible_settings_are_named(server, given, param):
     assert status == 400
     assert found["error"]["type"] == "invalid_request_error"
     assert found["error"]["param"] == param
+
+
+def test_tools_may_be_offered_and_none_is_called(client):
+    asked = {"model": "tiny", "messages": ASKED, "temperature": 0, "max_tokens": 8}
+    plain = client.chat.completions.create(**asked).choices[0].message
+    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": "none"}):
+        found = client.chat.completions.create(**asked, tools=TOOLS, **choice).choices[0].message
+        assert (found.content, found.tool_calls) == (plain.content, None)
 
 
 def test_pictures_are_refused_and_never_fetched(server):

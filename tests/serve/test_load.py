@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 
@@ -68,6 +69,52 @@ def test_a_client_with_one_request_does_not_wait_behind_one_with_many(slow, run_
     assert done.index("one") <= 3
 
 
+def unread(server, number):
+    """Ask for a long stream, each event of some kilobytes, with little room for it."""
+    link = socket.socket()
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    link.connect(("127.0.0.1", server.port))
+    asked = body(f"the cat {number}", max_tokens=900, stream=True, logprobs=True, top_logprobs=20)
+    data = json.dumps(asked | {"logit_bias": {"3": -100, "10": -100}}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    link.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return link
+
+
+def seconds_beside(server, links, *, are_read):
+    """Time short answers, the quickest of five, while long streams are read or left to pile up."""
+    stop = threading.Event()
+
+    def read(link):
+        while not stop.is_set() and link.recv(65536):
+            pass
+
+    readers = [threading.Thread(target=read, args=(link,)) for link in links if are_read]
+    for one in readers:
+        one.start()
+    server.until(lambda: server.service.metrics.tokens > 0)
+    took = []
+    for _ in range(5):
+        begun = time.monotonic()
+        assert server.post(CHAT, body())[0] == 200
+        took.append(time.monotonic() - begun)
+    stop.set()
+    for one in readers:
+        one.join()
+    return min(took)
+
+
+def test_clients_that_do_not_read_hold_up_others_no_more_than_those_that_do(slow, run_server):
+    took = {}
+    for are_read in (True, False):
+        with run_server({"slow": slow}, slots=16) as one:
+            links = [unread(one, number) for number in range(10)]
+            took[are_read] = seconds_beside(one, links, are_read=are_read)
+            for link in links:
+                link.close()
+    assert took[False] < 1.5 * took[True] + 0.1
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_leaves_frees_the_place(slow, run_server, stream):
     with run_server({"slow": slow}, slots=1) as one:
@@ -77,9 +124,11 @@ def test_who_leaves_frees_the_place(slow, run_server, stream):
         link.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         one.until(lambda: one.service.metrics.tokens > 2)
         assert pending(one) == 1
+        begun = time.monotonic()
         link.close()
         one.until(lambda: one.service.open_answers == 0)  # a thousand tokens would take longer than that
         one.until(lambda: pending(one) == 0)
+        assert time.monotonic() - begun < 1.0  # a step takes 20 ms
         assert one.post(CHAT, body())[0] == 200
 
 

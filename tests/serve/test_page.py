@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from hostile import HOSTILE, LARGE
 from pages import page_server
+from PIL import Image as Pillow
 
 from stockpot.data.sources import read_records
 from stockpot.weights.store import save
@@ -37,10 +40,15 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def server(make, tmp_path_factory):
+def server(make, make_eyed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     save(folder / "tiny", make(seed=1))
-    models = {"tiny": make(seed=1), "slow": make(seed=3, delay_s=0.05), "reads": make("encoder")}
+    models = {
+        "tiny": make(seed=1),
+        "slow": make(seed=3, delay_s=0.05),
+        "reads": make("encoder"),
+        "sees": make_eyed(4),
+    }
     with page_server(models, folder, refs={"tiny": str(folder / "tiny")}) as one:
         one.folder = folder
         yield one
@@ -176,23 +184,45 @@ def test_system_prompt_and_settings_are_sent(tab):
     assert "5 tokens" in tab.locator(".facts").inner_text()
 
 
-def test_an_image_goes_to_a_model_that_takes_images_and_to_no_other(tab, server):
+def noise(side):
+    """Draw a picture that cannot be made small without loss."""
+    out = io.BytesIO()
+    Pillow.frombytes("RGB", (side, side), random.Random(0).randbytes(3 * side * side)).save(out, "PNG")
+    return out.getvalue()
+
+
+def sent_picture(page, name, content):
+    page.set_input_files("input[type=file]", {"name": name, "mimeType": "image/png", "buffer": content})
+    page.wait_for_selector(".chip img")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, "What is it?")
+    text, image = sent.value.post_data_json["messages"][-1]["content"]
+    assert text == {"type": "text", "text": "What is it?"}
+    return image["image_url"]["url"]
+
+
+def test_an_image_goes_to_a_model_that_takes_images_and_to_no_other(tab):
     dot = {"name": "dot.png", "mimeType": "image/png", "buffer": base64.b64decode(DOT)}
     tab.set_input_files("input[type=file]", dot)
     tab.wait_for_selector("text=does not take images")
-    listed = server.get("/v1/models")
-    listed["data"][0]["can"].append("image")
-    tab.route("**/v1/models", lambda route: route.fulfill(json=listed))
-    tab.reload()
-    tab.wait_for_selector("#ask")
-    scripted(tab, "a dot")
-    tab.set_input_files("input[type=file]", dot)
-    tab.wait_for_selector(".chip img")
-    with tab.expect_request("**/v1/chat/completions") as sent:
-        ask(tab, "What is it?")
-    text, image = sent.value.post_data_json["messages"][0]["content"]
-    assert text == {"type": "text", "text": "What is it?"}
-    assert image == {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DOT}"}}
+    tab.select_option("#model", "sees")
+    assert sent_picture(tab, "dot.png", base64.b64decode(DOT)) == f"data:image/png;base64,{DOT}"
+    assert tab.locator(".mine img.sent").count() == 1 and tab.locator(".theirs .notice").count() == 0
+
+
+def test_a_large_image_is_made_small_enough_to_be_sent(tab):
+    tab.select_option("#model", "sees")
+    photo = noise(1200)
+    assert len(photo) > 4_000_000  # four times what a request may hold
+    address = sent_picture(tab, "photo.png", photo)
+    head, _, data = address.partition(",")
+    assert head == "data:image/jpeg;base64"
+    assert Pillow.open(io.BytesIO(base64.b64decode(data))).size == (768, 768)
+    assert tab.locator(".theirs .notice").count() == 0
+    tab.set_input_files(
+        "input[type=file]", {"name": "no.png", "mimeType": "image/png", "buffer": bytes(200_000)}
+    )
+    tab.wait_for_selector("text=no.png cannot be read as a picture")
 
 
 # --- hostile text ---
@@ -272,10 +302,16 @@ def test_hostile_file_names_are_words(tab):
 
 
 def test_large_and_deep_text_is_drawn_soon_and_stays_shallow(tab):
-    found = {name: tab.evaluate(DRAW, text) for name, text in LARGE.items()}
-    assert {name: deep for name, (_, deep) in found.items() if deep > 60} == {}
-    # milliseconds; it takes 50 to 500 here, and quadratic time would be minutes
-    assert {name: took for name, (took, _) in found.items() if took > 5_000} == {}
+    tab.evaluate(DRAW, "warm")
+    slow = {}
+    for name, text in LARGE.items():
+        took, deep = tab.evaluate(DRAW, text)
+        assert deep <= 60, name
+        for _ in range(2):  # a busy machine takes its time now and then
+            took = took if took < 1_000 else min(took, tab.evaluate(DRAW, text)[0])
+        if took >= 1_000:  # milliseconds; quadratic time would be minutes
+            slow[name] = took
+    assert slow == {}
 
 
 def test_a_long_answer_streams_and_leaves_the_page_usable(tab):

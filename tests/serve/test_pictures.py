@@ -11,9 +11,6 @@ from PIL import Image as Pillow
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling
 from stockpot.image import Image
-from stockpot.model.config import StackConfig
-from stockpot.model.sight import ImageReader, ReaderConfig, attach_sight
-from stockpot.model.vision import ImageConfig, ImageEncoder
 from stockpot.serve.asking import messages_of
 from stockpot.serve.protocol import ChatRequest, Refusal
 from stockpot.text.chat import Message
@@ -66,15 +63,8 @@ def test_any_other_address_is_refused(address):
 
 
 @pytest.fixture(scope="module")
-def eyed(make):
-    """Make a tiny model with eyes."""
-    found = make(seed=3)
-    stack = StackConfig(
-        layers=1, dim=16, heads=2, context=5, attends="bidirectional", position="learned", qk_norm=None
-    )
-    tower = ImageEncoder(ImageConfig(image_size=8, patch_size=4, stack=stack))
-    attach_sight(found.model, ImageReader(ReaderConfig(image=tower.config, dim=32), tower, std=1.0).eval())
-    return found
+def eyed(make_eyed):
+    return make_eyed(3)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +81,11 @@ def test_a_picture_in_a_chat_is_looked_at(seeing, eyed):
         (here,) = Engine(eyed).generate([asked], Sampling(max_tokens=3, temperature=0.0))
         assert found["choices"][0]["message"]["content"] == here.text
         assert found["usage"]["prompt_tokens"] == here.prompt_tokens == len(eyed.encode(asked))
+
+
+def test_the_list_of_models_says_which_takes_pictures(seeing):
+    sees = {one["id"]: "image" in one["can"] for one in seeing.get("/v1/models")[1]["data"]}
+    assert sees == {"tiny": True, "blind": False}
 
 
 def test_bad_pictures_are_the_clients_mistake(seeing):

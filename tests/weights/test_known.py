@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import threading
 import zipfile
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -191,6 +193,16 @@ def test_a_path_of_that_name_comes_first(tiny):
     (tiny / "folder").rename(tiny / "tiny")
     assert find_known("tiny") is None
     assert load("tiny").source == tiny / "tiny"
+
+
+def test_a_known_model_draws_as_its_makers_do(tiny, hub, monkeypatch):
+    shutil.copytree(tiny / "source", hub)
+    place = pull("tiny")
+    assert "min_p" not in load("tiny").generation
+    drawn = replace(known.KNOWN["tiny"], drawing={"min_p": 0.2})
+    monkeypatch.setitem(known.KNOWN, "tiny", drawn)
+    assert load("tiny").generation["min_p"] == load(place).generation["min_p"] == 0.2
+    assert "min_p" not in load(tiny / "source" / "tiny.gguf").generation
 
 
 def test_an_unknown_name_lists_the_known(tiny):

@@ -27,6 +27,7 @@ __all__ = ["build", "client_of", "unless_gone"]
 Result = TypeVar("Result")
 GONE = 499  # the client left before its answer; nobody sees this but the log
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, 503: {"model": ErrorBody}}
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}  # beside JSON
 
 
 def build(
@@ -107,12 +108,12 @@ def _routes(service: Service) -> APIRouter:
         """Describe a model."""
         return _model(service.model(name))
 
-    @router.post("/v1/chat/completions", response_model=None)
+    @router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
     async def chat(asked: ChatRequest, request: Request, client: Client) -> Response:
         """Answer a conversation."""
         return await _chat(service, asked, request, client)
 
-    @router.post("/v1/completions", response_model=None)
+    @router.post("/v1/completions", response_model=None, responses=STREAMED)
     async def completions(asked: CompletionRequest, request: Request, client: Client) -> Response:
         """Continue texts."""
         return await _complete(service, asked, request, client)
@@ -127,7 +128,7 @@ def _routes(service: Service) -> APIRouter:
 
 def _model(served: Served) -> dict[str, Any]:
     config = served.bundle.model.config
-    can = {"chat": served.chats, "complete": served.writes, "embed": True}
+    can = {"chat": served.chats, "complete": served.writes, "embed": True, "image": served.sees}
     facts = {
         "context": served.bundle.context,
         "shape": config.shape,

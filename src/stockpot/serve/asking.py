@@ -41,10 +41,15 @@ def messages_of(asked: ChatRequest) -> list[Message]:
     """Return a conversation.
 
     Raises:
-        Refusal: for content that is neither text nor a picture in the request itself, and for tools.
+        Refusal: for content that is neither text nor a picture in the request itself, and where a tool must be called.
     """
-    if asked.tools or asked.functions:
-        raise Refusal(400, "Tools are not supported.", param="tools", code="unsupported_parameter")
+    if asked.tool_choice not in (None, "none", "auto"):
+        raise Refusal(
+            400,
+            "No tool is ever called here; leave tool_choice out.",
+            param="tool_choice",
+            code="unsupported_parameter",
+        )
     return [_message(one, number) for number, one in enumerate(asked.messages)]
 
 

@@ -88,6 +88,12 @@ class _Thumbed(_Sent):
     rater: str = Name
 
 
+class _Lines(StreamingResponse):
+    """JSON, one record a line."""
+
+    media_type = "application/x-ndjson"
+
+
 def routes(service: Service, open_feedback: Open) -> APIRouter:
     """Make the routes of Compare and vote."""
     router = APIRouter(prefix="/v1/compare")
@@ -130,14 +136,12 @@ def routes(service: Service, open_feedback: Open) -> APIRouter:
             "wins": win_rate(feedback, first, second) if first and second and first != second else None
         }
 
-    @router.get("/votes.jsonl")
+    @router.get("/votes.jsonl", response_class=_Lines)
     def export() -> StreamingResponse:
         """Give all comparisons as preference records, one a line."""
         lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in open_feedback().records())
         name = 'attachment; filename="votes.jsonl"'
-        return StreamingResponse(
-            lines, media_type="application/x-ndjson", headers={"content-disposition": name}
-        )
+        return _Lines(lines, headers={"content-disposition": name})
 
     _add_votes(router, open_feedback)
     _add_thumbs(router, open_feedback)

@@ -174,8 +174,9 @@ class ChatRequest(_Drawing):
     documents: bool | None = Field(
         None, description="answer from the server's documents; by default where it has some"
     )
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = Field(
+        None, description="tools may be offered, but none is ever called"
+    )
 
 
 class CompletionRequest(_Drawing):

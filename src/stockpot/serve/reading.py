@@ -17,6 +17,7 @@ from stockpot.bundle import Bundle
 from stockpot.errors import StockpotError
 from stockpot.generate.inputs import most_prompt_tokens, prompt_ids
 from stockpot.generate.request import Prompt, Sampling
+from stockpot.model.sight import sight_of
 from stockpot.prompt.answering import passages_prompt
 from stockpot.prompt.index import Hit, Index
 from stockpot.serve.protocol import Refusal
@@ -51,6 +52,11 @@ class Served:
     def chats(self) -> bool:
         """Whether it takes messages."""
         return self.writes and self.bundle.template is not None
+
+    @property
+    def sees(self) -> bool:
+        """Whether it takes pictures."""
+        return sight_of(self.bundle.model) is not None
 
 
 class Reader:

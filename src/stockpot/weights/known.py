@@ -12,7 +12,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +20,7 @@ from stockpot.durable import fill_atomically, lock_folder, verify
 from stockpot.errors import CheckpointError
 from stockpot.home import home
 
-__all__ = ["KNOWN", "Known", "find_known", "place_of", "pull"]
+__all__ = ["KNOWN", "Known", "drawing_of", "find_known", "place_of", "pull"]
 
 HUB = "https://huggingface.co"
 TIMEOUT_S = 20
@@ -42,6 +42,7 @@ class Known:
         package: the Python package that carries the files, with its version.
         inside: the folder in the package.
         files: name → (bytes, SHA-256).
+        drawing: how its makers draw from it, where the files do not say.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Known:
     package: str
     inside: str
     files: Mapping[str, tuple[int, str]]
+    drawing: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -76,6 +78,7 @@ KNOWN = {
                     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
                 )
             },
+            drawing={"temperature": 0.2, "top_p": 0.9},  # the model card's example; at 1 it babbles
         ),
         Known(
             name="minilm",
@@ -122,6 +125,12 @@ def place_of(known: Known) -> Path:
     """Return where a model lies once it has been fetched: its folder, or its one file."""
     folder = home() / "models" / known.name
     return folder / next(iter(known.files)) if len(known.files) == 1 else folder
+
+
+def drawing_of(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Give the way of drawing that belongs to the model at a path, if it is one that is known; else nothing."""
+    place = Path(path).resolve()
+    return next((dict(one.drawing) for one in KNOWN.values() if place_of(one).resolve() == place), {})
 
 
 def find_known(ref: str | os.PathLike[str]) -> Path | None:

@@ -5,6 +5,7 @@ import { showDocuments, takeFiles, takesDocuments } from "./documents.js";
 import { button, h, icon, isTyping, toast, tried } from "./dom.js";
 import { Live } from "./live.js";
 import { aboutOf, drawMessage } from "./message.js";
+import { asDataUrl, isPicture } from "./pictures.js";
 import { showSettings } from "./settings.js";
 import { can, chosenModel, empty, modelSelect, rater, sampling, shared } from "./shared.js";
 import { conversations, forget, keep, preferences } from "./store.js";
@@ -15,7 +16,6 @@ const IDEAS = [
   "Write a Python function that reverses a string.",
   "Give me a recipe for a soup from what is left in the kitchen.",
 ];
-const IMAGES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 let talk = begin(preferences.system);
 let running = null;
 
@@ -183,9 +183,9 @@ class ChatView {
 
   async take(files) {
     for (const file of files || []) {
-      if (IMAGES.includes(file.type) && can(preferences.model, "image")) this.images.push(await asDataUrl(file));
-      else if (IMAGES.includes(file.type)) toast("This model does not take images.", "bad");
-      else await tried(() => takeFiles([file]));
+      if (!isPicture(file)) await tried(() => takeFiles([file]));
+      else if (!can(preferences.model, "image")) toast("This model does not take images.", "bad");
+      else await tried(async () => this.images.push(await asDataUrl(file)));
     }
     this.attach();
   }
@@ -452,11 +452,3 @@ class ChatView {
     if (box && (isSure || box.scrollHeight - box.scrollTop - box.clientHeight < 160)) box.scrollTop = box.scrollHeight;
   }
 }
-
-const asDataUrl = (file) =>
-  new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(file);
-  });

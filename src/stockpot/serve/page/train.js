@@ -63,7 +63,7 @@ function gathered(counts, agreement, least) {
   return h(
     "section.card",
     {},
-    h("div.row", {}, h("h2.grow", {}, `${counts.votes} comparisons`), h("a.btn", { href: "#/compare" }, "Vote")),
+    h("div.row", {}, h("h2.grow", {}, `${counts.votes} comparison${counts.votes === 1 ? "" : "s"}`), h("a.btn", { href: "#/compare" }, "Vote")),
     h("div.bar", { role: "img", "aria-label": `${counts.votes} of ${goal}` }, bar),
     h(
       "p.soft.small.after",

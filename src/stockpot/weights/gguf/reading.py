@@ -29,6 +29,7 @@ from stockpot.weights.family import Part
 from stockpot.weights.gguf.blocks import FULL, decode_into
 from stockpot.weights.gguf.maps import ARCHITECTURES, Architecture, Keys
 from stockpot.weights.gguf.stretch import FREQUENCIES
+from stockpot.weights.known import drawing_of
 
 __all__ = ["SAMPLING", "architecture_of", "generation_of", "load_gguf", "load_gguf_model"]
 
@@ -53,7 +54,8 @@ def load_gguf(path: str | os.PathLike[str], *, device: torch.device, dtype: torc
     model = _model(file, device, dtype, least=tokenizer.vocab_size)
     template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
     family = file.values["general.architecture"]  # spelled as Hugging Face's model_type
-    return Bundle(model, tokenizer, template, _generation(file.values, tokenizer), file.path, family)
+    generation = drawing_of(file.path) | _generation(file.values, tokenizer)
+    return Bundle(model, tokenizer, template, generation, file.path, family)
 
 
 def architecture_of(path: str | os.PathLike[str]) -> str | None:
@@ -63,8 +65,8 @@ def architecture_of(path: str | os.PathLike[str]) -> str | None:
 
 
 def generation_of(path: str | os.PathLike[str], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the defaults of generation that a GGUF file holds for its tokenizer."""
-    return _generation(read_directory(path).values, tokenizer)
+    """Return the defaults of generation that a GGUF file holds for its tokenizer, or that are known of its model."""
+    return drawing_of(path) | _generation(read_directory(path).values, tokenizer)
 
 
 def load_gguf_model(
