@@ -10,6 +10,7 @@ answer's keys and values. Reading the prompt is measured apart.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -55,8 +56,9 @@ def main() -> None:
         config = decoder(context=1024, vocab_size=50_304, zero_init=False, **SIZES[size])
         model = Transformer(config).to(device, torch.bfloat16).eval()
         bundle = Bundle(model, tokenizer)
-        for streams in options.streams:
-            row = {"size": size, "streams": streams} | _row(bundle, streams, options, bandwidth)
+        for streams, compiles in itertools.product(options.streams, (False, True)):
+            row = {"size": size, "streams": streams, "compiled": compiles}
+            row |= _row(bundle, streams, options, bandwidth, compiles=compiles)
             figures["rows"].append(row)
             print(json.dumps(row), flush=True)
         del bundle, model
@@ -66,15 +68,15 @@ def main() -> None:
 
 
 def _row(
-    bundle: Bundle, streams: int, options: argparse.Namespace, bandwidth: float | None
+    bundle: Bundle, streams: int, options: argparse.Namespace, bandwidth: float | None, *, compiles: bool
 ) -> dict[str, Any]:
     rates, reading = [], []
+    engine = Engine(bundle, slots=streams, prefix_mib=0, compiles=compiles)
     for number in range(options.rounds + 1):
-        engine = Engine(bundle, slots=streams, prefix_mib=0)
         prompts = [[(7 * i + j + number) % 290 for j in range(PROMPT)] for i in range(streams)]
         first = _seconds(engine, prompts, 1)
         whole = _seconds(engine, prompts, options.tokens)
-        if number:  # the first prepares kernels
+        if number:  # the first prepares kernels and records steps
             reading.append(streams * PROMPT / first)
             rates.append(streams * (options.tokens - 1) / max(whole - first, 1e-9))
     stack = bundle.model.config.main

@@ -2,7 +2,8 @@
 
     python benchmarks/gpu/post_training.py MODEL [--steps 20] [--out FILE]
 
-MODEL is a run or model folder, such as that of `stockpot convert smollm2 FOLDER`. Data are the village's. Reported: the median of
+MODEL is a run or model folder, such as that of `stockpot convert smollm2 FOLDER`, or `random`: 124 million random weights, whose
+steps take as long. Data are the village's. Reported: the median of
 the logged speeds after the first two lines, the peak of memory, and the seconds of all.
 """
 
@@ -32,7 +33,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.model == "random":
+        options.model = str(_random(Path(tempfile.mkdtemp()) / "model"))
     loop = {"steps": options.steps, "log_every": 1, "dtype": "bfloat16", "batch_tokens": 16_384}
+    loop |= {"validate_every": options.steps, "checkpoint_every": options.steps}  # neither is a step's time
     pairs = {"data": "village:preferences:0:2000", "val_pairs": 50, "drift_prompts": 0}
     asked = {"data": "village:prompts:0:500", "reward": "village", "max_tokens": 64, "prompts": 64}
     model = {"model": options.model, "device": "cuda"}
@@ -62,6 +66,14 @@ def main() -> None:
         print(json.dumps(row), flush=True)
     if options.out:
         options.out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def _random(folder: Path) -> Path:
+    """Write a model of 124 million weights, most of them random, with a tokenizer of the village's text."""
+    tokenizer = sp.Tokenizer.train(sp.read_texts("village:documents:0:2000"), vocab_size=4096)
+    shape = {"layers": 12, "dim": 768, "heads": 12, "context": 1024}
+    model = sp.Transformer(sp.decoder(vocab_size=tokenizer.vocab_size, **shape))
+    return sp.save(folder, sp.Bundle(model, tokenizer, sp.ChatTemplate.of(tokenizer)))
 
 
 if __name__ == "__main__":

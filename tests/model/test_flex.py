@@ -37,6 +37,7 @@ def test_blocks_and_masks_see_the_same(causal, window, branched):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch's compiler, which looks at it
 def test_a_gpu_computes_the_same_with_blocks():
     torch.manual_seed(0)
     model = Transformer(

@@ -8,7 +8,6 @@ the device.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -73,10 +72,7 @@ class Rows:
         assert self._cache is not None
         lengths = self.lengths[start:stop]
         if self._view is None or self._view[:2] != (start, stop):
-            view = copy.copy(self._cache)
-            view.keys = [keys[start:stop] for keys in self._cache.keys]
-            view.values = [values[start:stop] for values in self._cache.values]
-            view.lengths = self._cache.lengths[start:stop]
+            view = self._cache.part(start, stop)
             self._lend_memories(view, start, stop)
             self._view = (start, stop, view)
         view = self._view[2]

@@ -19,6 +19,7 @@ from stockpot.bundle import Bundle
 from stockpot.generate.inputs import pad, seen_both_ways
 from stockpot.generate.live import Live
 from stockpot.generate.prefixes import LEAST, Held, Prefixes, shared_length
+from stockpot.generate.recorded import Recorder
 from stockpot.generate.request import Chunk, TokenAlternatives, merged
 from stockpot.generate.rows import Rows
 from stockpot.generate.sampling import Filters, sample
@@ -61,6 +62,7 @@ class Scheduler:
         clock: seconds, for deadlines.
         read_tokens: prompt tokens read in one step.
         most_bytes: memory for the cache; who does not fit waits until others have ended; None: as much as it takes.
+        compiles: on a GPU, let torch compile the step that writes.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class Scheduler:
         *,
         read_tokens: int,
         most_bytes: int | None = None,
+        compiles: bool = False,
     ) -> None:
         self.slots, self._read_tokens = slots, read_tokens
         self._prefixes, self._clock = prefixes, clock
         self._model, self._bundle = bundle.model, bundle
         self._is_seq2seq = bundle.model.config.shape == "encoder_decoder"
         self._rows = Rows(bundle.model, bundle.context, most_bytes)
+        self._recorder = Recorder(bundle.model, compiles=compiles)
         self._waiting: deque[Live] = deque()
         self._reading: _Reading | None = None
         self._writing: list[Live] = []
@@ -140,6 +144,8 @@ class Scheduler:
 
         A request that begins as one of the batch does waits a step, and then takes over what that one read.
         """
+        if not self._writing:
+            self._recorder.refresh()
         reading = _Reading([])
         found: list[tuple[Held | int | None, int]] = []
         longest, budget = 0, self._budget
@@ -265,8 +271,10 @@ class Scheduler:
             self._next = torch.tensor([[live.ids[-1]] for live in writing], device=self._model.device)
         if self._filters is None:
             self._filters = Filters.of([live.sampling for live in writing], self._model.device)
-        view = self._rows.view(0, len(writing))
-        logits = self._model(self._next, cache=view, last=1).logits[:, -1]
+        logits = self._recorder.step(self._next, self._rows)
+        if logits is None:
+            view = self._rows.view(0, len(writing))
+            logits = self._model(self._next, cache=view, last=1).logits[:, -1]
         self._rows.grew(0, [1] * len(writing))
         return self._choose(logits, writing, 0, self._filters)
 

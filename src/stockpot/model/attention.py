@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stockpot.model import compiled
-from stockpot.model.cache import LayerCache
+from stockpot.model.cache import LayerCache, SlotCache
 from stockpot.model.config import StackConfig
 from stockpot.model.elementwise import turned_heads
 from stockpot.model.flex import attend_in_documents
@@ -51,6 +51,13 @@ class View(NamedTuple):
     causal: bool = False
     rotary: Tensor | None = None
     blocks: BlockMask | None = None
+
+    def as_bias(self, dtype: torch.dtype) -> View:
+        """Return the same with what is hidden as a bias of −∞, so that it is not turned into one in every layer."""
+        if self.mask is None or self.mask.dtype != torch.bool:
+            return self
+        bias = torch.zeros(self.mask.shape, dtype=dtype, device=self.mask.device)
+        return self._replace(mask=bias.masked_fill_(~self.mask, -torch.inf))
 
 
 @dataclass
@@ -251,7 +258,7 @@ class SelfAttention(_Attention):
         x: States,
         view: View,
         *,
-        store: LayerCache | None = None,
+        store: LayerCache | SlotCache | None = None,
         seen: list[Tensor] | None = None,
     ) -> States:
         """Return what each position gathered.

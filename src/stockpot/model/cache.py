@@ -7,6 +7,7 @@ place. What a position means (angles, windows, biases) is not decided here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["CacheStep", "KVCache", "LayerCache"]
+__all__ = ["CacheStep", "KVCache", "LayerCache", "SlotCache"]
 
 KeyHeads = Float[Tensor, "batch kv_heads keys head_dim"]
 
@@ -53,7 +54,10 @@ class KVCache:
         is_even: whether all rows are known to have the same length, ``extent``.
         cross: per layer the memory's keys and values, written by the calls that bring a memory.
         memory_mask: which positions of the memory are real ``(batch, src)``; ``None``: all.
+        compiles: calls of one token a row go through layers that torch compiled (a decoder's, on a GPU).
     """
+
+    compiles = False
 
     def __init__(
         self,
@@ -104,6 +108,21 @@ class KVCache:
             part.tighten()
             part.is_even = part.batch == 1
         return part
+
+    def part(self, start: int, stop: int) -> KVCache:
+        """Return rows that share this cache's storage, and know nothing of it otherwise: no memory, no common lengths."""
+        part = copy.copy(self)
+        part.keys = [keys[start:stop] for keys in self.keys]
+        part.values = [values[start:stop] for values in self.values]
+        part.lengths = self.lengths[start:stop]
+        part.cross, part.memory_mask, part._whole = [], None, None
+        return part
+
+    def slots(self, layer: int, step: CacheStep) -> SlotCache:
+        """Return one layer's part of a call whose tokens go to slots of their own."""
+        assert step.slots is not None
+        rows = torch.arange(self.batch, device=step.slots.device)[:, None]
+        return SlotCache(self.keys[layer], self.values[layer], rows, step.slots, step.extent)
 
     def begin(self, seq: int, real: Bool[Tensor, "batch seq"] | None = None) -> CacheStep:
         """Plan where ``seq`` more tokens a row go; ``real`` marks those that are not padding.
@@ -226,6 +245,28 @@ class KVCache:
             raise ValueError(
                 f"the cache holds {self.capacity} tokens a row; this call would make it {needed}"
             )
+
+
+class SlotCache(NamedTuple):
+    """One layer's part of a cache as plain tensors: what torch can compile once for all layers.
+
+    Attributes:
+        keys, values: the layer's ``(batch, kv_heads, capacity + 1, head_dim)``.
+        rows, slots: where new tokens go ``(batch, 1)`` and ``(batch, seq)``.
+        extent: slots that are looked at.
+    """
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+    slots: Tensor
+    extent: int
+
+    def write(self, keys: KeyHeads, values: KeyHeads) -> tuple[Tensor, Tensor]:
+        """Store new keys and values and return all that are looked at."""
+        self.keys[self.rows, :, self.slots] = keys.transpose(1, 2).to(self.keys.dtype)
+        self.values[self.rows, :, self.slots] = values.transpose(1, 2).to(self.values.dtype)
+        return self.keys[:, :, : self.extent], self.values[:, :, : self.extent]
 
 
 class LayerCache(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stockpot.model import compiled
 from stockpot.model.attention import CrossAttention, SelfAttention, Trace, View
-from stockpot.model.cache import LayerCache
+from stockpot.model.cache import LayerCache, SlotCache
 from stockpot.model.config import StackConfig
 from stockpot.model.elementwise import swiglu
 from stockpot.model.kernels import trains_here
@@ -108,7 +108,7 @@ class Block(nn.Module):
         *,
         memory: Float[Tensor, "batch src dim"] | None = None,
         memory_view: View = ALL,
-        store: LayerCache | None = None,
+        store: LayerCache | SlotCache | None = None,
         trace: Trace | None = None,
     ) -> States:
         """Return the hidden states after this layer.
@@ -135,14 +135,14 @@ class Block(nn.Module):
         return self._join(x, self.ffn(x if self.ffn_norm is None else self.ffn_norm(x)), self.ffn_post_norm)
 
     def _memory_heads(
-        self, cross: CrossAttention, memory: Tensor | None, store: LayerCache | None
+        self, cross: CrossAttention, memory: Tensor | None, store: LayerCache | SlotCache | None
     ) -> tuple[Tensor, Tensor]:
         """Return the memory's keys and values: fresh ones, which the cache then keeps, or those it holds."""
         if memory is None:
-            assert store is not None  # the Transformer checks
+            assert isinstance(store, LayerCache)  # the Transformer checks
             return store.memory
         heads: tuple[Tensor, Tensor] = cross.memory_heads(memory)
-        if store is not None:
+        if isinstance(store, LayerCache):
             store.remember(*heads)
         return heads
 

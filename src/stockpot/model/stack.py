@@ -6,6 +6,8 @@ cache's slots. It knows no vocabulary and no loss.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stockpot.model.attention import Trace, View
-from stockpot.model.cache import CacheStep, KVCache, LayerCache
+from stockpot.model.cache import CacheStep, KVCache, LayerCache, SlotCache
 from stockpot.model.config import ABSOLUTE, StackConfig
 from stockpot.model.flex import document_blocks
 from stockpot.model.layers import Block
@@ -29,7 +31,7 @@ from stockpot.model.positions import (
     sinusoidal_table,
 )
 
-__all__ = ["Stack"]
+__all__ = ["Stack", "run_layer"]
 
 States = Float[Tensor, "batch seq dim"]
 Places = tuple[int, int] | Tensor
@@ -114,6 +116,10 @@ class Stack(nn.Module):
             else self._view(call, window, x)
             for window in dict.fromkeys(self.config.windows)
         }
+        if cache is not None and cache.compiles and call.step is not None and call.step.slots is not None:
+            x = self._through_compiled(x, views, cache, call.step)
+            cache.end(call.step)
+            return x if self.norm is None else self.norm(x)
         memory_view = View(mask=memory_mask)
         if trace is not None:
             trace.clear()
@@ -130,6 +136,16 @@ class Stack(nn.Module):
         if cache is not None and call.step is not None:
             cache.end(call.step)
         return x if self.norm is None else self.norm(x)
+
+    def _through_compiled(
+        self, x: Tensor, views: dict[int | None, View], cache: KVCache, step: CacheStep
+    ) -> Tensor:
+        """Run the layers in the form that torch compiled; what is hidden becomes a bias, once for all of them."""
+        run = _compiled_layer()
+        biased = {window: view.as_bias(x.dtype) for window, view in views.items()}
+        for index, layer in enumerate(self.layers):
+            x = run(layer, x, biased[self.config.windows[index]], cache.slots(index, step))
+        return x
 
     def _call(
         self, seq: int, documents: Tensor | None, open_: Tensor | None, has_gaps: bool, cache: KVCache | None
@@ -238,6 +254,17 @@ class Stack(nn.Module):
             places = call.step.slots.clamp(max=max(call.keys - 1, 0))
         rows = table.rows(places, x, length, _compute_dtype(x))
         return rows[None, :, None] if rows.ndim == 2 else rows[:, :, None]
+
+
+def run_layer(layer: nn.Module, x: Tensor, view: View, store: SlotCache) -> Tensor:
+    """Run one layer of a written token: what torch compiles, once for all layers of a shape."""
+    out: Tensor = layer.forward(x, view, store=store)  # not through hooks, which torch would guard
+    return out
+
+
+@functools.cache
+def _compiled_layer() -> Callable[[nn.Module, Tensor, View, SlotCache], Tensor]:
+    return torch.compile(run_layer, dynamic=False)
 
 
 def _angle_tables(config: StackConfig) -> dict[bool, PositionTable]:

@@ -7,6 +7,8 @@ logits are still at hand, so that nothing is computed twice. It knows no model a
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ __all__ = ["IGNORED", "FusedLoss", "linear_cross_entropy"]
 
 IGNORED = -100
 CHUNK_LOGITS = 1 << 22  # logits in flight: 16 MiB of float32, about what the caches hold
+CHUNK_LOGITS_GPU = 1 << 28  # there small products cost more than memory: 1 GiB of float32
+COMPILED_LOGITS = 1 << 26  # in a chunk on a GPU: from here on compiling, which takes seconds, pays
 LEAST_ROWS = 192  # a product of fewer rows mostly waits for the matrix
 BLOCK_LOGITS = (
     1 << 25
@@ -65,7 +69,7 @@ def linear_cross_entropy(
         bias: ``(vocab,)``.
         softcap: cap · tanh(logit / cap) before the softmax.
         z_loss: weight of log²Z, which keeps the logits' size in hand (Chowdhery et al. 2022, §5).
-        chunk: positions at a time; None: about 4 million logits.
+        chunk: positions at a time; None: about 4 million logits, on a GPU 268 million.
 
     Raises:
         ValueError: if shapes do not fit together.
@@ -74,7 +78,8 @@ def linear_cross_entropy(
         raise ValueError(
             f"shapes do not fit: {tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(labels.shape)}"
         )
-    chunk = chunk or max(LEAST_ROWS, CHUNK_LOGITS // weight.shape[0])
+    logits = CHUNK_LOGITS_GPU if weight.is_cuda else CHUNK_LOGITS
+    chunk = chunk or max(LEAST_ROWS, logits // weight.shape[0])
     flat, wanted = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     rows = (wanted != IGNORED).nonzero().squeeze(1)
     is_whole = rows.numel() == wanted.numel()
@@ -219,20 +224,24 @@ def _chunk(
 
     Returns:
         the sums (total, nats, correct) and d total / d raw logits: in the type of the softmax, or, from compiled code, in
-        the place and type of ``raw``.
+        the type of ``raw``, on a CPU in its place.
     """
     if bias is None and softcap is None and compiled.suits(raw) and raw.numel():
         sums = compiled.judge(raw, labels, z_loss=z_loss, needs_slope=needs_grad)
         return sums, raw if needs_grad else None
+    if bias is None and softcap is None and raw.is_cuda and raw.numel() >= COMPILED_LOGITS:
+        return _compiled()(raw, labels, z_loss, needs_grad)
     wide = torch.promote_types(torch.float32, raw.dtype)
-    logits = raw.to(wide) if bias is None else raw.to(wide) + bias
+    logits = raw if bias is None and softcap is None else raw.to(wide)
+    if bias is not None:
+        logits = logits + bias
     capped = None if softcap is None else torch.tanh(logits / softcap)
     if capped is not None and softcap is not None:
         logits = capped * softcap
     index = labels.unsqueeze(1)
-    top = logits.amax(1)
-    wanted = logits.gather(1, index).squeeze(1)
-    probs = torch.softmax(logits, 1)
+    top = logits.amax(1).to(wide)
+    wanted = logits.gather(1, index).squeeze(1).to(wide)
+    probs = torch.softmax(logits, 1, dtype=wide)
     # log Z from the largest probability, which is at least 1 / vocab: no second pass over the logits.
     log_z = top - probs.amax(1).log()
     nats = (log_z - wanted).sum()
@@ -246,3 +255,27 @@ def _chunk(
     if capped is not None:
         probs *= 1 - capped.square()
     return sums, probs
+
+
+def judge_plainly(
+    raw: Tensor, labels: Tensor, z_loss: float, needs_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Do what :func:`_chunk` does, in a form that torch's compiler makes two passes over memory of."""
+    logits = raw.to(torch.promote_types(torch.float32, raw.dtype))
+    log_z = logits.logsumexp(1)
+    wanted = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    nats = (log_z - wanted).sum()
+    total = nats + z_loss * log_z.square().sum() if z_loss else nats
+    sums = torch.stack((total, nats, (wanted == logits.amax(1)).sum()))
+    if not needs_grad:
+        return sums, None
+    slope = (logits - log_z.unsqueeze(1)).exp()
+    if z_loss:
+        slope = slope * (1 + 2 * z_loss * log_z).unsqueeze(1)
+    ids = torch.arange(raw.shape[1], device=raw.device)
+    return sums, (slope - (ids == labels.unsqueeze(1)).to(slope.dtype)).to(raw.dtype)
+
+
+@functools.cache
+def _compiled() -> Callable[[Tensor, Tensor, float, bool], tuple[Tensor, Tensor | None]]:
+    return torch.compile(judge_plainly)

@@ -298,7 +298,7 @@ class Rollouts:
         ]
         with self.autocast():
             kind = self.bundle.model.device.type
-            if not (kind == "cpu" and torch.is_autocast_enabled(kind)):
+            if not torch.is_autocast_enabled(kind):
                 return complete(Engine(self.bundle, slots=64), requests)
             dtype = torch.get_autocast_dtype(kind)
         # Autocast would round every weight anew at every token; a rounded copy serves the whole phase.
