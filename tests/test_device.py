@@ -38,6 +38,25 @@ def test_dtypes_by_name_and_by_speed(monkeypatch):
         assert machine.pick_dtype(CPU) == expected
 
 
+def test_instructions_for_bfloat16_count_only_where_they_are_faster(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for slow, is_fast in ((torch.float32, True), (torch.bfloat16, False)):
+        clock = [0.0]
+        monkeypatch.setattr(machine.time, "perf_counter", lambda clock=clock: clock[0])
+
+        def multiply(left, right, clock=clock, slow=slow):
+            clock[0] += 2.0 if left.dtype == slow else 1.0
+            return left
+
+        monkeypatch.setattr(torch, "mm", multiply)
+        machine._bf16_outruns_float32.cache_clear()
+        assert machine.has_fast_bf16(CPU) == is_fast
+    machine._bf16_outruns_float32.cache_clear()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not machine.has_fast_bf16(CPU)
+
+
 def test_a_seed_decides_every_stream():
     def draw():
         machine.seed_everything(7)

@@ -180,7 +180,7 @@ class _Loop:
         self.model, self.loss_fn, self.config, self.doors = model, loss_fn, config, doors
         self.group = Group()
         self.device = next(model.parameters()).device
-        self.dtype = pick_dtype(self.device, config.dtype)
+        self.dtype = self.group.from_first(lambda: pick_dtype(self.device, config.dtype))
         self.reads_model = getattr(batches, "reads_model", False)  # answers are drawn with it
         if self.device.type == "cuda" and hasattr(batches, "state_dict") and not self.reads_model:
             batches = Ahead(batches, pins=True)
