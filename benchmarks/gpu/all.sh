@@ -11,3 +11,4 @@ tail -n 3 "$out/tests.txt"
 python "$here/training.py" --sizes 124m 350m --rounds 1 --seconds 8 --out "$out/training.json" \
   ${NANOGPT:+--nanogpt "$NANOGPT"} ${NANOCHAT:+--nanochat "$NANOCHAT"} 2>"$out/training.log"
 python "$here/decoding.py" --sizes 124m 350m --rounds 2 --out "$out/decoding.json" 2>"$out/decoding.log"
+python "$here/post_training.py" random --steps 8 --out "$out/post-training.json" 2>"$out/post-training.log"

@@ -61,10 +61,10 @@ def main() -> None:
             row |= _row(bundle, streams, options, bandwidth, compiles=compiles)
             figures["rows"].append(row)
             print(json.dumps(row), flush=True)
+            if options.out:
+                options.out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
         del bundle, model
         torch.cuda.empty_cache()
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def _row(

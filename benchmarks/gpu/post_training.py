@@ -64,8 +64,8 @@ def main() -> None:
         }
         figures["rows"].append(row)
         print(json.dumps(row), flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        if options.out:
+            options.out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def _random(folder: Path) -> Path:

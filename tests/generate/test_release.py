@@ -97,3 +97,19 @@ def test_decoders_that_drop_a_leading_space_keep_the_others():
 @pytest.mark.parametrize("size", [10, 500])
 def test_endless_nonsense_is_let_go(size):
     assert "".join(pieces(b"\xf0" * size)[0]) == from_bytes(b"\xf0" * size)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 255), st.sampled_from(list("aé😀�".encode()))), max_size=40))
+def test_known_pieces_change_nothing_but_the_work(data):
+    def piece(id):
+        text = from_bytes([id])
+        return None if "\ufffd" in text else text
+
+    plain, quick = TextStream(from_bytes, ("ab",)), TextStream(from_bytes, ("ab",), piece)
+    for byte in data:
+        assert plain.push(byte) == quick.push(byte)
+        assert plain.is_stopped == quick.is_stopped
+        if plain.is_stopped:
+            return
+    assert plain.finish() == quick.finish()

@@ -316,3 +316,16 @@ def test_mutated_files_are_refused_or_read_never_more(tokenizers: Trained, tmp_p
             Tokenizer.load(file).encode("the cat")
         except TokenizerError as error:
             assert "\n" not in str(error)
+
+
+def test_a_piece_is_what_an_id_adds_wherever_it_stands():
+    tokenizer = Tokenizer.train(["the cat sat on the mat, naïve café 😀"] * 20, vocab_size=300)
+    ids = tokenizer.encode("the naïve cat 😀 ç")
+    known = [tokenizer.piece(id) for id in ids]
+    assert None in known  # the bytes of a character
+    for at, piece in enumerate(known):
+        if piece is not None:
+            before, after = tokenizer.decode(ids[:at]), tokenizer.decode(ids[: at + 1])
+            assert after == before + piece
+    assert tokenizer.piece(tokenizer.eos_id) == ""
+    assert Tokenizer.train(["the cat"] * 20, kind="word", vocab_size=30).piece(20) is None

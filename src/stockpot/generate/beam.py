@@ -14,6 +14,7 @@ from torch import Tensor
 from stockpot.bundle import Bundle
 from stockpot.generate.inputs import seen_both_ways
 from stockpot.generate.live import Live
+from stockpot.generate.release import TextStream
 from stockpot.generate.request import Request, Sampling
 from stockpot.model.cache import KVCache
 
@@ -140,9 +141,8 @@ class _Search:
         """Apply bias and penalties to each beginning's row ``(live, vocab)``."""
         for row, (_, ids) in enumerate(self.live):
             request = Request(self.prompt, self.sampling)
-            one = Live.begin(
-                0, request, self.prompt, limit=1, stop_ids=self.stop_ids, decode=self.bundle.tokenizer.decode
-            )
+            text = TextStream(self.bundle.tokenizer.decode)  # of no account here
+            one = Live.begin(0, request, self.prompt, limit=1, stop_ids=self.stop_ids, text=text)
             one.ids = list(ids)
             if not one.is_adjusted:
                 break

@@ -203,7 +203,7 @@ class Engine:
             ids,
             limit=min(request.sampling.max_tokens, self._room(ids)),
             stop_ids=self._stop_ids,
-            decode=self._decode_ids,
+            text=TextStream(self._decode_ids, request.sampling.stop, self.bundle.tokenizer.piece),
             constraint=self._constrained(request.sampling),
             now=self._clock(),
         )

@@ -6,7 +6,6 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -68,7 +67,7 @@ class Live:
         *,
         limit: int,
         stop_ids: frozenset[int],
-        decode: Callable[[Sequence[int]], str],
+        text: TextStream,
         constraint: Constraint | None = None,
         now: float = 0.0,
     ) -> Live:
@@ -77,7 +76,6 @@ class Live:
         seed = seed_of(request.sampling, request.index)
         generator.seed() if seed is None else generator.manual_seed(seed)
         s = request.sampling
-        text = TextStream(decode, s.stop)
         deadline = None if s.timeout_s is None else now + s.timeout_s
         lookup = None if s.lookup is None else Lookup(prompt, s.lookup)
         return cls(number, request, prompt, limit, stop_ids, text, generator, constraint, deadline, lookup)

@@ -24,10 +24,16 @@ class TextStream:
     Args:
         decode: ids → text.
         stop: texts that end the stream; none of them is released.
+        piece: id → the text it adds wherever it stands between whole characters, or None; spares decoding.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
-        self._decode = decode
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[str] = (),
+        piece: Callable[[int], str | None] | None = None,
+    ) -> None:
+        self._decode, self._piece = decode, piece
         self._stop = tuple(stop)
         self._ids: list[int] = []
         # Decoding restarts at a border where the text was whole. One earlier stretch of ids stays in the
@@ -40,8 +46,14 @@ class TextStream:
 
     def push(self, id: int) -> str:
         """Take one more id; return the text that is now certain."""
+        is_at_border = self._piece is not None and self._read == len(self._ids)
         self._ids.append(id)
-        return self._filter(self._next_piece(final=False))
+        piece = self._piece(id) if is_at_border and self._piece is not None else None
+        if piece is None:
+            return self._filter(self._next_piece(final=False))
+        self._start = self._read = len(self._ids)
+        self._given = 0
+        return self._filter(piece)
 
     def finish(self) -> str:
         """Return what was held back, since nothing follows any more."""

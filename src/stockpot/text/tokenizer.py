@@ -99,6 +99,7 @@ class Tokenizer:
         self._engine = open_engine(source)
         self._engine.encode_special_tokens = True
         self._spec: dict[str, Any] = json.loads(self._engine.to_str())
+        self._pieces: dict[int, str] = {}
         self.chat_template = chat_template
         self.kind = kind_of(self._spec)
         added = self._engine.get_added_tokens_decoder()
@@ -320,6 +321,22 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Return the text of ``ids``; invalid UTF-8 becomes U+FFFD, ids without a token are skipped."""
         return self._engine.decode([int(number) for number in ids], skip_special_tokens=skip_special)
+
+    def piece(self, id: int) -> str | None:
+        """Return the text that an id adds wherever it stands, special ones none; None: it depends on its neighbours.
+
+        It is known for tokenizers that work on bytes, where the id stands for whole characters.
+        """
+        if not self._is_bytewise:
+            return None
+        found = self._pieces.get(id)
+        if found is None:
+            found = self._pieces[id] = self.decode([id], skip_special=True)
+        return None if "\ufffd" in found else found
+
+    @cached_property
+    def _is_bytewise(self) -> bool:
+        return (self._spec.get("decoder") or {}).get("type") == "ByteLevel"
 
     def split(self, text: str) -> list[str]:
         """Return the words of ``text`` as the model sees them, spelled in the engine's letters.
