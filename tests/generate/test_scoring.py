@@ -9,7 +9,7 @@ import torch
 
 from stockpot.bundle import Bundle
 from stockpot.errors import GenerationError
-from stockpot.generate import scoring
+from stockpot.generate import likelihood
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling
 from stockpot.model.config import decoder
@@ -42,6 +42,7 @@ def by_definition(bundle, prompt, completion):
 @pytest.mark.parametrize("shape", ["bundle", "seq2seq"])
 @pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
 def test_scores_are_those_of_the_definition(shape, batch_tokens, request, monkeypatch):
+    monkeypatch.setattr("stockpot.generate.likelihood.BATCH_TOKENS", batch_tokens)
     monkeypatch.setattr("stockpot.generate.scoring.BATCH_TOKENS", batch_tokens)
     bundle = request.getfixturevalue(shape)
     for pair, score in zip(PAIRS, Engine(bundle).score(PAIRS), strict=True):
@@ -53,7 +54,7 @@ def test_scores_are_those_of_the_definition(shape, batch_tokens, request, monkey
 
 def test_logits_are_computed_in_parts_when_they_are_many(bundle, monkeypatch):
     whole = Engine(bundle).score(PAIRS)
-    monkeypatch.setattr("stockpot.generate.scoring.LOGIT_NUMBERS", 1)
+    monkeypatch.setattr("stockpot.generate.likelihood.LOGIT_NUMBERS", 1)
     parts = Engine(bundle).score(PAIRS)
     assert [one.log_prob for one in parts] == pytest.approx([one.log_prob for one in whole], abs=1e-4)
 
@@ -77,7 +78,7 @@ def test_probabilities_of_all_continuations_sum_to_one(bundle):
 
 @pytest.mark.parametrize("row_tokens", [512, 0])
 def test_a_shared_prompt_is_read_once(bundle, row_tokens, monkeypatch):
-    monkeypatch.setattr(scoring, "ROW_TOKENS", row_tokens)
+    monkeypatch.setattr(likelihood, "ROW_TOKENS", row_tokens)
     rows = []
     handle = bundle.model.register_forward_pre_hook(lambda _, args: rows.append(tuple(args[0].shape)))
     Engine(bundle).score(
@@ -90,7 +91,38 @@ def test_a_shared_prompt_is_read_once(bundle, row_tokens, monkeypatch):
         assert rows == [(1, asked + said)]
     else:
         assert rows[0] == (1, asked)
-        assert rows[1][0] == 3 and len(rows) == 2
+        assert rows[1][0] == 2 and len(rows) == 2  # " on" is one token: nothing is left to be read
+
+
+@pytest.mark.parametrize("row_tokens", [512, 0])
+def test_what_rows_begin_with_is_read_once_wherever_the_prompts_end(bundle, row_tokens, monkeypatch):
+    monkeypatch.setattr(likelihood, "ROW_TOKENS", row_tokens)
+    same = tuple(range(3, 15))
+    pairs = [  # two wordings of a prompt; two sentences that part late; a prompt that is another's row
+        ((*same, 20), (21, 22, 23)),
+        ((*same, 24), (21, 22, 23)),
+        ((1,), (*same, 20)),
+        ((1,), (*same, 30, 31)),
+        ((1, *same), (30,)),
+    ]
+    wanted = [Engine(bundle).score([pair])[0] for pair in pairs]
+    read = []
+    handle = bundle.model.register_forward_pre_hook(lambda _, args: read.append(args[0].numel()))
+    found = Engine(bundle, prefix_mib=0).score(pairs)
+    handle.remove()
+    for one, other in zip(found, wanted, strict=True):
+        assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
+        assert one.gap == pytest.approx(other.gap, abs=1e-4)
+        assert one.is_greedy == other.is_greedy == (one.gap > 0)
+    assert sum(read) < sum(len(prompt) + len(completion) for prompt, completion in pairs) - 30
+
+
+def test_pairs_are_joined_only_where_that_leaves_less_to_be_read():
+    few, many = tuple(range(100)), tuple(range(200, 400))
+    pairs = [((*many, *few[:50], 7), (1, 2)), ((*many, *few[:50], 7), (1, 3)), ((*many, 8, *few), (1,))]
+    trees = likelihood.grow_trees(pairs)
+    assert sorted(len(tree.trunk) for tree in trees) == [252, 301]  # what all share is read once anyway
+    assert [len(tree.trunk) for tree in likelihood.grow_trees(pairs[:2], whole_prompts=True)] == [251]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +220,7 @@ def test_several_completions_in_one_row_are_scored_as_each_alone(kind, bundle, m
         ([2], (1, 2, 3, 4, 5)),
     ]
     together = engine.score(pairs)
-    monkeypatch.setattr(scoring, "ROW_TOKENS", 0)
+    monkeypatch.setattr(likelihood, "ROW_TOKENS", 0)
     for one, other, (prompt, completion) in zip(together, engine.score(pairs), pairs, strict=True):
         with torch.inference_mode():
             logits = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)

@@ -25,7 +25,7 @@ def judging(monkeypatch, log_odds):
             text = prompt if isinstance(prompt, str) else prompt[-1].content
             first, second = text.split("\n\nAnswer A: ")[1].split("\n\nAnswer B: ")
             odds = log_odds(first, second.split("\n\nWhich answer")[0])
-            found.append(Score(odds if letter.strip() == "A" else 0.0, 1, 1, False))
+            found.append(Score(odds if letter.strip() == "A" else 0.0, 1, 1, False, -1.0))
         return found
 
     monkeypatch.setattr(Engine, "score", score)

@@ -264,12 +264,15 @@ class Score:
         tokens: tokens of the completion.
         bytes: UTF-8 bytes of the completion.
         is_greedy: whether the model would write exactly this at temperature 0.
+        gap: how far the logit of the completion's least likely token, compared with the best other one, stands above that;
+            negative where something else would be written.
     """
 
     log_prob: float
     tokens: int
     bytes: int
     is_greedy: bool
+    gap: float
 
 
 @dataclass(frozen=True)

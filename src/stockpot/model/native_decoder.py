@@ -89,7 +89,7 @@ class NativeDecoder:
         cache.end(step)
         if real is None:
             return hidden.view(batch, seq, -1), logits.view(batch, -1, logits.shape[-1])
-        return _spread(hidden, real), _spread(logits, wanted & real)[:, seq - _count(last, seq) :]
+        return _spread(hidden, real), _spread(logits, (wanted & real)[:, seq - _count(last, seq) :])
 
     def _call(
         self, ids: Tensor, rows: Tensor, places: Tensor, picked: Tensor, cache: KVCache
