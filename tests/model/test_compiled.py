@@ -115,14 +115,14 @@ def apart(
     return [x.transpose(1, 2) for x in (*both.split(heads, dim=2), parts[1])]
 
 
-def documents(seq: int) -> Tensor:
+def documents(seq: int, *, causal: bool) -> Tensor:
     number = torch.arange(seq)[None] // torch.tensor([[5], [70]])
-    later = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+    later = torch.ones(seq, seq, dtype=torch.bool).triu(1) & causal
     return ((number[:, :, None] == number[:, None]) & ~later)[:, None]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("seen", ["all", "causal", "documents", "keys"])
+@pytest.mark.parametrize("seen", ["all", "causal", "documents", "documents both ways", "keys"])
 @pytest.mark.parametrize(("heads", "head_dim"), [((4, 2), 32), ((3, 3), 20), ((2, 1), 16)])
 @pytest.mark.parametrize("seq", [9, 75, 200])
 def test_attention(seq: int, heads: tuple[int, int], head_dim: int, seen: str, dtype: torch.dtype) -> None:
@@ -130,9 +130,12 @@ def test_attention(seq: int, heads: tuple[int, int], head_dim: int, seen: str, d
     gains = (random(head_dim, seed=1), random(head_dim, seed=2))
     config = StackConfig(dim=head_dim, heads=1, head_dim=head_dim, rope_fraction=0.5)
     angles = rotary_table(config, 100.0, None).upto(seq, torch.zeros(1))[:seq].view(1, seq, 1, -1)
-    mask = {"documents": documents(seq), "keys": torch.arange(seq).expand(2, 1, 1, seq) < 6}.get(seen)
-    mask = None if mask is None else mask.contiguous()
     causal = seen in ("causal", "documents")
+    mask = None
+    if seen.startswith("documents"):
+        mask = documents(seq, causal=causal)
+    elif seen == "keys":
+        mask = (torch.arange(seq).expand(2, 1, 1, seq) < 6).contiguous()
 
     def exact(flat: Tensor, q_gain: Tensor, k_gain: Tensor) -> Tensor:
         q, k, v = apart(flat, q_gain, k_gain, angles, heads)

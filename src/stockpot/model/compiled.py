@@ -40,7 +40,7 @@ __all__ = [
 
 # Positions up to which a head is cheaper to do in the cache than as separate products (benchmarks/notes.md); these are
 # cheaper where a matrix unit does them.
-LONGEST = 128 if torch.cpu._is_amx_tile_supported() else 256
+LONGEST = 128 if torch.cpu._is_amx_tile_supported() else 1024
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -285,30 +285,23 @@ class _Attention(torch.autograd.Function):
         facts.causal = causal
         if mask is not None:
             facts.mask, facts.mask_rows, facts.mask_viewers = _at(mask), mask.shape[0], mask.shape[2]
-        tokens = facts.batch * facts.seq
         mixed = flat.new_empty((facts.batch, facts.seq, heads[0] * facts.head_dim))
-        placed = flat.new_empty(flat.numel())
-        floats = torch.empty(tokens * (2 * heads[0] + heads[1]), dtype=torch.float32)
-        facts.q, facts.k, facts.v = _places(placed, facts)
-        facts.norms, facts.mixed = _at(floats), _at(mixed)
-        facts.log_sums = _at(floats) + 4 * tokens * sum(heads)
+        log_sums = torch.empty(facts.batch * heads[0] * facts.seq, dtype=torch.float32)
+        facts.mixed, facts.log_sums = _at(mixed), _at(log_sums)
         _kernels().attention(facts)
-        ctx.save_for_backward(flat, q_gain, k_gain, angles, mask, placed, mixed, floats)
+        ctx.save_for_backward(flat, q_gain, k_gain, angles, mask, mixed, log_sums)
         ctx.facts = facts
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        flat, q_gain, k_gain, angles, mask, placed, mixed, floats = ctx.saved_tensors
+        flat, q_gain, k_gain, angles, mask, mixed, log_sums = ctx.saved_tensors
         facts: AttentionFacts = ctx.facts
-        _point(facts, flat, q_gain, k_gain, angles, floats)
-        facts.mask, facts.mixed = _at(mask), _at(mixed)
-        facts.q, facts.k, facts.v = _places(placed, facts)
-        facts.log_sums = _at(floats) + 4 * facts.batch * facts.seq * (facts.heads + facts.kv_heads)
-        slope, apart = slope.contiguous(), torch.empty_like(flat)
+        _point(facts, flat, q_gain, k_gain, angles)
+        facts.mask, facts.mixed, facts.log_sums = _at(mask), _at(mixed), _at(log_sums)
+        slope = slope.contiguous()
         facts.slope = _at(slope)
-        facts.to_q, facts.to_k, facts.to_v = _places(apart, facts)
         return (*_unplace(facts, flat, q_gain, k_gain), *[None] * 6)
 
 
@@ -328,20 +321,18 @@ class _Place(torch.autograd.Function):
         found = [
             flat.new_empty((facts.batch, count, facts.seq, facts.head_dim)) for count in (*heads, heads[1])
         ]
-        norms = torch.empty(facts.batch * facts.seq * sum(heads), dtype=torch.float32)
         facts.q, facts.k, facts.v = (_at(x) for x in found)
-        facts.norms = _at(norms)
         _kernels().attention(facts)
-        ctx.save_for_backward(flat, q_gain, k_gain, angles, norms)
+        ctx.save_for_backward(flat, q_gain, k_gain, angles)
         ctx.facts = facts
         return tuple(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        flat, q_gain, k_gain, angles, norms = ctx.saved_tensors
+        flat, q_gain, k_gain, angles = ctx.saved_tensors
         facts: AttentionFacts = ctx.facts
-        _point(facts, flat, q_gain, k_gain, angles, norms)
+        _point(facts, flat, q_gain, k_gain, angles)
         slopes = tuple(slope.contiguous() for slope in slopes)
         facts.to_q, facts.to_k, facts.to_v = (_at(slope) for slope in slopes)
         return (*_unplace(facts, flat, q_gain, k_gain), *[None] * 4)
@@ -373,17 +364,10 @@ def _point(
     q_gain: Tensor | None,
     k_gain: Tensor | None,
     angles: Tensor | None,
-    norms: Tensor,
 ) -> None:
     """Say anew where things lie: a sharded weight is gathered again for the way back, a layer may be computed again."""
     facts.qkv, facts.q_gain, facts.k_gain = _at(flat), _at(q_gain), _at(k_gain)
-    facts.angles, facts.norms = _at(angles), _at(norms)
-
-
-def _places(room: Tensor, facts: AttentionFacts) -> tuple[int, int, int]:
-    """Return where queries, keys and values lie in a room for all of them."""
-    start, size = room.data_ptr(), room.element_size() * facts.batch * facts.seq * facts.head_dim
-    return start, start + size * facts.heads, start + size * (facts.heads + facts.kv_heads)
+    facts.angles = _at(angles)
 
 
 def _unplace(

@@ -364,17 +364,19 @@ void stockpot_apply(int64_t type, float* const* weights, const void* updates, in
 
 void stockpot_attention(const stockpot::AttentionFacts* facts) {
   with_type(facts->type, [&](auto t) {
-    using T = decltype(t);
-    with_type(facts->angle_type, [&](auto a) { stockpot::place_heads<T, decltype(a)>(*facts); });
-    if (facts->mixed) stockpot::attend<T>(*facts);
+    with_type(facts->angle_type, [&](auto a) {
+      if (facts->mixed) stockpot::attend<decltype(t), decltype(a)>(*facts);
+      else stockpot::place_heads<decltype(t), decltype(a)>(*facts);
+    });
   });
 }
 
 void stockpot_attention_back(const stockpot::AttentionFacts* facts) {
   with_type(facts->type, [&](auto t) {
-    using T = decltype(t);
-    if (facts->mixed) stockpot::attend_back<T>(*facts);
-    with_type(facts->angle_type, [&](auto a) { stockpot::place_heads_back<T, decltype(a)>(*facts); });
+    with_type(facts->angle_type, [&](auto a) {
+      if (facts->mixed) stockpot::attend_back<decltype(t), decltype(a)>(*facts);
+      else stockpot::place_heads_back<decltype(t), decltype(a)>(*facts);
+    });
   });
 }
 

@@ -17,14 +17,14 @@ LONGEST_HEAD = 1024  # numbers of a head that the kernels have room for
 
 
 class AttentionFacts(Structure):
-    """One call of attention; the comments are in ``training_attention.hpp``."""
+    """One call of attention; the comments are in ``training_heads.hpp``."""
 
     _fields_ = (
         *((name, c_int64) for name in ("type", "angle_type", "mask_rows", "mask_viewers", "angle_rows")),
         *((name, c_int64) for name in ("batch", "seq", "heads", "kv_heads", "head_dim", "rotary_dim")),
         *((name, c_int64) for name in ("causal", "threads")),
         *((name, c_float) for name in ("scale", "eps")),
-        *((name, c_void_p) for name in ("qkv", "q_gain", "k_gain", "angles", "mask", "q", "k", "v", "norms")),
+        *((name, c_void_p) for name in ("qkv", "q_gain", "k_gain", "angles", "mask", "q", "k", "v")),
         *((name, c_void_p) for name in ("mixed", "log_sums", "slope", "to_q", "to_k", "to_v", "to_qkv")),
         *((name, c_void_p) for name in ("to_q_gain", "to_k_gain")),
     )
@@ -57,7 +57,7 @@ class TrainingKernels:
         self._attention_back = _call(library.stockpot_attention_back, POINTER(AttentionFacts))
 
     def attention(self, facts: AttentionFacts) -> None:
-        """Place the heads and, where there is room for the result, attend."""
+        """Attend where there is room for the result; else only place the heads."""
         self._attention(byref(facts))
 
     def attention_back(self, facts: AttentionFacts) -> None:

@@ -1,42 +1,27 @@
-// Attention for training: heads cut out of one product, normalised and rotated; then scores, weights and averages of one
-// head at a time, kept in the cache, with a backward pass that computes the weights again.
+// Attention for training: scores, weights and averages of one head at a time, kept in the cache, with a backward pass that
+// computes the weights again. Heads are taken out of the product of all of them and put back without a copy between.
+//
+// The right side of a product lies in panels of 32 columns, so that neighbours in depth are neighbours in memory.
 //
 // Sources: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; for the backward pass Dao et al. 2022, arXiv:2205.14135,
-// appendix B.2; for the rotation Su et al. 2021, arXiv:2104.09864, eq. 34.
+// appendix B.2.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
 #include "numbers.hpp"
+#include "training_heads.hpp"
 
 namespace stockpot {
-
-struct AttentionFacts {
-  int64_t type;                              // of activations: 0 float, 1 bfloat16
-  int64_t angle_type, mask_rows, mask_viewers, angle_rows;  // rows: 1, or one for each of the batch
-  int64_t batch, seq, heads, kv_heads, head_dim, rotary_dim;
-  int64_t causal, threads;
-  float scale, eps;
-  const void* qkv;                           // (batch, seq, (heads + 2 kv_heads) * head_dim)
-  const float *q_gain, *k_gain;              // (head_dim), or null: heads are not normalised
-  const void* angles;                        // (rows, seq, 2 * rotary_dim): cos, then -sin and sin by halves; or null
-  const uint8_t* mask;                       // (rows, viewers, seq), 1 = visible; or null
-  void *q, *k, *v;                           // (batch, heads or kv_heads, seq, head_dim); q times `scale`
-  float* norms;                              // (batch, seq, heads + kv_heads): reciprocal root mean squares
-  void* mixed;                               // (batch, seq, heads * head_dim)
-  float* log_sums;                           // (batch, heads, seq): log of the sum of e^score
-  const void* slope;                         // like mixed
-  void *to_q, *to_k, *to_v;                  // like q, k, v
-  void* to_qkv;                              // like qkv
-  float *to_q_gain, *to_k_gain;
-};
-
 namespace attention_detail {
 
 typedef float Lane __attribute__((vector_size(64), aligned(4), may_alias));
 constexpr int64_t LANE = 16;
+constexpr int64_t PANEL = 2 * LANE;
 constexpr int64_t BLOCK = 32;                // queries whose keys have one limit
+constexpr int64_t AHEAD = 8;                 // rows that memory is asked for in advance
+constexpr int64_t STRETCH = 4 * BLOCK;       // queries after which the slopes of keys and values are added to
 #if defined(__AVX512F__)
 constexpr int ROWS = 8;                      // of a product computed together: what the registers hold
 #else
@@ -45,14 +30,19 @@ constexpr int ROWS = 2;
 
 inline int64_t padded(int64_t n) { return (n + LANE - 1) / LANE * LANE; }
 
-template <int COUNT, int WIDE>
-inline void tile(const float* a, int64_t across, int64_t down, const float* b, int64_t b_row, float* c, int64_t c_row,
-                 int64_t depth) {
-  Lane sums[COUNT][WIDE] = {};
+// --- products ---
+
+template <int COUNT, int WIDE, bool ADDS>
+inline void tile(const float* a, int64_t across, int64_t down, const float* b, float* c, int64_t c_row, int64_t depth) {
+  Lane sums[COUNT][WIDE];
+#pragma GCC unroll 8
+  for (int i = 0; i < COUNT; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < WIDE; ++j) sums[i][j] = ADDS ? *reinterpret_cast<const Lane*>(c + i * c_row + j * LANE) : Lane{};
   for (int64_t k = 0; k < depth; ++k) {
     Lane right[WIDE];
 #pragma GCC unroll 8
-    for (int j = 0; j < WIDE; ++j) right[j] = *reinterpret_cast<const Lane*>(b + k * b_row + j * LANE);
+    for (int j = 0; j < WIDE; ++j) right[j] = *reinterpret_cast<const Lane*>(b + (k * WIDE + j) * LANE);
 #pragma GCC unroll 8
     for (int i = 0; i < COUNT; ++i) {
       const float left = a[i * across + k * down];
@@ -66,22 +56,29 @@ inline void tile(const float* a, int64_t across, int64_t down, const float* b, i
     for (int j = 0; j < WIDE; ++j) *reinterpret_cast<Lane*>(c + i * c_row + j * LANE) = sums[i][j];
 }
 
-template <int COUNT>
-inline void tiles(const float* a, int64_t across, int64_t down, const float* b, int64_t b_row, float* c, int64_t c_row,
-                  int64_t wide, int64_t depth) {
-  int64_t j = 0;
-  for (; j + 2 * LANE <= wide; j += 2 * LANE) tile<COUNT, 2>(a, across, down, b + j, b_row, c + j, c_row, depth);
-  if (j < wide) tile<COUNT, 1>(a, across, down, b + j, b_row, c + j, c_row, depth);
+template <int COUNT, int WIDE, bool ADDS>
+inline int64_t tiles(const float* a, int64_t across, int64_t down, const float* b, float* c, int64_t c_row, int64_t high,
+                     int64_t depth) {
+  int64_t i = 0;
+  for (; i + COUNT <= high; i += COUNT) tile<COUNT, WIDE, ADDS>(a + i * across, across, down, b, c + i * c_row, c_row, depth);
+  if constexpr (COUNT > 1)
+    if (i < high)
+      tiles<COUNT / 2, WIDE, ADDS>(a + i * across, across, down, b, c + i * c_row, c_row, high - i, depth);
+  return i;
 }
 
-// c (high, wide) = a (high, depth) · b (depth, wide); element (i, k) of a is a[i * across + k * down]; `wide` is padded.
-inline void multiply(const float* a, int64_t across, int64_t down, const float* b, int64_t b_row, float* c, int64_t c_row,
-                     int64_t high, int64_t wide, int64_t depth) {
-  int64_t i = 0;
-  for (; i + ROWS <= high; i += ROWS)
-    tiles<ROWS>(a + i * across, across, down, b, b_row, c + i * c_row, c_row, wide, depth);
-  for (; i < high; ++i) tiles<1>(a + i * across, across, down, b, b_row, c + i * c_row, c_row, wide, depth);
+// c (high, wide) = or += a (high, depth) · b (depth, wide); element (i, k) of a is a[i * across + k * down]; b lies in
+// panels that are `panel` long in depth, of which the product begins at the first row; `wide` is padded.
+template <bool ADDS>
+inline void multiply(const float* a, int64_t across, int64_t down, const float* b, int64_t panel, float* c, int64_t c_row,
+                     int64_t high, int64_t wide, int64_t depth, int64_t from = 0) {
+  int64_t j = 0;
+  for (; j + PANEL <= wide; j += PANEL)
+    tiles<ROWS, 2, ADDS>(a, across, down, b + j * panel + from * PANEL, c + j, c_row, high, depth);
+  if (j < wide) tiles<ROWS, 1, ADDS>(a, across, down, b + j * panel + from * LANE, c + j, c_row, high, depth);
 }
+
+// --- room, and how things lie in it ---
 
 // The room one thread works in; grows to the largest head it has seen.
 struct Room {
@@ -96,33 +93,96 @@ inline Room& room() {
   return own;
 }
 
-template <class T> void widen(const T* from, int64_t from_row, float* to, int64_t rows, int64_t dim, int64_t wide) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const T* in = from + row * from_row;
-    float* out = to + row * wide;
-#pragma omp simd
-    for (int64_t i = 0; i < dim; ++i) out[i] = get(in[i]);
-    for (int64_t i = dim; i < wide; ++i) out[i] = 0.0f;
+// Rows (count, wide) to rows `first` and following of panels over (panel, wide).
+inline void to_panels(const float* rows, int64_t count, int64_t wide, float* out, int64_t panel, int64_t first) {
+  for (int64_t j = 0; j < wide; j += PANEL) {
+    const int64_t width = std::min(PANEL, wide - j);
+    for (int64_t row = 0; row < count; ++row)
+      for (int64_t i = 0; i < width; i += LANE)
+        *reinterpret_cast<Lane*>(out + j * panel + (first + row) * width + i) =
+            *reinterpret_cast<const Lane*>(rows + row * wide + j + i);
   }
 }
 
-template <class T> void narrow(const float* from, int64_t wide, T* to, int64_t to_row, int64_t rows, int64_t dim, float by) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const float* in = from + row * wide;
-    T* out = to + row * to_row;
+// Rows (count, wide) that begin at a multiple of PANEL to columns `first` and following of panels over (dim, keys).
+inline void turn(const float* rows, int64_t count, int64_t wide, float* out, int64_t dim, int64_t keys, int64_t first) {
+  for (int64_t start = 0; start < count; start += LANE) {
+    const int64_t column = first + start, panel = column / PANEL * PANEL, width = std::min(PANEL, keys - panel);
+    float* to = out + panel * dim + column % PANEL;
+    const int64_t some = std::min(LANE, count - start);
+    for (int64_t i = 0; i < dim; ++i) {
+      if (some == LANE) {
 #pragma omp simd
-    for (int64_t i = 0; i < dim; ++i) put(out[i], in[i] * by);
+        for (int64_t row = 0; row < LANE; ++row) to[i * width + row] = rows[(start + row) * wide + i];
+      } else {
+        for (int64_t row = 0; row < LANE; ++row) to[i * width + row] = row < some ? rows[(start + row) * wide + i] : 0.0f;
+      }
+    }
   }
 }
 
-// (rows, wide) to (wide, padded(rows)), with zeros in the padding.
-inline void turn(const float* from, int64_t wide, float* to, int64_t rows) {
-  const int64_t long_row = padded(rows);
-  for (int64_t i = 0; i < wide; ++i) {
-    for (int64_t row = 0; row < rows; ++row) to[i * long_row + row] = from[row * wide + i];
-    for (int64_t row = rows; row < long_row; ++row) to[i * long_row + row] = 0.0f;
+// Asks for a head of a later row: rows lie so far apart that the processor does not guess the next one.
+template <class T> inline void ask(const T* row, int64_t dim) {
+  for (int64_t i = 0; i < dim; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + i);
+}
+template <class T> inline void ask_to_write(T* row, int64_t dim) {
+  for (int64_t i = 0; i < dim; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + i, 1);
+}
+
+template <class T> void widen_row(const T* from, float* to, int64_t dim, int64_t wide) {
+#pragma omp simd
+  for (int64_t i = 0; i < dim; ++i) to[i] = get(from[i]);
+  for (int64_t i = dim; i < wide; ++i) to[i] = 0.0f;
+}
+
+template <class T> void narrow_row(const float* from, float by, T* to, int64_t dim) {
+#pragma omp simd
+  for (int64_t i = 0; i < dim; ++i) put(to[i], from[i] * by);
+}
+
+template <class T> float dot(const float* a, const T* b, int64_t dim) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < dim; ++i) sum += a[i] * get(b[i]);
+  return sum;
+}
+
+// Opens a head of `count` positions into rows of `wide` numbers.
+template <class T, class A>
+void open_rows(const AttentionFacts& f, int64_t item, int64_t head, int64_t first, int64_t count, float* rows, int64_t wide) {
+  const Head own(f, head);
+  const T* x = static_cast<const T*>(f.qkv) + in_product(f, item, first, head);
+  const int64_t step = (f.heads + 2 * f.kv_heads) * f.head_dim;
+  for (int64_t row = 0; row < count; ++row, x += step) {
+    const A* angle = own.is_value ? nullptr : angles_of<A>(f, item, first + row);
+    float* out = rows + row * wide;
+    ask(x + AHEAD * step, f.head_dim);
+    open_head(x, own.gain, angle, f.rotary_dim / 2, own.by, f.eps, out, f.head_dim);
+    std::fill(out + f.head_dim, out + wide, 0.0f);
   }
 }
+
+// The reverse for slopes.
+template <class T, class A>
+void close_rows(const AttentionFacts& f, int64_t item, int64_t head, int64_t first, int64_t count, float* rows, int64_t wide,
+                float* gains) {
+  const Head own(f, head);
+  const int64_t step = (f.heads + 2 * f.kv_heads) * f.head_dim;
+  for (int64_t row = 0; row < count; ++row) {
+    const A* angle = own.is_value ? nullptr : angles_of<A>(f, item, first + row);
+    const int64_t place = in_product(f, item, first + row, head);
+    ask_to_write(static_cast<T*>(f.to_qkv) + place + AHEAD * step, f.head_dim);
+    close_head(rows + row * wide, static_cast<const T*>(f.qkv) + place, own.gain, angle, f.rotary_dim / 2, own.by, f.eps,
+               static_cast<T*>(f.to_qkv) + place, gains + (own.is_query ? 0 : f.head_dim), f.head_dim);
+  }
+}
+
+// Where a head's part of the result, or of its slope, lies.
+inline int64_t in_result(const AttentionFacts& f, int64_t item, int64_t position, int64_t head) {
+  return ((item * f.seq + position) * f.heads + head) * f.head_dim;
+}
+
+// --- weights ---
 
 inline const uint8_t* mask_row(const AttentionFacts& f, int64_t item, int64_t query) {
   if (!f.mask) return nullptr;
@@ -130,271 +190,224 @@ inline const uint8_t* mask_row(const AttentionFacts& f, int64_t item, int64_t qu
   return f.mask + (row * f.mask_viewers + viewer) * f.seq;
 }
 
-// Hides what a query must not see: the keys from `keys` to `wide`, and those that the mask names.
-inline void hide(float* row, const uint8_t* seen, int64_t keys, int64_t wide) {
-  if (seen) {
-#pragma omp simd
-    for (int64_t j = 0; j < keys; ++j) row[j] = seen[j] ? row[j] : -INFINITY;
+// The keys that a block of queries looks at: whole panels, but for the end of the sequence.
+struct Range { int64_t from, to; };
+
+inline bool is_seen(const AttentionFacts& f, int64_t item, int64_t start, int64_t rows, int64_t from, int64_t to) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const uint8_t* seen = mask_row(f, item, start + row);
+    if (std::any_of(seen + from, seen + to, [](uint8_t one) { return one != 0; })) return true;
   }
-  for (int64_t j = keys; j < wide; ++j) row[j] = -INFINITY;
+  return false;
 }
 
-// Turns a row of scores, `wide` a multiple of LANE, into weights; what is hidden gets 0. Returns the log of the sum.
-inline float weigh(float* row, int64_t wide) {
-  float tops[LANE], sums[LANE], top = -INFINITY, sum = 0.0f;
-  std::fill(tops, tops + LANE, -INFINITY);
-  std::fill(sums, sums + LANE, 0.0f);
-  for (int64_t j = 0; j < wide; j += LANE)
-    for (int64_t i = 0; i < LANE; ++i) tops[i] = std::max(tops[i], row[j + i]);
-  for (int64_t i = 0; i < LANE; ++i) top = std::max(top, tops[i]);
+inline Range range_of(const AttentionFacts& f, int64_t item, int64_t start, int64_t rows) {
+  Range found{0, f.causal ? start + rows : f.seq};
+  if (!f.mask) return found;
+  while (found.from + PANEL < found.to && !is_seen(f, item, start, rows, found.from, found.from + PANEL)) found.from += PANEL;
+  for (int64_t last; (last = (found.to - 1) / PANEL * PANEL) > found.from; found.to = last)
+    if (is_seen(f, item, start, rows, last, found.to)) break;
+  return found;
+}
+
+// Hides what a query must not see of a range: later keys, those that the mask names, and the padding.
+inline void hide(const AttentionFacts& f, int64_t item, int64_t query, Range range, float* row) {
+  const uint8_t* seen = mask_row(f, item, query);
+  const int64_t keys = f.causal ? std::min(query + 1, range.to) : range.to;
+  if (seen) {
+#pragma omp simd
+    for (int64_t j = range.from; j < keys; ++j) row[j] = seen[j] ? row[j] : -INFINITY;
+  }
+  for (int64_t j = keys; j < padded(range.to); ++j) row[j] = -INFINITY;
+}
+
+// Turns a row of scores, `wide` a multiple of LANE, into weights before they are divided by their sum; what is hidden gets 0.
+// Returns the log of the sum of e^score, and what to multiply with.
+inline float weigh(float* row, int64_t wide, float* share) {
+  Lane tops = *reinterpret_cast<const Lane*>(row), sums = {};
+  for (int64_t j = LANE; j < wide; j += LANE) {
+    const Lane here = *reinterpret_cast<const Lane*>(row + j);
+    tops = here > tops ? here : tops;
+  }
+  float top = tops[0], sum = 0.0f;
+  for (int i = 1; i < LANE; ++i) top = std::max(top, tops[i]);
+  *share = 0.0f;
   if (top == -INFINITY) {                    // sees nothing
     std::fill(row, row + wide, 0.0f);
     return INFINITY;
   }
-  for (int64_t j = 0; j < wide; j += LANE)
-    for (int64_t i = 0; i < LANE; ++i) {
-      row[j + i] = fast_exp(row[j + i] - top);
-      sums[i] += row[j + i];
-    }
-  for (int64_t i = 0; i < LANE; ++i) sum += sums[i];
-  const float by = 1.0f / sum;
-  for (int64_t j = 0; j < wide; j += LANE)
-    for (int64_t i = 0; i < LANE; ++i) row[j + i] *= by;
+#pragma omp simd
+  for (int64_t j = 0; j < wide; ++j) row[j] = fast_exp(row[j] - top);
+  for (int64_t j = 0; j < wide; j += LANE) sums += *reinterpret_cast<const Lane*>(row + j);
+  for (int i = 0; i < LANE; ++i) sum += sums[i];
+  *share = 1.0f / sum;
   return top + std::log(sum);
 }
 
-// The weights once more, from the log of their sum.
-inline void weigh_again(float* row, int64_t wide, float log_sum) {
-  for (int64_t j = 0; j < wide; j += LANE)
-    for (int64_t i = 0; i < LANE; ++i) row[j + i] = fast_exp(row[j + i] - log_sum);
+// The weights once more, from the log of their sum, and the scores' slopes from theirs.
+inline void weigh_back(float* row, float* slopes, int64_t wide, float log_sum, float along) {
+#pragma omp simd
+  for (int64_t j = 0; j < wide; ++j) {
+    row[j] = fast_exp(row[j] - log_sum);
+    slopes[j] = row[j] * (slopes[j] - along);
+  }
 }
 
-}  // namespace attention_detail
+// --- one head ---
 
-// --- heads out of one product, and back into it ---
+// What the queries of one head of keys and values share.
+struct Sizes {
+  int64_t dim, wide, keys, stride, group;    // wide, keys: padded; stride: of a row of scores, no power of two
+  explicit Sizes(const AttentionFacts& f)
+      : dim(f.head_dim), wide(padded(dim)), keys(padded(f.seq)), stride(keys + LANE), group(f.heads / f.kv_heads) {}
+};
 
-constexpr int64_t LONGEST_HEAD = 1024;       // numbers of a head; training.py has it, too
+template <class T, class A>
+void attend_task(const AttentionFacts& f, int64_t item, int64_t kv) {
+  const Sizes s(f);
+  float* turned = room().get(s.dim * s.keys + f.seq * s.wide + BLOCK * (2 * s.wide + s.stride));
+  float *v = turned + s.dim * s.keys, *q = v + f.seq * s.wide, *out = q + BLOCK * s.wide, *scores = out + BLOCK * s.wide;
+  for (int64_t start = 0; start < f.seq; start += BLOCK) {
+    const int64_t rows = std::min(BLOCK, f.seq - start);
+    open_rows<T, A>(f, item, f.heads + kv, start, rows, q, s.wide);
+    turn(q, rows, s.wide, turned, s.dim, s.keys, start);
+    open_rows<T, A>(f, item, f.heads + f.kv_heads + kv, start, rows, q, s.wide);
+    to_panels(q, rows, s.wide, v, f.seq, start);
+  }
+  for (int64_t head = kv * s.group; head < (kv + 1) * s.group; ++head) {
+    float* log_sums = f.log_sums + (item * f.heads + head) * f.seq;
+    for (int64_t start = 0; start < f.seq; start += BLOCK) {
+      const int64_t rows = std::min(BLOCK, f.seq - start);
+      const Range range = range_of(f, item, start, rows);
+      const int64_t from = range.from, wide = padded(range.to) - from;
+      float shares[BLOCK];
+      open_rows<T, A>(f, item, head, start, rows, q, s.wide);
+      multiply<false>(q, s.wide, 1, turned + from * s.dim, s.dim, scores + from, s.stride, rows, wide, s.dim);
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t query = start + row;
+        ask(static_cast<const T*>(f.qkv) + in_product(f, item, query + BLOCK, head), s.dim);
+        ask_to_write(static_cast<T*>(f.mixed) + in_result(f, item, query, head), s.dim);
+        hide(f, item, query, range, scores + row * s.stride);
+        log_sums[query] = weigh(scores + row * s.stride + from, wide, shares + row);
+      }
+      multiply<false>(scores + from, s.stride, 1, v, f.seq, out, s.wide, rows, s.wide, range.to - from, from);
+      for (int64_t row = 0; row < rows; ++row) {
+        T* to = static_cast<T*>(f.mixed) + in_result(f, item, start + row, head);
+        narrow_row(out + row * s.wide, shares[row], to, s.dim);
+      }
+    }
+  }
+}
 
-// What the `head`-th head of a token's product is, and where its numbers lie among all heads of its kind.
-struct HeadPlace {
-  bool is_query, is_value;
-  int64_t at;
-  HeadPlace(const AttentionFacts& f, int64_t head, int64_t item, int64_t position)
-      : is_query(head < f.heads), is_value(head >= f.heads + f.kv_heads) {
-    const int64_t own = is_query ? head : is_value ? head - f.heads - f.kv_heads : head - f.heads;
-    at = ((item * (is_query ? f.heads : f.kv_heads) + own) * f.seq + position) * f.head_dim;
+// What one task of the way back works with.
+template <class T, class A> struct BackTask {
+  const AttentionFacts& f;
+  const Sizes s;
+  const int64_t item, kv, plane;
+  float *k, *k_turned, *v_turned, *to_k, *to_v, *q, *slope;  // the last two in panels, of a stretch
+  float *rows_q, *rows_slope, *part, *weights, *slopes;
+
+  BackTask(const AttentionFacts& facts, int64_t of_item, int64_t of_kv)
+      : f(facts), s(facts), item(of_item), kv(of_kv), plane(std::max(s.wide * f.seq, s.dim * s.keys)) {
+    k = room().get(5 * plane + STRETCH * 2 * (s.wide + s.stride) + 3 * BLOCK * s.wide);
+    k_turned = k + plane, v_turned = k_turned + plane, to_k = v_turned + plane, to_v = to_k + plane;
+    q = to_v + plane, slope = q + STRETCH * s.wide, rows_q = slope + STRETCH * s.wide;
+    rows_slope = rows_q + BLOCK * s.wide, part = rows_slope + BLOCK * s.wide;
+    weights = part + BLOCK * s.wide, slopes = weights + STRETCH * s.stride;
+  }
+
+  void run(float* gains) {
+    for (int64_t start = 0; start < f.seq; start += BLOCK) {
+      const int64_t rows = std::min(BLOCK, f.seq - start);
+      open_rows<T, A>(f, item, f.heads + kv, start, rows, rows_q, s.wide);
+      to_panels(rows_q, rows, s.wide, k, f.seq, start);
+      turn(rows_q, rows, s.wide, k_turned, s.dim, s.keys, start);
+      open_rows<T, A>(f, item, f.heads + f.kv_heads + kv, start, rows, rows_q, s.wide);
+      turn(rows_q, rows, s.wide, v_turned, s.dim, s.keys, start);
+    }
+    std::fill(to_k, to_k + 2 * plane, 0.0f);
+    for (int64_t head = kv * s.group; head < (kv + 1) * s.group; ++head)
+      for (int64_t begin = 0; begin < f.seq; begin += STRETCH) {
+        const int64_t end = std::min(begin + STRETCH, f.seq);
+        Range seen{f.seq, 0};
+        for (int64_t start = begin; start < end; start += BLOCK) {
+          const Range own = range_of(f, item, start, std::min(BLOCK, end - start));
+          seen = {std::min(seen.from, own.from), std::max(seen.to, own.to)};
+        }
+        for (int64_t start = begin; start < end; start += BLOCK)
+          queries(head, begin, start, std::min(BLOCK, end - start), seen, gains);
+        keys_and_values(begin, end, seen);
+      }
+    close_rows<T, A>(f, item, f.heads + kv, 0, f.seq, to_k, s.wide, gains);
+    close_rows<T, A>(f, item, f.heads + f.kv_heads + kv, 0, f.seq, to_v, s.wide, gains);
+  }
+
+  // Weights, the scores' slopes and the queries' of one block of a stretch that begins at `begin` and looks at `all`.
+  void queries(int64_t head, int64_t begin, int64_t start, int64_t rows, Range all, float* gains) {
+    const Range range = range_of(f, item, start, rows);
+    const int64_t from = range.from, wide = padded(range.to) - from, at = start - begin;
+    float *weight = weights + at * s.stride, *to_score = slopes + at * s.stride;
+    open_rows<T, A>(f, item, head, start, rows, rows_q, s.wide);
+    to_panels(rows_q, rows, s.wide, q, STRETCH, at);
+    for (int64_t row = 0; row < rows; ++row) {
+      const T* from = static_cast<const T*>(f.slope) + in_result(f, item, start + row, head);
+      widen_row(from, rows_slope + row * s.wide, s.dim, s.wide);
+    }
+    to_panels(rows_slope, rows, s.wide, slope, STRETCH, at);
+    multiply<false>(rows_q, s.wide, 1, k_turned + from * s.dim, s.dim, weight + from, s.stride, rows, wide, s.dim);
+    multiply<false>(rows_slope, s.wide, 1, v_turned + from * s.dim, s.dim, to_score + from, s.stride, rows, wide, s.dim);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t query = start + row;
+      ask_for_next(query + BLOCK, head);
+      ask_to_write(static_cast<T*>(f.to_qkv) + in_product(f, item, query, head), s.dim);
+      hide(f, item, query, range, weight + row * s.stride);
+      const T* mixed = static_cast<const T*>(f.mixed) + in_result(f, item, query, head);
+      const float along = dot(rows_slope + row * s.wide, mixed, s.dim);
+      weigh_back(weight + row * s.stride + from, to_score + row * s.stride + from, wide,
+                 f.log_sums[(item * f.heads + head) * f.seq + query], along);
+      for (float* line : {weight + row * s.stride, to_score + row * s.stride}) {
+        std::fill(line + all.from, line + from, 0.0f);
+        std::fill(line + from + wide, line + std::max(from + wide, all.to), 0.0f);
+      }
+    }
+    multiply<false>(to_score + from, s.stride, 1, k, f.seq, part, s.wide, rows, s.wide, range.to - from, from);
+    close_rows<T, A>(f, item, head, start, rows, part, s.wide, gains);
+  }
+
+  // What a query of the next block will need.
+  void ask_for_next(int64_t query, int64_t head) const {
+    const int64_t place = in_result(f, item, query, head);
+    ask(static_cast<const T*>(f.qkv) + in_product(f, item, query, head), s.dim);
+    ask(static_cast<const T*>(f.slope) + place, s.dim);
+    ask(static_cast<const T*>(f.mixed) + place, s.dim);
+  }
+
+  // What keys and values get from a stretch of queries.
+  void keys_and_values(int64_t begin, int64_t end, Range seen) {
+    for (int64_t start = seen.from; start < seen.to; start += BLOCK) {
+      const int64_t rows = std::min(BLOCK, f.seq - start), from = f.causal ? std::max(start - begin, int64_t{0}) : 0;
+      const int64_t depth = end - begin - from, column = from * s.stride + start;
+      multiply<true>(slopes + column, 1, s.stride, q, STRETCH, to_k + start * s.wide, s.wide, rows, s.wide, depth, from);
+      multiply<true>(weights + column, 1, s.stride, slope, STRETCH, to_v + start * s.wide, s.wide, rows, s.wide, depth, from);
+    }
   }
 };
 
-// The angles of a position, or null.
-template <class A> const A* angles_of(const AttentionFacts& f, int64_t item, int64_t position) {
-  if (!f.angles) return nullptr;
-  return static_cast<const A*>(f.angles) + ((f.angle_rows == 1 ? 0 : item) * f.seq + position) * 2 * f.rotary_dim;
-}
+}  // namespace attention_detail
 
-template <class T, class A> void place_heads(const AttentionFacts& f) {
-  const int64_t all = f.heads + 2 * f.kv_heads, dim = f.head_dim, turned = f.heads + f.kv_heads;
-  const int64_t half = f.rotary_dim / 2;
-#pragma omp parallel for num_threads(static_cast<int>(f.threads)) schedule(static) if (f.threads > 1)
-  for (int64_t token = 0; token < f.batch * f.seq; ++token) {
-    const int64_t item = token / f.seq, at = token % f.seq;
-    const T* in = static_cast<const T*>(f.qkv) + token * all * dim;
-    const A* angle = angles_of<A>(f, item, at);
-    alignas(64) float buffer[LONGEST_HEAD];
-    for (int64_t head = 0; head < all; ++head) {
-      const T* x = in + head * dim;
-      const HeadPlace place(f, head, item, at);
-      const bool is_query = place.is_query;
-      T* to = static_cast<T*>(is_query ? f.q : place.is_value ? f.v : f.k) + place.at;
-      if (place.is_value) {
-        std::copy(x, x + dim, to);
-        continue;
-      }
-      const float by = is_query ? f.scale : 1.0f;
-      const float* gain = is_query ? f.q_gain : f.k_gain;
-      float scale = 1.0f;
-      if (gain) {
-        float square = 0.0f;
-#pragma omp simd reduction(+ : square)
-        for (int64_t i = 0; i < dim; ++i) square += get(x[i]) * get(x[i]);
-        scale = 1.0f / std::sqrt(square / static_cast<float>(dim) + f.eps);
-        f.norms[token * turned + head] = scale;
-#pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) buffer[i] = get(x[i]) * scale * gain[i];
-      } else {
-#pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) buffer[i] = get(x[i]);
-      }
-      int64_t i = 0;
-      if (angle) {
-#pragma omp simd
-        for (int64_t p = 0; p < half; ++p) {
-          const float a = buffer[p], b = buffer[p + half];
-          put(to[p], by * (a * get(angle[p]) + b * get(angle[2 * half + p])));
-          put(to[p + half], by * (b * get(angle[half + p]) + a * get(angle[3 * half + p])));
-        }
-        i = 2 * half;
-      }
-#pragma omp simd
-      for (int64_t p = i; p < dim; ++p) put(to[p], by * buffer[p]);
-    }
-  }
-}
-
-template <class T, class A> void place_heads_back(const AttentionFacts& f) {
-  const int64_t all = f.heads + 2 * f.kv_heads, dim = f.head_dim, turned = f.heads + f.kv_heads;
-  const int64_t half = f.rotary_dim / 2, tokens = f.batch * f.seq, parts = std::min(PIECES, tokens);
-  std::vector<float> sums(static_cast<size_t>(f.q_gain ? PIECES * 2 * dim : 0), 0.0f);
-#pragma omp parallel for num_threads(static_cast<int>(f.threads)) schedule(static) if (f.threads > 1)
-  for (int64_t part = 0; part < parts; ++part) {
-    alignas(64) float buffer[LONGEST_HEAD];
-    for (int64_t token = tokens * part / parts; token < tokens * (part + 1) / parts; ++token) {
-      const int64_t item = token / f.seq, at = token % f.seq;
-      const T* in = static_cast<const T*>(f.qkv) + token * all * dim;
-      T* out = static_cast<T*>(f.to_qkv) + token * all * dim;
-      const A* angle = angles_of<A>(f, item, at);
-      for (int64_t head = 0; head < all; ++head) {
-        const HeadPlace place(f, head, item, at);
-        const bool is_query = place.is_query;
-        const T* from = static_cast<const T*>(is_query ? f.to_q : place.is_value ? f.to_v : f.to_k) + place.at;
-        T* to = out + head * dim;
-        if (place.is_value) {
-          std::copy(from, from + dim, to);
-          continue;
-        }
-        const float by = is_query ? f.scale : 1.0f;
-        int64_t i = 0;
-        if (angle) {
-#pragma omp simd
-          for (int64_t p = 0; p < half; ++p) {
-            const float a = by * get(from[p]), b = by * get(from[p + half]);
-            buffer[p] = a * get(angle[p]) + b * get(angle[3 * half + p]);
-            buffer[p + half] = b * get(angle[half + p]) + a * get(angle[2 * half + p]);
-          }
-          i = 2 * half;
-        }
-#pragma omp simd
-        for (int64_t p = i; p < dim; ++p) buffer[p] = by * get(from[p]);
-        const float* gain = is_query ? f.q_gain : f.k_gain;
-        if (!gain) {
-#pragma omp simd
-          for (int64_t p = 0; p < dim; ++p) put(to[p], buffer[p]);
-          continue;
-        }
-        const T* x = in + head * dim;
-        const float scale = f.norms[token * turned + head];
-        float* gains = sums.data() + part * 2 * dim + (is_query ? 0 : dim);
-        float along = 0.0f;
-#pragma omp simd reduction(+ : along)
-        for (int64_t p = 0; p < dim; ++p) {
-          const float unit = get(x[p]) * scale;
-          gains[p] += buffer[p] * unit;
-          along += buffer[p] * gain[p] * unit;
-        }
-        along /= static_cast<float>(dim);
-#pragma omp simd
-        for (int64_t p = 0; p < dim; ++p) put(to[p], scale * (buffer[p] * gain[p] - get(x[p]) * scale * along));
-      }
-    }
-  }
-  if (!f.q_gain) return;
-  std::fill(f.to_q_gain, f.to_q_gain + dim, 0.0f);
-  std::fill(f.to_k_gain, f.to_k_gain + dim, 0.0f);
-  for (int64_t part = 0; part < parts; ++part)
-    for (int64_t i = 0; i < dim; ++i) {
-      f.to_q_gain[i] += sums[static_cast<size_t>(part * 2 * dim + i)];
-      f.to_k_gain[i] += sums[static_cast<size_t>(part * 2 * dim + dim + i)];
-    }
-}
-
-// --- scores, weights, averages ---
-
-template <class T> void attend(const AttentionFacts& f) {
-  using namespace attention_detail;
-  const int64_t dim = f.head_dim, wide = padded(dim), keys = padded(f.seq), group = f.heads / f.kv_heads;
+template <class T, class A> void attend(const AttentionFacts& f) {
 #pragma omp parallel for num_threads(static_cast<int>(f.threads)) schedule(dynamic) if (f.threads > 1)
-  for (int64_t task = 0; task < f.batch * f.kv_heads; ++task) {
-    const int64_t item = task / f.kv_heads, kv = task % f.kv_heads;
-    float* k = room().get(f.seq * wide * 2 + wide * keys + BLOCK * (2 * wide + keys));
-    float *v = k + f.seq * wide, *k_turned = v + f.seq * wide, *q = k_turned + wide * keys;
-    float *out = q + BLOCK * wide, *scores = out + BLOCK * wide;
-    widen(static_cast<const T*>(f.k) + task * f.seq * dim, dim, k, f.seq, dim, wide);
-    widen(static_cast<const T*>(f.v) + task * f.seq * dim, dim, v, f.seq, dim, wide);
-    turn(k, wide, k_turned, f.seq);
-    for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
-      const int64_t first = (item * f.heads + head) * f.seq;
-      for (int64_t start = 0; start < f.seq; start += BLOCK) {
-        const int64_t rows = std::min(BLOCK, f.seq - start), seen = f.causal ? start + rows : f.seq;
-        widen(static_cast<const T*>(f.q) + (first + start) * dim, dim, q, rows, dim, wide);
-        multiply(q, wide, 1, k_turned, keys, scores, keys, rows, padded(seen), dim);
-        for (int64_t row = 0; row < rows; ++row) {
-          const int64_t query = start + row;
-          hide(scores + row * keys, mask_row(f, item, query), f.causal ? query + 1 : f.seq, padded(seen));
-          f.log_sums[first + query] = weigh(scores + row * keys, padded(seen));
-        }
-        multiply(scores, keys, 1, v, wide, out, wide, rows, wide, seen);
-        narrow(out, wide, static_cast<T*>(f.mixed) + ((item * f.seq + start) * f.heads + head) * dim, f.heads * dim, rows,
-               dim, 1.0f);
-      }
-    }
-  }
+  for (int64_t task = 0; task < f.batch * f.kv_heads; ++task)
+    attention_detail::attend_task<T, A>(f, task / f.kv_heads, task % f.kv_heads);
 }
 
-template <class T> void attend_back(const AttentionFacts& f) {
-  using namespace attention_detail;
-  const int64_t dim = f.head_dim, wide = padded(dim), keys = padded(f.seq), group = f.heads / f.kv_heads;
-  const int64_t plane = f.seq * wide;
+template <class T, class A> void attend_back(const AttentionFacts& f) {
+  const int64_t tasks = f.batch * f.kv_heads;
+  std::vector<float> sums(static_cast<size_t>(tasks * 2 * f.head_dim), 0.0f);
 #pragma omp parallel for num_threads(static_cast<int>(f.threads)) schedule(dynamic) if (f.threads > 1)
-  for (int64_t task = 0; task < f.batch * f.kv_heads; ++task) {
-    const int64_t item = task / f.kv_heads, kv = task % f.kv_heads;
-    float* k = room().get(plane * 8 + 2 * wide * keys + 2 * f.seq * keys);
-    float *v = k + plane, *k_turned = v + plane, *v_turned = k_turned + wide * keys, *q = v_turned + wide * keys;
-    float *slope = q + plane, *part = slope + plane, *to_k = part + plane, *to_v = to_k + plane;
-    float *weights = to_v + plane, *slopes = weights + f.seq * keys;
-    widen(static_cast<const T*>(f.k) + task * f.seq * dim, dim, k, f.seq, dim, wide);
-    widen(static_cast<const T*>(f.v) + task * f.seq * dim, dim, v, f.seq, dim, wide);
-    turn(k, wide, k_turned, f.seq);
-    turn(v, wide, v_turned, f.seq);
-    std::fill(to_k, to_k + 2 * plane, 0.0f);
-    for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
-      const int64_t first = (item * f.heads + head) * f.seq;
-      const int64_t token = (item * f.seq * f.heads + head) * dim;
-      widen(static_cast<const T*>(f.q) + first * dim, dim, q, f.seq, dim, wide);
-      widen(static_cast<const T*>(f.slope) + token, f.heads * dim, slope, f.seq, dim, wide);
-      for (int64_t start = 0; start < f.seq; start += BLOCK) {
-        const int64_t rows = std::min(BLOCK, f.seq - start), seen = f.causal ? start + rows : f.seq;
-        float *weight = weights + start * keys, *to_score = slopes + start * keys;
-        multiply(q + start * wide, wide, 1, k_turned, keys, weight, keys, rows, padded(seen), dim);
-        multiply(slope + start * wide, wide, 1, v_turned, keys, to_score, keys, rows, padded(seen), dim);
-        for (int64_t row = 0; row < rows; ++row) {
-          const int64_t query = start + row;
-          float *own = weight + row * keys, *to = to_score + row * keys;
-          hide(own, mask_row(f, item, query), f.causal ? query + 1 : f.seq, padded(seen));
-          weigh_again(own, padded(seen), f.log_sums[first + query]);
-          const T* mixed = static_cast<const T*>(f.mixed) + token + query * f.heads * dim;
-          float along = 0.0f;
-#pragma omp simd reduction(+ : along)
-          for (int64_t i = 0; i < dim; ++i) along += slope[query * wide + i] * get(mixed[i]);
-#pragma omp simd
-          for (int64_t j = 0; j < padded(seen); ++j) to[j] = own[j] * (to[j] - along);
-        }
-        multiply(to_score, keys, 1, k, wide, part + start * wide, wide, rows, wide, seen);
-      }
-      narrow(part, wide, static_cast<T*>(f.to_q) + first * dim, dim, f.seq, dim, 1.0f);
-      for (int pass = 0; pass < 2; ++pass) {  // what the keys get, then the values
-        const float *left = pass ? weights : slopes, *right = pass ? slope : q;
-        float* sum = pass ? to_v : to_k;
-        for (int64_t start = 0; start < f.seq; start += BLOCK) {
-          const int64_t rows = std::min(BLOCK, f.seq - start), from = f.causal ? start : 0;
-          multiply(left + from * keys + start, 1, keys, right + from * wide, wide, part, wide, rows, wide, f.seq - from);
-#pragma omp simd
-          for (int64_t i = 0; i < rows * wide; ++i) sum[start * wide + i] += part[i];
-        }
-      }
-    }
-    narrow(to_k, wide, static_cast<T*>(f.to_k) + task * f.seq * dim, dim, f.seq, dim, 1.0f);
-    narrow(to_v, wide, static_cast<T*>(f.to_v) + task * f.seq * dim, dim, f.seq, dim, 1.0f);
-  }
+  for (int64_t task = 0; task < tasks; ++task)
+    attention_detail::BackTask<T, A>(f, task / f.kv_heads, task % f.kv_heads).run(sums.data() + task * 2 * f.head_dim);
+  add_gains(f, sums, tasks);
 }
 
 }  // namespace stockpot
