@@ -47,6 +47,7 @@ def test_the_verbs_are_those_of_the_grammar():
         "prompts",
         "ladder",
         "ledger",
+        "claims",
         "probe",
         "emergence",
         "three-kinds",

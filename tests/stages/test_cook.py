@@ -14,6 +14,7 @@ from stockpot.errors import CheckpointError
 from stockpot.judge.harness import Report
 from stockpot.run import Run
 from stockpot.stages.cook import CookConfig, EvaluateConfig, cook
+from stockpot.stages.ledger import LedgerConfig
 from stockpot.stages.pretrain import PretrainConfig
 from stockpot.stages.sft import SFTConfig
 from stockpot.stages.tokenizer import TokenizerConfig
@@ -34,7 +35,11 @@ def config(tmp_path_factory):
     return CookConfig(
         tokenizer=TokenizerConfig(data=(str(corpus), "village:documents:0:60"), vocab_size=320),
         pretrain=PretrainConfig(
-            data=("village:documents:0:60",), size=1, context=128, val_tokens=256, loop=LOOP
+            data=("village:documents:0:60",),
+            size=1,
+            context=128,
+            val_tokens=256,
+            loop=LOOP.model_copy(update={"keep": 3}),
         ),
         sft=SFTConfig(data=("village:chats:0:60",), val_tokens=256, loop=LOOP),
         evaluate=EvaluateConfig(tasks=("village/facts", "village/rewriting"), limit=3),
@@ -89,7 +94,7 @@ def cook_again(config, folder):
             worked.append(current)
         elif event.get("text", "").startswith("unchanged"):
             worked.remove(current)
-    return [name for name in worked if name in STAGES]
+    return [name for name in worked if name in (*STAGES, "ledger")]
 
 
 def test_every_stage_leaves_a_whole_result_that_names_where_it_comes_from(cooked):
@@ -132,7 +137,10 @@ def test_the_page_shows_the_figures_of_the_stages(cooked):
         *(tuned.value, tuned.low, tuned.high, 3, 0.25),
     )
     assert f"{row['value']:.3f}</td><td>{row['low']:.3f} to {row['high']:.3f}" in page
-    assert len(re.findall("<svg", page)) == 3
+    assert len(re.findall("<svg", page)) == 5, "two curves, scores, lineage and attention"
+    assert figures["lineage"][1]["parent"] == "pretrain"
+    assert figures["lineage"][0]["model"] == figures["lineage"][1]["parent_model"]
+    assert figures["ledger"] is None
     assert len(figures["samples"]) == 2
     assert {sample["question"] in page for sample in figures["samples"]} == {True}
     assert [stage["name"] for stage in figures["stages"]] == list(STAGES)
@@ -165,6 +173,22 @@ def test_data_that_changed_under_its_name_redoes_everything(config, pot):
         assert cook_again(config, pot) == list(STAGES)
     finally:
         corpus.write_text(text, encoding="utf-8")
+
+
+def test_the_ledger_is_kept_where_it_is_asked_for(config, pot):
+    asked = LedgerConfig(limit=1, ngram_tokens=2000, chosen_on=4, max_tokens=4, steps_tokens=8)
+    assert cook_again(config.model_copy(update={"ledger": asked}), pot) == ["ledger"]
+    assert cook_again(config.model_copy(update={"ledger": asked}), pot) == []
+    figures = json.loads((pot / "report.json").read_text(encoding="utf-8"))
+    lines = {one["name"]: one for one in figures["ledger"]["lines"]}
+    assert lines["base"]["cost"]["tokens"] == Run.open(pot / "ledger" / "small").last("tokens")
+    assert lines["+ more data"]["over"] == "+ more parameters"
+    assert lines["+ DPO"]["skipped"] == "the cook has no stage dpo"
+    assert (
+        lines["+ instruction tuning"]["cost"]["labels"] == Run.open(pot / "sft").manifest["records"]["train"]
+    )
+    page = (pot / "report.html").read_text(encoding="utf-8")
+    assert lines["+ retrieval"]["sentence"] in page and "What the layers know" in page
 
 
 def test_an_interrupted_cook_goes_on_in_the_midst_of_its_stage(config, cooked, tmp_path):

@@ -14,6 +14,7 @@ import typer
 
 from stockpot.cli import (
     ask,
+    claims,
     exchange,
     judge,
     ledger,
@@ -29,6 +30,7 @@ from stockpot.cli.grammar import app
 __all__ = [
     "app",
     "ask",
+    "claims",
     "exchange",
     "judge",
     "ledger",

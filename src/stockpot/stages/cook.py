@@ -19,12 +19,14 @@ from stockpot.data.sources import fingerprint_sources
 from stockpot.judge.harness import Report, evaluate
 from stockpot.judge.look import look
 from stockpot.judge.metrics import paired_difference
+from stockpot.judge.probe import ProbeConfig, probe
 from stockpot.run import Run
 from stockpot.stages.align import ALIGN_SHARE, VALIDATIONS, ContestConfig, align
 from stockpot.stages.assemble import Progress, silent
 from stockpot.stages.contest import Contest
 from stockpot.stages.dpo import DPOConfig
 from stockpot.stages.kitchen import Kitchen, discard
+from stockpot.stages.ledger import LedgerConfig, ledger
 from stockpot.stages.ppo import PPOConfig
 from stockpot.stages.pretrain import PretrainConfig, plan_pretraining, pretrain
 from stockpot.stages.rank import RankConfig
@@ -36,8 +38,10 @@ from stockpot.weights.store import load
 
 __all__ = ["CookConfig", "EvaluateConfig", "cook"]
 
-# Shares of the minutes; those of the later stages stand in align; what is left is for reading data, judging and the report.
-PRETRAIN_SHARE, SFT_SHARE = 0.43, 0.13
+# Shares of the minutes; those of the later stages stand in align; what is left is for reading data, ranking, judging, the
+# ledger and the report.
+PRETRAIN_SHARE, SFT_SHARE = 0.37, 0.12
+PROBED, PROBED_PASSAGES = ("pos", "entities", "coreference"), 150
 FULL_MINUTES = 10.0  # from here on, as many questions are asked as the settings say
 
 
@@ -63,6 +67,9 @@ class CookConfig(Settings):
     dpo: DPOConfig = Field(default_factory=DPOConfig)
     ppo: PPOConfig = Field(default_factory=PPOConfig)
     contest: ContestConfig = Field(default_factory=ContestConfig)
+    ledger: LedgerConfig | None = Field(
+        None, description="what each ingredient added, line by line; none: no ledger is kept"
+    )
     seed: int = Field(0, ge=0, description="of every stage")
 
     def share(self, part: float) -> float:
@@ -112,6 +119,8 @@ def cook(
         runs, judged = align(kitchen, tuned, settings, ranking=config.rank, minutes=minutes, seed=config.seed)
         models |= {"dpo": runs["dpo"], "ppo": runs["ppo"]}
     reports = _judge(kitchen, config, models)
+    if config.ledger is not None:
+        _keep_ledger(kitchen, config.ledger, models)
     kitchen.report({"kind": "stage", "name": "report"})
     page = summarise(kitchen.folder, kitchen.state, reports, judged, seed=config.seed)
     kitchen.report({"kind": "note", "text": f"report: {page}"})
@@ -149,7 +158,12 @@ def _lost(before: Report, after: Report) -> bool:
 def _asking_less(config: CookConfig, minutes: float | None) -> CookConfig:
     """Ask fewer questions where minutes are few, so that judging and ranking keep their share of them."""
     share = 1.0 if minutes is None else min(1.0, minutes / FULL_MINUTES)
-    asking = {"evaluate": config.evaluate, "contest": config.contest, "rank": config.rank}
+    asking = {
+        "evaluate": config.evaluate,
+        "contest": config.contest,
+        "rank": config.rank,
+        "ledger": config.ledger,
+    }
     few = {
         name: one.model_copy(update={"limit": min(one.limit, max(10, round(one.limit * share)))})
         for name, one in asking.items()
@@ -195,6 +209,20 @@ def _tune(
         settled = settled.model_copy(update=own)
 
     return kitchen.train("sft", sft, settled, kitchen.state["pretrain"]["key"])
+
+
+def _keep_ledger(kitchen: Kitchen, config: LedgerConfig, models: dict[str, Path]) -> None:
+    """Ask the same questions with one ingredient more each time; probe the base model's layers, too."""
+
+    def work(path: Path, _: bool) -> None:
+        ledger(kitchen.folder, config, out=path, progress=kitchen.report)
+        settings = ProbeConfig(seeds=1, epochs=3)
+        probe(load(models["base"]), "village", tasks=PROBED, limit=PROBED_PASSAGES, config=settings).save(
+            path
+        )
+
+    keys = [kitchen.state[path.name]["key"] for path in models.values()]
+    kitchen.stage("ledger", [config.model_dump(mode="json"), keys], work)
 
 
 def _judge(kitchen: Kitchen, config: CookConfig, models: dict[str, Path]) -> dict[str, Report]:

@@ -166,7 +166,13 @@ def worth(item: Item, reply: str) -> float:
 
 
 def answer(
-    bundle: Bundle, items: Sequence[Item], prompts: Mapping[str, str], *, max_tokens: int, chat: bool
+    bundle: Bundle,
+    items: Sequence[Item],
+    prompts: Mapping[str, str],
+    *,
+    max_tokens: int,
+    chat: bool,
+    bare: bool = False,
 ) -> dict[str, Said]:
     """Ask a model each item by its own prompt; an item that does not fit the model has an empty reply.
 
@@ -176,9 +182,10 @@ def answer(
         prompts: item id → the text before the answer, or, with ``chat``, the user's message.
         max_tokens: longest reply.
         chat: ask in messages.
+        bare: nothing marks where an answer begins, so it may stand on the next line; the first line that is not empty counts.
     """
     put = tuple(replace(item, prompt=prompts[item.id]) for item in items)
-    scorer = Scorer(kind="both", max_tokens=max_tokens)
+    scorer = Scorer(kind="both", max_tokens=max_tokens, until=() if bare else ("\n",))
     said: dict[str, Said] = {}
     if not put:
         return said
@@ -189,7 +196,8 @@ def answer(
     except GenerationError:  # none of them fits; that the model can answer at all was looked at before
         answers = []
     for one in answers:
-        said[one.item.id] = _said(one.item, final_answer(one.reply), one.scores.get("choice"), bundle, chat)
+        reply = final_answer(one.reply.strip().split("\n")[0])
+        said[one.item.id] = _said(one.item, reply, one.scores.get("choice"), bundle, chat)
     for item in put:
         said.setdefault(item.id, Said("", 0.0 if item.choices else None, 0.0, 0))
     return said
@@ -209,7 +217,7 @@ def answer_by_counting(
     for item in items:
         before = tokenizer.encode(prompts[item.id])
         written = tokenizer.decode(model.write(before, most=max_tokens, ends=ends), skip_special=True)
-        reply = written.strip("\n").split("\n")[0].strip() if written.strip() else ""
+        reply = written.strip().split("\n")[0]
         choice = None
         if item.choices:
             rated = [

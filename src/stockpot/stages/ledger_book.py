@@ -222,7 +222,14 @@ class Book:
         self.answers: dict[str, dict[str, Said]] = {}
         self.last: str | None = None
         ledger.questions = [
-            {"id": one.id, "kind": one.kind, "question": one.question, "answer": one.answer, "replies": {}}
+            {
+                "id": one.id,
+                "kind": one.kind,
+                "question": one.question,
+                "answer": one.answer,
+                "choices": list(one.choices),
+                "replies": {},
+            }
             for one in asked.items
         ]
 

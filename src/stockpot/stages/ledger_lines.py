@@ -30,7 +30,7 @@ from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.ngram import NGram
 from stockpot.weights.store import load
 
-__all__ = ["write_lines"]
+__all__ = ["training_ids", "write_lines"]
 
 BARE = "{}"
 WORDINGS = {
@@ -74,7 +74,8 @@ class _Lines:
         self, bundle: Bundle, items: Sequence[Item], prompts: Mapping[str, str], **how: bool
     ) -> dict[str, Said]:
         tokens = self.config.steps_tokens if how.get("steps") else self.config.max_tokens
-        return answer(bundle, items, prompts, max_tokens=tokens, chat=how.get("chat", False))
+        chat, bare = how.get("chat", False), how.get("bare", False)
+        return answer(bundle, items, prompts, max_tokens=tokens, chat=chat, bare=bare)
 
     def _line(
         self,
@@ -101,14 +102,16 @@ class _Lines:
         model = Transformer(self.bundle.model.config).to(self.bundle.model.device)
         drawn = Bundle(model.eval(), self.bundle.tokenizer)
         about = f"{model.config.parameters():,} weights, as they are drawn before training."
-        self._line("random model", lambda: self._put(drawn, self.asked.items, self._bare()), about=about)
+        self._line(
+            "random model", lambda: self._put(drawn, self.asked.items, self._bare(), bare=True), about=about
+        )
 
     def ngram(self) -> None:
         """Count the training text, and ask what follows."""
         if not self.parts.text:
             return self.book.skip("n-gram", "it is not known what the model was trained on (text)")
         begun = time.monotonic()
-        ids = _ids(self.bundle.tokenizer, self.parts.text, self.config.ngram_tokens)
+        ids = training_ids(self.bundle.tokenizer, self.parts.text, self.config.ngram_tokens)
         counted = NGram.read(ids, self.bundle.tokenizer.vocab_size)
         cost = Cost(time.monotonic() - begun, 0.0, len(ids), 0)
         about = f"Runs of up to five tokens of the same text, counted and smoothed (Kneser–Ney), {len(ids):,} tokens."
@@ -153,7 +156,7 @@ class _Lines:
         self._bare_line(name, self.bundle, whole, about)
 
     def _bare_line(self, name: str, bundle: Bundle, cost: Cost, about: str) -> None:
-        ask = lambda: self._put(bundle, self.asked.items, self._bare())  # noqa: E731 - named for the line below
+        ask = lambda: self._put(bundle, self.asked.items, self._bare(), bare=True)  # noqa: E731 - named for the line below
         self._line(name, ask, cost=cost, about=about)
 
     def _opened(self, role: str) -> Bundle | None:
@@ -172,7 +175,8 @@ class _Lines:
         begun, tokens = time.monotonic(), 0
         scores: dict[str, tuple[float, float]] = {}
         for name, words in WORDINGS.items():
-            said = self._put(self.bundle, some, {one.id: words.format(text_of(one)) for one in some}).values()
+            put = {one.id: words.format(text_of(one)) for one in some}
+            said = self._put(self.bundle, some, put, bare=words == BARE).values()
             scores[name] = (sum(one.right for one in said), sum(one.choice or 0.0 for one in said))
             tokens += sum(one.tokens for one in said)
         best = max(scores, key=scores.__getitem__)
@@ -230,7 +234,7 @@ class _Lines:
 
     def _ask_base_of(self, items: Sequence[Item]) -> dict[str, Said]:
         prompts = {item.id: self._shown_before(item, self.config.max_tokens) for item in items}
-        return self._put(self.bundle, items, prompts)
+        return self._put(self.bundle, items, prompts, bare=self.words == BARE)
 
     def _shown_before(self, item: Item, room: int) -> str:
         """Put as many examples before a question as fit, the nearest ones first; the question is never cut."""
@@ -320,7 +324,7 @@ def _fitting(bundle: Bundle, parts: Sequence[str], asked: str, room: int) -> str
     return "".join(left) + asked
 
 
-def _ids(tokenizer: Tokenizer, sources: Sequence[str], most: int) -> np.ndarray:
+def training_ids(tokenizer: Tokenizer, sources: Sequence[str], most: int) -> np.ndarray:
     """Read at most so many tokens of text, each document ended by its id."""
     ends = [one for one in (tokenizer.eos_id,) if one is not None]
     found: list[np.ndarray] = []

@@ -21,7 +21,7 @@ from stockpot.weights.store import load
 
 __all__ = ["Cost", "Parts", "find_parts", "spent_on", "train_small"]
 
-EARLY_SHARE = 0.2
+EARLY_SHARE = 0.1
 ROLES = {"sft": "tuned", "dpo": "dpo", "ppo": "rlhf"}
 
 
@@ -78,7 +78,7 @@ def find_parts(model: str | Path, given: Mapping[str, str | None], text: tuple[s
             if is_run(name):
                 parts.costs[role] = spent_on(Run.open(name))
         elif role not in parts.folders:
-            parts.missing[role] = "no such model was named"
+            parts.missing.setdefault(role, "no such model was named")
     if text is not None:
         parts.text = text
     return parts
@@ -110,7 +110,7 @@ def _of_cook(folder: Path) -> Parts:
 
 
 def _early(run: Run) -> tuple[int, Path] | None:
-    """Find the checkpoint of about a fifth of the steps, if it is clearly earlier than the end."""
+    """Find the checkpoint of about a tenth of the steps, if it is clearly earlier than the end."""
     steps = run.series("tokens")[-1][0]
     kept = {int(path.name.removeprefix("step-")): path for path in (run.path / "checkpoints").glob("step-*")}
     near = [step for step in kept if step <= steps / 2]

@@ -123,20 +123,28 @@ def score_chart(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
     return svg(alt.layer(*layers).properties(width=460, height=alt.Step(18)), title)
 
 
-def write_report(folder: Path, figures: Mapping[str, Any], charts: Sequence[tuple[str, str, str]]) -> Path:
+def write_report(
+    folder: Path,
+    figures: Mapping[str, Any],
+    charts: Sequence[tuple[str, str, str]],
+    drawn: Mapping[str, str] | None = None,
+) -> Path:
     """Write ``report.html`` and ``report.json`` into a folder, each whole or not at all.
 
     Args:
         folder: where to write.
         figures: plain values; see the template below for the keys it shows.
         charts: (heading, SVG, sentence under it) in the order of the page.
+        drawn: SVG that belongs to a table: ``ledger``, ``lineage``.
 
     Returns:
         The path of the page.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()  # no other style may apply
-    page = environment.from_string(PAGE).render(figures=figures, charts=charts, style=STYLE, digest=digest)
+    page = environment.from_string(PAGE).render(
+        figures=figures, charts=charts, drawn=drawn or {}, style=STYLE, digest=digest
+    )
     for name, text in (
         ("report.json", json.dumps(figures, ensure_ascii=False, indent=1)),
         ("report.html", page),
@@ -157,7 +165,8 @@ code, pre { font: .92em ui-monospace, monospace; background: var(--soft); border
 pre { padding: .7rem; overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
 figure { margin: 1rem 0; } figcaption { opacity: .75; }
-@media print { body { max-width: none; } }
+details { margin: .4rem 0; } summary { cursor: pointer; }
+@media print { body { max-width: none; font-size: 11px; } figure, tr { break-inside: avoid; } .scroll { overflow: visible; } }
 """
 
 PAGE = """<!doctype html>
@@ -172,6 +181,49 @@ PAGE = """<!doctype html>
 <body>
 <h1>{{ figures.title }}</h1>
 <p>{{ figures.summary }}</p>
+
+{% if figures.ledger %}
+<h2>The ledger: what each ingredient added</h2>
+<p>{{ figures.ledger.about }}</p>
+<figure>{{ drawn.ledger|safe }}
+<figcaption>Dots with 95 % intervals; the tick is guessing among the given answers.</figcaption></figure>
+<div class="scroll"><table>
+<thead><tr><th>line</th><th class="number">right</th><th>95 % interval</th><th class="number">gain</th>
+<th>95 % interval (paired)</th><th>over</th><th class="number">choice</th><th class="number">liked, 0 to 3</th>
+<th class="number">seconds</th><th class="number">FLOPs</th>
+<th class="number">tokens</th><th class="number">labels</th></tr></thead>
+<tbody>
+{% for line in figures.ledger.lines %}
+{% if line.skipped %}
+<tr><td>{{ line.name }}</td><td colspan="11">skipped: {{ line.skipped }}</td></tr>
+{% else %}
+<tr><td>{{ line.name }}</td><td class="number">{{ "%.3f"|format(line.score.value) }}</td>
+<td>{{ "%.3f to %.3f"|format(line.score.low, line.score.high) }}</td>
+<td class="number">{{ "–" if line.gain is none else "%+.3f"|format(line.gain.value) }}</td>
+<td>{{ "–" if line.gain is none else "%+.3f to %+.3f"|format(line.gain.low, line.gain.high) }}</td><td>{{ line.over or "–" }}</td>
+<td class="number">{{ "–" if line.choice is none else "%.3f"|format(line.choice.value) }}</td>
+<td class="number">{{ "%.2f"|format(line.liked.value) }}</td><td class="number">{{ "%.0f"|format(line.cost.seconds) }}</td>
+<td class="number">{{ "%.1e"|format(line.cost.flops) }}</td><td class="number">{{ "{:,}".format(line.cost.tokens) }}</td>
+<td class="number">{{ "{:,}".format(line.cost.labels) }}</td></tr>
+{% endif %}
+{% endfor %}
+</tbody></table></div>
+<ul>
+{% for line in figures.ledger.lines if line.sentence %}
+<li><b>{{ line.name }}</b>: {{ line.sentence }}</li>
+{% endfor %}
+</ul>
+
+<h2>The same questions through all lines</h2>
+{% for sample in figures.ledger.samples %}
+<details{% if loop.first %} open{% endif %}><summary>{{ sample.question }}</summary>
+<div class="scroll"><table><tbody>
+{% for one in sample.replies %}
+<tr><th>{{ one.line }}</th><td>{{ one.reply }}</td></tr>
+{% endfor %}
+<tr><th>right answer</th><td>{{ sample.answer }}</td></tr></tbody></table></div></details>
+{% endfor %}
+{% endif %}
 
 <h2>What was done</h2>
 <div class="scroll"><table>
@@ -268,6 +320,20 @@ its certainty is off by {{ "%.2f"|format(told.calibration_error) }} on average.<
 <h2>The tokenizer at work</h2>
 <p>{{ figures.tokenizer.sentence }}</p>
 <p>{% for piece in figures.tokenizer.pieces %}<code>{{ piece }}</code> {% endfor %}</p>
+
+<h2>Where each model comes from</h2>
+<figure>{{ drawn.lineage|safe }}
+<figcaption>Each model and the one it began as, with the first signs of its files' SHA-256.</figcaption></figure>
+<div class="scroll"><table>
+<thead><tr><th>model</th><th>hash</th><th>began as</th><th>trained on</th><th class="number">seed</th><th>code</th></tr></thead>
+<tbody>
+{% for one in figures.lineage %}
+<tr><td>{{ one.name }}</td><td><code>{{ one.model or "–" }}</code></td>
+<td>{{ one.parent or "fresh weights" }}{% if one.parent_model %} <code>{{ one.parent_model }}</code>{% endif %}</td>
+<td>{% for data in one.data %}{{ data.path }} <code>{{ data.hash }}</code> {% endfor %}</td>
+<td class="number">{{ one.seed }}</td><td><code>{{ (one.commit or "–")[:9] }}</code></td></tr>
+{% endfor %}
+</tbody></table></div>
 
 <h2>The machine and the settings</h2>
 <div class="scroll"><table><tbody>

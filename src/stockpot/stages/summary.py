@@ -15,7 +15,15 @@ from stockpot import origin
 from stockpot.judge.harness import Answer, Report, Row, compare
 from stockpot.run import Run
 from stockpot.stages.contest import Contest
+from stockpot.stages.ledger_book import Ledger
 from stockpot.stages.report import curve_chart, score_chart, write_report
+from stockpot.stages.report_parts import (
+    attention_chart,
+    ledger_figures,
+    lineage,
+    lineage_chart,
+    probe_charts,
+)
 from stockpot.stages.verdict import alignment_charts, alignment_figures, reading
 from stockpot.text.tokenizer import Tokenizer
 
@@ -51,7 +59,9 @@ def summarise(
         for row in report.rows
         if row.metric in ("exact", "choice")
     ]
-    figures = {
+    models = lineage(folder, runs)
+    samples = _samples(before_and_after)
+    figures: dict[str, Any] = {
         "title": "What came out of the pot",
         "summary": _summary(runs, state, before_and_after),
         "created": origin.now(),
@@ -60,15 +70,23 @@ def summarise(
         "gains": [
             {"task": row.task, **asdict(row.estimate), "reading": reading(row.estimate)} for row in gains
         ],
-        "samples": _samples(before_and_after),
+        "samples": samples,
         "tokenizer": _tokenizer(folder / "tokenizer", before_and_after),
         "alignment": None if contest is None else alignment_figures(folder, contest, reports),
+        "ledger": None,
+        "lineage": models,
         "environment": {"seed": seed, **_flat(origin.hardware()), **origin.versions()},
     }
     charts = _charts(runs, scores)
     if contest is not None:
         charts += alignment_charts(folder, contest)
-    return write_report(folder, figures, charts)
+    drawn = {"lineage": lineage_chart(models)}
+    if (folder / "ledger" / "ledger.json").is_file() and "ledger" in state:
+        book = Ledger.load(folder / "ledger" / "ledger.json")
+        figures["ledger"], drawn["ledger"] = ledger_figures(book), book.chart()
+        charts += probe_charts(folder / "ledger")
+    looked = attention_chart(folder / "pretrain", samples[0]["question"])
+    return write_report(folder, figures, [*charts, *([looked] if looked else [])], drawn)
 
 
 def _summary(
@@ -113,10 +131,13 @@ def _stages(
             "contest": "answers of three models to the same prompts, rated by the same judges",
         }
     results["evaluate"] = f"{asked} questions to each of {len(reports)} models"
+    if "ledger" in state:
+        results["ledger"] = "the same questions with one ingredient more in each line"
     commands = {
         "tokenizer": f"stockpot train-tokenizer --recipe {folder / 'recipe.toml'} --out NEW",
         "rank": f"stockpot rank {folder / 'sft'} --recipe {folder / 'recipe.toml'} --out NEW",
         "contest": f"stockpot cook --recipe {folder / 'recipe.toml'} --out NEW",
+        "ledger": f"stockpot ledger {folder} --out NEW",
         "evaluate": f"stockpot eval {' '.join(str(folder / one) for one in runs if one != 'reward')}",
     }
     return [

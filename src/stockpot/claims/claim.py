@@ -1,0 +1,190 @@
+"""What a claim is: what others found, the miniature, the bar, and the verdict that its figures allow.
+
+A finding is one figure over seeds with Student's 95 % interval, and the bound that the whole interval has to pass. A claim is
+reproduced if all its findings pass, partly if some do. Nothing here knows a row.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from stockpot import origin
+from stockpot.durable import write_atomically
+from stockpot.errors import DataError
+from stockpot.stages.three_kinds import interval
+
+__all__ = ["Claim", "Finding", "Material", "Result", "Verdict", "above", "below", "held", "run_claim"]
+
+Verdict: TypeAlias = Literal["reproduced", "partly", "not reproduced"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One figure and whether it says what the claim says.
+
+    Attributes:
+        what: the figure, with its unit.
+        value: mean over seeds.
+        low: lower end of the 95 % interval over seeds; equal to ``value`` where nothing is drawn at random.
+        high: upper end.
+        by_seed: one value a seed.
+        n: items behind each value.
+        bar: what the interval has to pass, in words.
+        passes: whether it does.
+    """
+
+    what: str
+    value: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+    n: int
+    bar: str
+    passes: bool
+
+
+def above(what: str, values: Sequence[float], bound: float, *, n: int = 0) -> Finding:
+    """Claim that a figure is above a bound: its whole interval over seeds has to be.
+
+    >>> above("gain", [0.3, 0.4, 0.35], 0.0).passes
+    True
+    >>> above("gain", [0.3], 0.0).passes  # one seed has no interval
+    False
+    """
+    mean, half = interval(values)
+    return Finding(
+        what, mean, mean - half, mean + half, tuple(values), n, f"above {bound:g}", mean - half > bound
+    )
+
+
+def below(what: str, values: Sequence[float], bound: float, *, n: int = 0) -> Finding:
+    """Claim that a figure is below a bound."""
+    mean, half = interval(values)
+    return Finding(
+        what, mean, mean - half, mean + half, tuple(values), n, f"below {bound:g}", mean + half < bound
+    )
+
+
+def held(what: str, values: Sequence[float], *, n: int = 0) -> Finding:
+    """Claim that something exact holds for each seed: 1 yes, 0 no."""
+    every = min(values)
+    return Finding(what, every, every, every, tuple(values), n, "holds each time", every == 1)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What claims are measured on.
+
+    Attributes:
+        cooks: folders of finished cooks, one a seed; claims about models share them.
+        out: where a claim may leave its own runs; what is there is used as it is.
+        minutes: for each claim that trains models of its own.
+        seeds: of claims that need no cook.
+        report: hears what is going on.
+    """
+
+    cooks: tuple[Path, ...]
+    out: Path
+    minutes: float = 4.0
+    seeds: tuple[int, ...] = (0, 1, 2)
+    report: Callable[[dict[str, Any]], None] = field(default=lambda event: None)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of what stockpot promises.
+
+    Attributes:
+        row: its number.
+        name: what one types.
+        title: in words.
+        original: the figure others found, and the source.
+        miniature: what is done here.
+        measure: does it.
+        remark: what to know when reading the figures, failures above all.
+    """
+
+    row: int
+    name: str
+    title: str
+    original: str
+    miniature: str
+    measure: Callable[[Material], Sequence[Finding]]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a claim, as it is kept."""
+
+    name: str
+    row: int
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    facts: Mapping[str, Any]
+
+    def save(self, folder: Path) -> Path:
+        """Write ``NAME.json`` into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: if the file is no result.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            findings = tuple(
+                Finding(**{**one, "by_seed": tuple(one["by_seed"])}) for one in value.pop("findings")
+            )
+            return cls(findings=findings, **value)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} is no result of a claim: {error}.", "Run the claim again.") from error
+
+
+def run_claim(claim: Claim, material: Material) -> Result:
+    """Measure a claim and judge it."""
+    begun = time.monotonic()
+    findings = tuple(claim.measure(material))
+    machine = origin.hardware()
+    facts = {
+        "made": origin.now(),
+        "seconds": round(time.monotonic() - begun, 1),
+        "seeds": max(len(one.by_seed) for one in findings),
+        "cooks": _cooks(material),
+        "cpu": machine.get("cpu"),
+        "cores": machine.get("cores"),
+        "commit": (origin.git() or {}).get("commit"),
+        "versions": {name: one for name, one in origin.versions().items() if name in ("stockpot", "torch")},
+    }
+    passed = sum(one.passes for one in findings)
+    verdict: Verdict = "not reproduced"
+    if passed:
+        verdict = "reproduced" if passed == len(findings) else "partly"
+    return Result(claim.name, claim.row, verdict, findings, facts)
+
+
+def _cooks(material: Material) -> list[dict[str, Any]]:
+    """Say what each cook was, without naming a folder of this machine."""
+    told = []
+    for cook in material.cooks:
+        state = json.loads((cook / "cook.json").read_text(encoding="utf-8"))
+        manifest = json.loads((cook / "pretrain" / "manifest.json").read_text(encoding="utf-8"))
+        told.append(
+            {
+                "seed": manifest.get("seed"),
+                "parameters": manifest.get("parameters"),
+                "minutes": round(sum(one.get("seconds", 0.0) for one in state.values()) / 60, 1),
+            }
+        )
+    return told

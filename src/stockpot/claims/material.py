@@ -1,0 +1,85 @@
+"""What several claims read from a cook: its ledger, its contest, its models; and questions asked of them again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stockpot.bundle import Bundle
+from stockpot.claims.claim import Material
+from stockpot.errors import ConfigError
+from stockpot.judge.tasks import Item
+from stockpot.run import Run, is_run
+from stockpot.stages.contest import Contest
+from stockpot.stages.cook import CookConfig, cook
+from stockpot.stages.ledger import Ledger, ledger
+from stockpot.stages.ledger_asking import worth
+from stockpot.weights.store import load
+
+__all__ = ["check_cooks", "contest_of", "cooked", "gain_of", "ledger_of", "open_stage", "right_of"]
+
+
+def cooked(out: Path, minutes: float, seeds: Sequence[int], report: Callable[..., None]) -> tuple[Path, ...]:
+    """Cook the village once a seed; what is there is kept."""
+    from stockpot.config import build
+
+    config = build(CookConfig, recipe_files=["village"])
+    folders = []
+    for seed in seeds:
+        folder = out / f"cook-{seed}"
+        cook(config.model_copy(update={"seed": seed}), out=folder, minutes=minutes, progress=report)
+        folders.append(folder)
+    return tuple(folders)
+
+
+def check_cooks(cooks: Sequence[Path]) -> None:
+    """Refuse folders that are no finished cooks, and cooks of the same seed: an interval over copies says nothing.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    seeds: dict[int, Path] = {}
+    for folder in cooks:
+        if not (folder / "cook.json").is_file() or not is_run(folder / "pretrain"):
+            raise ConfigError(f"{folder} is no finished cook.", "Make one: stockpot cook --out DIR.")
+        seed = int(Run.open(folder / "pretrain").manifest.get("seed") or 0)
+        if seed in seeds:
+            raise ConfigError(
+                f"{folder} and {seeds[seed]} have the same seed, {seed}.", "Give cooks of different seeds."
+            )
+        seeds[seed] = folder
+
+
+def open_stage(cook: Path, stage: str) -> Bundle:
+    """Open the model of a cook's stage."""
+    return load(cook / stage)
+
+
+def ledger_of(cook: Path, material: Material) -> Ledger:
+    """Read a cook's ledger, or keep one now."""
+    file = cook / "ledger" / "ledger.json"
+    if not file.is_file():
+        ledger(cook, out=cook / "ledger", progress=material.report)
+    return Ledger.load(file)
+
+
+def contest_of(cook: Path) -> Contest:
+    """Read the contest between a cook's tuned and aligned models."""
+    return Contest.from_json((cook / "contest" / "contest.json").read_text(encoding="utf-8"))
+
+
+def right_of(book: Ledger, line: str, kinds: Sequence[str] | None = None) -> list[float]:
+    """Tell for each question of some kinds whether a line's reply is right."""
+    return [
+        float(
+            worth(Item("", one["question"], one["answer"], tuple(one["choices"])), one["replies"][line]) >= 2
+        )
+        for one in book.questions
+        if kinds is None or one["kind"] in kinds
+    ]
+
+
+def gain_of(book: Ledger, line: str, over: str, kinds: Sequence[str] | None = None) -> float:
+    """Give the difference of two lines' shares right on the same questions of some kinds."""
+    now, before = right_of(book, line, kinds), right_of(book, over, kinds)
+    return sum(now) / len(now) - sum(before) / len(before)

@@ -1,0 +1,69 @@
+"""Row 22: a small aligned model is preferred to a base model four times its size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stockpot.claims.claim import Claim, Finding, Material, above
+from stockpot.run import Run
+from stockpot.stages.contest import contest
+from stockpot.stages.pretrain import PretrainConfig, pretrain
+from stockpot.stages.sizes import DEPTHS, sized
+from stockpot.text.tokenizer import Tokenizer
+from stockpot.train.loop import LoopConfig
+
+PROMPTS, TIMES = 200, 4
+
+
+def measure(material: Material) -> Sequence[Finding]:
+    """Pretrain a larger base model on the same text for as many minutes; let both answer, judged by the villagers."""
+    wins, sizes = [], []
+    for cook, seed in zip(material.cooks, material.seeds, strict=False):
+        large = _large(cook, seed, material)
+        found = contest(
+            {"large": str(large.path), "small": str(cook / "dpo")},
+            {"gold": "village"},
+            "village:prompts/val",
+            limit=PROMPTS,
+            max_tokens=48,
+            seed=seed,
+        )
+        wins.append(found.win_rate(found.entries[1], "gold").value)
+        sizes.append(large.manifest["parameters"] / Run.open(cook / "pretrain").manifest["parameters"])
+    return [
+        above("win rate of the small aligned model, villagers' exact taste", wins, 0.5, n=PROMPTS),
+        above("times as many parameters in the large base model", sizes, TIMES - 0.001),
+    ]
+
+
+def _large(cook: Path, seed: int, material: Material) -> Run:
+    folder = material.out / f"large-{seed}"
+    if (folder / "model").exists():
+        return Run.open(folder)
+    tokenizer = cook / "tokenizer"
+    small = Run.open(cook / "pretrain").manifest["parameters"]
+    vocab_size = Tokenizer.load(tokenizer).vocab_size
+    depth = next(
+        one for one in DEPTHS if sized(one, vocab_size=vocab_size, context=256).parameters() >= TIMES * small
+    )
+    config = PretrainConfig(
+        tokenizer=str(tokenizer),
+        size=depth,
+        minutes=material.minutes,
+        loop=LoopConfig(batch_tokens=4096),
+        seed=seed,
+    )
+    return pretrain(config, out=folder, progress=material.report)
+
+
+CLAIM = Claim(
+    22,
+    "small-large",
+    "A small aligned model is preferred to a base model at least four times its size",
+    "1.3B InstructGPT is preferred to 175B GPT-3 (Ouyang et al. 2022, arXiv:2203.02155)",
+    "each cook's DPO model against a base model of at least four times its parameters, pretrained on the same "
+    "text for as many minutes "
+    "as the claim was given; the base model is asked on a page of questions and answers",
+    measure,
+)

@@ -1,0 +1,120 @@
+"""Claims: what a verdict needs, that no row is missing, and that the page says what the result files hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stockpot.claims import CLAIMS, WITHOUT_EFFECT, Claim, Material, Result, run_claim
+from stockpot.claims.claim import above, below, held
+from stockpot.claims.material import check_cooks
+from stockpot.claims.page import page_of, read_results
+from stockpot.cli.main import app
+from stockpot.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "claims"
+
+
+def claim(*findings) -> Claim:
+    return Claim(1, "a-claim", "It holds", "Someone 1999", "small", lambda material: findings)
+
+
+def nothing(tmp_path) -> Material:
+    return Material((), tmp_path)
+
+
+def test_an_effect_counts_only_if_its_whole_interval_passes():
+    """Three values 1, 2, 3: mean 2, standard error 0.577, Student's 4.303 gives ± 2.484."""
+    found = above("gain", [1.0, 2.0, 3.0], 0.0)
+    assert (found.value, round(found.low, 3), round(found.high, 3)) == (2.0, -0.484, 4.484)
+    assert not found.passes
+    assert above("gain", [2.0, 2.1, 2.2], 0.0).passes
+    assert not above("gain", [5.0], 0.0).passes, "one seed says nothing about others"
+    assert below("loss", [-2.0, -2.1, -2.2], 0.0).passes
+    assert not below("loss", [-2.0, 2.1, -2.2], 0.0).passes
+    assert held("equal", [1.0, 1.0]).passes and not held("equal", [1.0, 0.0]).passes
+
+
+@pytest.mark.parametrize(
+    ("passing", "verdict"), [((1, 1), "reproduced"), ((1, 0), "partly"), ((0, 0), "not reproduced")]
+)
+def test_the_verdict_follows_from_the_findings(passing, verdict, tmp_path):
+    result = run_claim(claim(*(held("it holds", [float(one)]) for one in passing)), nothing(tmp_path))
+    assert result.verdict == verdict
+    assert Result.load(result.save(tmp_path)) == result
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(DataError, match="is no result"):
+        Result.load(tmp_path / "bad.json")
+
+
+def test_no_row_is_missing():
+    rows = [one.row for one in CLAIMS]
+    assert sorted([*rows, *WITHOUT_EFFECT]) == list(range(1, 30))
+    assert len({one.name for one in CLAIMS}) == len(CLAIMS)
+    for _, tests in WITHOUT_EFFECT.values():
+        assert (ROOT / tests).exists()
+
+
+def test_the_page_is_written_from_the_committed_results():
+    found = read_results(RESULTS)
+    assert set(found) <= {one.name for one in CLAIMS}
+    page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert page == page_of(found), "run: stockpot claims --page docs/claims.md"
+    for name, result in found.items():
+        assert not any(str(one).startswith("/") for one in result.facts.values()), f"{name} names a folder"
+
+
+def test_a_claim_that_fails_stands_on_the_page_with_its_figures(tmp_path):
+    name = CLAIMS[0].name
+    findings = (above("gain", [0.1, -0.2, 0.0], 0.0, n=7), held("equal", [1.0]))
+    page = page_of({name: run_claim(claim(*findings), nothing(tmp_path))})
+    assert "| gain | -0.033 [-0.413, 0.346] | 0.100 · -0.200 · 0.000 | 7 | above 0 | no |" in page
+    assert "**partly**" in page
+    assert "not run yet" in page and "no effect is claimed" in page
+
+
+def test_claims_are_listed_and_run(tmp_path):
+    results = tmp_path / "results"
+    words = [
+        "claims",
+        "run",
+        "cross-entropy",
+        "order",
+        "--results",
+        str(results),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    cook = fake_cook(tmp_path / "cook", seed=0)
+    page = tmp_path / "claims.md"
+    told = CliRunner().invoke(app, [*words, "--cook", str(cook), "--page", str(page), "--json"])
+    assert told.exit_code == 0, told.stderr
+    verdicts = {row[1]: row[2] for row in json.loads(told.stdout)}
+    assert (verdicts["cross-entropy"], verdicts["order"]) == ("reproduced", "reproduced")
+    assert verdicts["dpo"] == "not run yet"
+    assert len(Result.load(results / "order.json").findings[0].by_seed) == 3
+    assert page.read_text(encoding="utf-8") == page_of(read_results(results))
+    told = CliRunner().invoke(app, ["claims", "run", "ordr"], env={"COLUMNS": "200"})
+    assert told.exit_code == 1 and 'Did you mean "order"?' in told.stderr
+
+
+def test_an_interval_over_copies_is_refused(tmp_path):
+    one, other = fake_cook(tmp_path / "a", seed=0), fake_cook(tmp_path / "b", seed=0)
+    with pytest.raises(ConfigError, match="same seed, 0"):
+        check_cooks((one, other))
+    check_cooks((one, fake_cook(tmp_path / "c", seed=1)))
+    with pytest.raises(ConfigError, match="no finished cook"):
+        check_cooks((tmp_path,))
+
+
+def fake_cook(folder: Path, *, seed: int) -> Path:
+    (folder / "pretrain").mkdir(parents=True)
+    (folder / "cook.json").write_text(json.dumps({"pretrain": {"seconds": 6.0, "status": "done"}}))
+    manifest = {"stage": "pretrain", "status": "done", "seed": seed, "parameters": 1000}
+    (folder / "pretrain" / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "pretrain" / "recipe.toml").write_text("[pretrain]\n")
+    return folder
