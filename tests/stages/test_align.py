@@ -95,7 +95,7 @@ def test_the_report_shows_every_step_with_its_interval(pot):
         assert f"{row['rating']['low']:.2f} to {row['rating']['high']:.2f}" in page
     wins = judged.win_rate(judged.entries[2], "gold")
     assert f"PPO wins {wins.value:.0%} [{wins.low:.0%}, {wins.high:.0%}]" in page
-    assert len(re.findall("<svg", page)) == 5
+    assert len(re.findall("<svg", page)) == 7
     assert {row["model"] for row in figures["alignment"]["tax"]} == {"after DPO", "after PPO"}
     assert [one["name"] for one in figures["stages"]][3:8] == ["rank", "reward", "dpo", "ppo", "contest"]
 
@@ -161,4 +161,4 @@ def test_a_cook_may_end_with_instruction_tuning(config, tmp_path):
     assert run.path == folder / "sft"
     assert not (folder / "reward").exists()
     page = (folder / "report.html").read_text()
-    assert "What learning from comparisons added" not in page and len(re.findall("<svg", page)) == 3
+    assert "What learning from comparisons added" not in page and len(re.findall("<svg", page)) == 5
