@@ -89,9 +89,8 @@ def test_claims_are_listed_and_run(tmp_path):
         "--out",
         str(tmp_path / "out"),
     ]
-    cook = fake_cook(tmp_path / "cook", seed=0)
     page = tmp_path / "claims.md"
-    told = CliRunner().invoke(app, [*words, "--cook", str(cook), "--page", str(page), "--json"])
+    told = CliRunner().invoke(app, [*words, "--page", str(page), "--json"])
     assert told.exit_code == 0, told.stderr
     verdicts = {row[1]: row[2] for row in json.loads(told.stdout)}
     assert (verdicts["cross-entropy"], verdicts["order"]) == ("reproduced", "reproduced")

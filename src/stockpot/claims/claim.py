@@ -107,6 +107,7 @@ class Claim:
         miniature: what is done here.
         measure: does it.
         remark: what to know when reading the figures, failures above all.
+        needs_cooks: whether it is measured on cooks.
     """
 
     row: int
@@ -116,6 +117,7 @@ class Claim:
     miniature: str
     measure: Callable[[Material], Sequence[Finding]]
     remark: str = ""
+    needs_cooks: bool = True
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def run_claim(claim: Claim, material: Material) -> Result:
         "made": origin.now(),
         "seconds": round(time.monotonic() - begun, 1),
         "seeds": max(len(one.by_seed) for one in findings),
-        "cooks": _cooks(material),
+        "cooks": _cooks(material) if claim.needs_cooks else [],
         "cpu": machine.get("cpu"),
         "cores": machine.get("cores"),
         "commit": (origin.git() or {}).get("commit"),

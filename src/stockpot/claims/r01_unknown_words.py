@@ -57,4 +57,5 @@ CLAIM = Claim(
     "“mom” and “attenttionn” are both UNK in an index of training words (the lecture's slide)",
     "2,000 village documents, 2,048 entries; 200 held-out documents, as they are and with one typo in twenty words",
     measure,
+    needs_cooks=False,
 )

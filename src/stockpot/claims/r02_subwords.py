@@ -46,4 +46,5 @@ CLAIM = Claim(
     "arXiv:1508.07909)",
     "four kinds of 2,048 entries trained on 2,000 village documents, 200 held-out ones",
     measure,
+    needs_cooks=False,
 )

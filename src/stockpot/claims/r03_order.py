@@ -46,4 +46,5 @@ CLAIM = Claim(
     "T5's relative buckets are not among them: their biases begin at zero, so that order is learned. How positions hold beyond "
     "the length of "
     "training is not measured here.",
+    needs_cooks=False,
 )

@@ -60,4 +60,5 @@ CLAIM = Claim(
     "At this size, on text whose facts repeat, a decoder has a signal at every token where an encoder has one at 15 %: it fills "
     "gaps of the village better from the left alone than the encoder does from both sides. The generating "
     "half of the claim holds.",
+    needs_cooks=False,
 )

@@ -23,4 +23,5 @@ CLAIM = Claim(
     "0.51 in the slide's example",
     "the example; exact resuming is held by tests (`tests/stages/test_pretrain.py`)",
     measure,
+    needs_cooks=False,
 )

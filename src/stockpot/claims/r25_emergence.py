@@ -27,4 +27,5 @@ CLAIM = Claim(
     "abilities that are absent in small models and present in large ones (Wei et al. 2022, arXiv:2206.07682)",
     "seven sizes that learn rules, addition without carrying and true addition; each task counts as one value",
     measure,
+    needs_cooks=False,
 )

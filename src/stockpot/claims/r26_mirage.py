@@ -56,4 +56,5 @@ CLAIM = Claim(
     "Exact match is p^n of the tokens, as the paper says. Where a smaller model has not found the rule and a "
     "larger one has, the smooth "
     "measures of the same outputs jump, too: that jump is no mirage.",
+    needs_cooks=False,
 )

@@ -91,7 +91,9 @@ def _run(
     from stockpot.claims.material import check_cooks, cooked
 
     with show.progress(flags) as progress:
-        folders = cooks or cooked(out, settings["minutes"], settings["seeds"], progress)
+        folders = cooks
+        if not cooks and any(claim.needs_cooks for claim in chosen):
+            folders = cooked(out, settings["minutes"], settings["seeds"], progress)
         check_cooks(folders)
         material = Material(folders, out, settings["minutes"], settings["seeds"], progress)
         for claim in chosen:
