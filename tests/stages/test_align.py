@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from stockpot.config import build
 from stockpot.run import Run
 from stockpot.stages.align import ContestConfig, _lasting, _sized
 from stockpot.stages.assemble import GentleLoop, silent
@@ -98,6 +99,18 @@ def test_the_report_shows_every_step_with_its_interval(pot):
     assert len(re.findall("<svg", page)) == 7
     assert {row["model"] for row in figures["alignment"]["tax"]} == {"after DPO", "after PPO"}
     assert [one["name"] for one in figures["stages"]][3:8] == ["rank", "reward", "dpo", "ppo", "contest"]
+
+
+def test_the_settled_settings_name_no_folder_of_this_cook(config, pot):
+    settled = build(CookConfig, recipe_files=[pot[0] / "settled.toml"])
+    assert (settled.dpo.data, settled.ppo.reward, settled.sft.model) == (
+        config.dpo.data,
+        config.ppo.reward,
+        None,
+    )
+    assert settled.ppo.loop.steps == config.ppo.loop.steps
+    text = (pot[0] / "settled.toml").read_text(encoding="utf-8")
+    assert str(pot[0]) not in text.replace(f"--recipe {pot[0]}", "")
 
 
 def test_a_second_time_only_what_changed_is_done(config, pot):

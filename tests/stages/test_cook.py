@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from stockpot.config import build
 from stockpot.errors import CheckpointError
 from stockpot.judge.harness import Report
 from stockpot.run import Run
@@ -213,6 +214,11 @@ def test_minutes_choose_the_size_and_the_steps_once(config, tmp_path):
     assert (plan["size"], plan["minutes"]) == (2, None)
     assert run.last("train/loss") > 0
     assert run.series("train/loss")[-1][0] == plan["loop"]["steps"]
+    settled = build(CookConfig, recipe_files=[tmp_path / "pot" / "settled.toml"])
+    cook(settled, out=tmp_path / "again")
+    for name in ("pretrain", "sft"):
+        first, second = (Run.open(tmp_path / pot / name) for pot in ("pot", "again"))
+        assert first.series("val/loss") == second.series("val/loss"), "the same numbers without minutes"
 
 
 def test_a_folder_that_is_no_cook_is_left_alone(config, tmp_path):

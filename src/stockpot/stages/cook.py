@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from stockpot import durable
-from stockpot.config import Settings, to_toml
+from stockpot.config import Settings, read_recipe, to_toml
 from stockpot.data.sources import fingerprint_sources
 from stockpot.judge.harness import Report, evaluate
 from stockpot.judge.look import look
@@ -121,11 +121,36 @@ def cook(
     reports = _judge(kitchen, config, models)
     if config.ledger is not None:
         _keep_ledger(kitchen, config.ledger, models)
+    _write_settled(kitchen.folder, config)
     kitchen.report({"kind": "stage", "name": "report"})
     page = summarise(kitchen.folder, kitchen.state, reports, judged, seed=config.seed)
     kitchen.report({"kind": "note", "text": f"report: {page}"})
     kitchen.report({"kind": "note", "text": f"to chat: stockpot chat {models[_liked_best(judged, reports)]}"})
     return Run.open(list(models.values())[-1])
+
+
+def _write_settled(folder: Path, config: CookConfig) -> None:
+    """Write ``settled.toml``: sizes and steps as they were chosen, so that a second cook gives the same numbers.
+
+    What minutes buy depends on what else the machine does; what they bought once does not.
+    """
+    stages: dict[str, Any] = {}
+    for name in ("pretrain", "sft", "reward", "dpo", "ppo"):
+        file, asked = folder / name / "recipe.toml", getattr(config, name)
+        if not file.is_file():
+            continue
+        kept = {key for key in ("model", "tokenizer", "reward", "seed") if key in type(asked).model_fields}
+        if name in ("reward", "dpo") and config.rank is not None:
+            kept.add("data")  # the comparisons that the cook makes itself
+        if name == "pretrain":
+            kept.discard("model")  # its sizes
+        chosen = type(asked).model_validate(read_recipe(file)[name])
+        stages[name] = chosen.model_copy(update={key: getattr(asked, key) for key in kept})
+    again = f"stockpot cook --recipe {folder / 'settled.toml'} --out NEW"
+    comment = f"The sizes and steps that this cook chose. For the same numbers on the same machine:\n{again}"
+    durable.write_atomically(
+        folder / "settled.toml", to_toml(config.model_copy(update=stages), comment=comment)
+    )
 
 
 def _liked_best(judged: Contest | None, reports: Mapping[str, Report]) -> str:

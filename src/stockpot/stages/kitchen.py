@@ -62,7 +62,7 @@ class Kitchen:
             raise CheckpointError(
                 f"{file} is damaged: {error}.", "Delete it; finished stages are then done again."
             ) from error
-        if not state and any(path.name != "recipe.toml" for path in folder.iterdir()):
+        if not state and any(path.name not in ("recipe.toml", "settled.toml") for path in folder.iterdir()):
             raise CheckpointError(f"{folder} holds something that is not a cook.", "Choose another --out.")
         return cls(folder, report, state)
 

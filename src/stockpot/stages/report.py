@@ -341,6 +341,9 @@ its certainty is off by {{ "%.2f"|format(told.calibration_error) }} on average.<
 <tr><th>{{ name }}</th><td>{{ value }}</td></tr>
 {% endfor %}
 </tbody></table></div>
+{% if figures.again %}
+<p>All of it once more, with the same numbers on the same machine: <code>{{ figures.again }}</code></p>
+{% endif %}
 <p>Every number on this page is in <code>report.json</code> beside it.</p>
 </body>
 </html>

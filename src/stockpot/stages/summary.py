@@ -75,6 +75,7 @@ def summarise(
         "alignment": None if contest is None else alignment_figures(folder, contest, reports),
         "ledger": None,
         "lineage": models,
+        "again": f"stockpot cook --recipe {folder / 'settled.toml'} --out NEW",
         "environment": {"seed": seed, **_flat(origin.hardware()), **origin.versions()},
     }
     charts = _charts(runs, scores)
