@@ -7,7 +7,8 @@
 ``quality``: nDCG@10 and recall@k by words, by vectors and by both. ``query``: median milliseconds. ``build``: passages a second,
 beside the loop of a plain script.
 
-Quality is computed here from the relevance lists, by the usual formulas (Järvelin and Kekäläinen 2002; gain 2^g − 1).
+Quality is computed by ir-measures (``pip install ir-measures``; trec_eval's formulas: the gain is the grade); intervals are 95 %
+over queries. ``--judged FILE`` adds two columns in the form in which values for ``dbpedia`` are published.
 """
 
 from __future__ import annotations
@@ -49,15 +50,11 @@ def gains(name: str, query: dict[str, Any]) -> dict[str, float]:
     return {pid: float(grade) for pid, grade in query["relevant"] if grade > 0}
 
 
-def ndcg(found: list[str], wanted: dict[str, float], k: int = 10) -> float:
-    def dcg(values: list[float]) -> float:
-        return sum((2**value - 1) / math.log2(place + 2) for place, value in enumerate(values[:k]))
-
-    ideal = dcg(sorted(wanted.values(), reverse=True))
-    return dcg([wanted.get(pid, 0.0) for pid in found]) / ideal if ideal else 0.0
-
-
 def quality(args: argparse.Namespace) -> None:
+    import ir_measures
+    from ir_measures import R, nDCG
+
+    measures = [nDCG @ 10, R @ 1, R @ 5, R @ 10]
     for name in args.sets or SETS:
         docs, queries = SETS[name]
         with tempfile.TemporaryDirectory() as folder:
@@ -65,23 +62,48 @@ def quality(args: argparse.Namespace) -> None:
             index, report = sp.index(args.data / f"{docs}.jsonl.gz", Path(folder) / "index", config)
             asked = [one for one in read(args.data / f"{queries}.jsonl.gz") if gains(name, one)]
             asked = asked[: args.limit]
+            wanted = {one["qid"]: gains(name, one) for one in asked}
             for how in ("words", "vectors", "hybrid"):
-                scores, recalls = [], {1: [], 5: [], 10: []}
-                for query in asked:
-                    wanted = gains(name, query)
-                    hits = index.search(query["question"], 40, how=how)
-                    found = list(dict.fromkeys(hit.place for hit in hits))  # a passage may be cut in several
-                    scores.append(ndcg(found, wanted))
-                    for k, values in recalls.items():
-                        values.append(len(set(found[:k]) & set(wanted)) / len(wanted))
-                mean = statistics.fmean
-                half = 1.96 * statistics.stdev(scores) / len(scores) ** 0.5
-                cells = " | ".join(f"{mean(values):.3f}" for values in recalls.values())
-                print(
-                    f"| {name} | {how} | {mean(scores):.3f} ± {half:.3f} | {cells} | {len(asked)} |",
-                    flush=True,
-                )
+                found = {one["qid"]: ranked(index, one["question"], how) for one in asked}
+                cells = []
+                for measure in measures:
+                    scores = [one.value for one in ir_measures.iter_calc([measure], wanted, found)]
+                    half = 1.96 * statistics.stdev(scores) / len(scores) ** 0.5
+                    cells.append(f"{statistics.fmean(scores):.3f} ± {half:.3f}")
+                if args.judged:
+                    cells += as_published(found, args.judged)
+                print(f"| {name} | {how} | {' | '.join(cells)} | {len(asked)} |", flush=True)
             print(f"  ({report.passages:,} passages in {report.seconds:.1f} s)", flush=True)
+
+
+def ranked(index: sp.Index, question: str, how: Any) -> dict[str, float]:
+    """Search, and give each passage that is found a score that falls with its rank."""
+    hits = index.search(question, 40, how=how)
+    places = dict.fromkeys(hit.place for hit in hits)  # a passage may be cut in several
+    return {place: 1.0 / rank for rank, place in enumerate(places, 1)}
+
+
+def as_published(found: dict[str, dict[str, float]], judged: Path) -> list[str]:
+    """Score as agentset-ai/embedding-leaderboard does for dbpedia; ``judged`` is its qrels/test.tsv.
+
+    Its nDCG@10 takes the best order of what was found as ideal; its recall@10 is of all that was judged, relevant or not.
+    """
+    grades: dict[str, dict[str, int]] = {}
+    for line in judged.read_text(encoding="utf-8").splitlines()[1:]:
+        *ids, grade = line.split("\t")
+        grades.setdefault(ids[0], {})[ids[-1]] = int(grade)
+    orders, recalls = [], []
+    for query, known in grades.items():
+        best = list(found[query])[:10]
+        values = [known.get(place, 0) for place in best]
+        ideal = discounted(sorted(values, reverse=True))
+        orders.append(discounted(values) / ideal if ideal else 0.0)
+        recalls.append(len(set(best) & set(known)) / len(known))
+    return [f"{statistics.fmean(orders):.3f}", f"{statistics.fmean(recalls):.3f}"]
+
+
+def discounted(values: list[int]) -> float:
+    return sum(value / math.log2(place + 2) for place, value in enumerate(values))
 
 
 def query(args: argparse.Namespace) -> None:
@@ -173,6 +195,9 @@ def main() -> None:
     parser.add_argument("--encoder", default="minilm")
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--sets", nargs="*", choices=list(SETS))
+    parser.add_argument(
+        "--judged", type=Path, help="qrels/test.tsv of the published values; with --sets dbpedia"
+    )
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=100)

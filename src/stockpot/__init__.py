@@ -73,6 +73,7 @@ _PLACES = {
     "ServeError": "stockpot.errors",
     "Service": "stockpot.serve.service",
     "Shots": "stockpot.prompt.shots",
+    "SourcedAnswer": "stockpot.prompt.answering",
     "StockpotError": "stockpot.errors",
     "SweepConfig": "stockpot.stages.sweep",
     "SweepReport": "stockpot.stages.sweep",

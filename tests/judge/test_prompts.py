@@ -93,6 +93,21 @@ def test_the_verb_prints_a_table_and_json(make_bundle, tmp_path):
         assert said in failed.stderr
 
 
+def test_the_verb_draws_accuracy_by_number_of_examples(make_bundle, tmp_path):
+    model = sp.save(tmp_path / "model", make_bundle(context=512))
+    words = ("prompts", model, "--task", "sentiment", "--wording", "slashes", "--limit", 3)
+    shown = ask(*words, "--curve", "2,0", "--draws", 1, "--lr", 1e-3, "--out", tmp_path / "curve")
+    assert shown.exit_code == 0, shown.stderr
+    head, nothing, some, *_ = shown.stdout.splitlines()
+    assert "flipped" in head and "gradient steps" in head
+    assert (nothing.split()[0], some.split()[0]) == ("0", "2")
+    points = json.loads((tmp_path / "curve" / "curve.json").read_text())["points"]
+    assert len(points) == 4 * 2
+    assert (tmp_path / "curve" / "curve.svg").read_text().startswith("<svg")
+    failed = ask(*words, "--curve", "1,two")
+    assert failed.exit_code == 1 and "no list of numbers" in failed.stderr
+
+
 def test_each_question_is_calibrated_by_its_own_examples(make_bundle, monkeypatch):
     """With examples drawn for each question, a question alone is judged as it is among others."""
     import stockpot.judge.prompts as room

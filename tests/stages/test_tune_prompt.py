@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ import stockpot as sp
 from stockpot.cli.main import app
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.judge.prompts import prompts
+from stockpot.model.adapters import LoRA, attach
 from stockpot.model.soft import soft_ids, soft_vectors
 from stockpot.prompt.items import Questions
 from stockpot.prompt.soft import frozen_hash, nearest_tokens, start_vectors
 from stockpot.stages.tune_prompt import PromptTuningConfig, tune_prompt
+from stockpot.weights.store import save_adapter
 
 ASKED = Questions(task="sentiment", limit=12, wordings=("slashes",))
 LOOP = {
@@ -83,6 +86,40 @@ def test_it_is_never_put_on_another_model(tuned, tiny_base, tmp_path):
         sp.load(tiny_base, adapters=[moved])
     with pytest.raises(CheckpointError, match="saved as part of the weights"):
         sp.save(tmp_path / "whole", sp.load(tiny_base, adapters=[tuned.path]))
+
+
+def test_model_and_prompt_that_moved_together_find_each_other(tuned, tiny_base, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(tiny_base, old / "model")
+    save_adapter(old / "soft", sp.load(tiny_base, adapters=[tuned.path]), old / "model")
+    old.rename(new)
+    ids = torch.tensor([sp.load(tuned.path).encode("The soup was good. //")])
+    with torch.inference_mode():
+        assert torch.equal(sp.load(new / "soft").model(ids).logits, sp.load(tuned.path).model(ids).logits)
+    (new / "model").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"base model .* is not here"):
+        sp.load(new / "soft")
+
+
+def test_adapters_beside_it_are_part_of_the_model_it_was_trained_on(tuned, tiny_base, tmp_path):
+    leaning = sp.load(tiny_base)
+    attach(leaning.model, LoRA(rank=2))
+    for one in leaning.model.parameters():
+        if one.requires_grad:
+            torch.nn.init.normal_(one, std=0.3)
+    lora = save_adapter(tmp_path / "lora", leaning, tiny_base)
+    with pytest.raises(CheckpointError, match="its weights differ"):
+        sp.load(tiny_base, adapters=[lora, tuned.path])
+    config = PromptTuningConfig(
+        model=str(lora), questions=ASKED, length=2, most_examples=20, loop=LOOP | {"steps": 1}
+    )
+    over = tune_prompt(config, out=tmp_path / "over")
+    ids = torch.tensor([sp.load(over.path).encode("The soup was good. //")])
+    with torch.inference_mode():
+        both = sp.load(tiny_base, adapters=[over.path, lora]).model(ids).logits
+        assert torch.equal(both, sp.load(over.path).model(ids).logits)
+    with pytest.raises(CheckpointError, match="its weights differ"):
+        sp.load(tiny_base, adapters=[over.path])
 
 
 @pytest.mark.filterwarnings(

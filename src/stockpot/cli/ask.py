@@ -10,16 +10,18 @@ import typer
 
 from stockpot.cli import show
 from stockpot.cli.grammar import Common, Model, verb
+from stockpot.errors import ConfigError
 
 if TYPE_CHECKING:
+    from stockpot.bundle import Bundle
     from stockpot.generate.engine import Engine
     from stockpot.generate.request import Sampling
-    from stockpot.prompt.answering import Reply
+    from stockpot.prompt.answering import SourcedAnswer
     from stockpot.prompt.items import Questions
 
 __all__ = ["Asking", "ask", "index", "ladder", "prompts"]
 
-SHOTS, ITEMS = "Examples before the question", "What is asked"
+SHOTS, ITEMS, CURVE = "Examples before the question", "What is asked", "By number of examples"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,39 @@ class Asking(Common):
         return build(Questions, flags=given | {"wordings": tuple(self.wording) if self.wording else None})
 
 
-@verb("prompts", panel="Judge", flags=Asking)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompting(Asking):
+    """Flags of `prompts`."""
+
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K,K…",
+            help="Instead: accuracy by number of examples (0,1,2,4,8,16), with right, random and wrong labels.",
+            rich_help_panel=CURVE,
+        ),
+    ] = None
+    draws: Annotated[
+        int, typer.Option(min=1, help="How often the examples are drawn.", rich_help_panel=CURVE)
+    ] = 3
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="RATE",
+            help="Also take the same examples as gradient steps of this learning rate.",
+            rich_help_panel=CURVE,
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For curve.json and curve.svg.", rich_help_panel=CURVE),
+    ] = None
+
+
+@verb("prompts", panel="Judge", flags=Prompting)
 def prompts(
-    flags: Asking,
+    flags: Prompting,
     model: Model,
     k: Annotated[int, typer.Option("--shots", "-k", min=0, help="Examples.", rich_help_panel=SHOTS)] = 0,
     select: Annotated[
@@ -98,10 +130,37 @@ def prompts(
     given = {"k": k, "select": select, "labels": labels, "order": order, "seed": flags.seed}
     shots = build(Shots, flags=given)
     bundle = load(model, device=flags.device, dtype=flags.dtype)
+    if flags.curve is not None:
+        _curve(flags, model, bundle, questions)
+        return
     with show.progress(flags) as progress:
         report = ask(bundle, questions, shots=shots, encoder=encoder, progress=progress)
     report.model = model
     show.result(flags, str(report), report.to_dict())
+
+
+def _curve(flags: Prompting, model: str, bundle: Bundle, questions: Questions) -> None:
+    """Ask with more and more examples, and leave a chart if a folder is named."""
+    from stockpot.durable import write_atomically
+    from stockpot.judge.shots import shots_curve
+    from stockpot.stages.report import curve_chart
+
+    parts = [one.strip() for one in (flags.curve or "").split(",")]
+    if not all(one.isdecimal() for one in parts):
+        raise ConfigError(
+            f"--curve {flags.curve} is no list of numbers.", "Write it like --curve 0,1,2,4,8,16."
+        )
+    with show.progress(flags) as progress:
+        numbers = sorted({int(one) for one in parts})
+        found = shots_curve(bundle, questions, ks=numbers, draws=flags.draws, lr=flags.lr, progress=progress)
+    found.model = model
+    if flags.out is not None:
+        flags.out.mkdir(parents=True, exist_ok=True)
+        found.save(flags.out / "curve.json")
+        title = f"{found.task}, wording {found.wording}: accuracy by number of examples"
+        chart = curve_chart(found.series(), x="examples", y="accuracy", title=title)
+        write_atomically(flags.out / "curve.svg", chart)
+    show.result(flags, str(found), found.to_dict())
 
 
 @verb("ladder", panel="Judge", flags=Asking)
@@ -221,7 +280,7 @@ def ask(
     show.result(flags, _shown(reply, closed), value)
 
 
-def _shown(reply: Reply, closed: Reply | None) -> str:
+def _shown(reply: SourcedAnswer, closed: SourcedAnswer | None) -> str:
     lines = [f"closed book: {closed}", f"open book:   {reply}"] if closed else [str(reply)]
     for number, hit in enumerate(reply.sources, 1):
         mark = "*" if number in reply.cited else " "

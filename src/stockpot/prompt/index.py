@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -23,7 +22,7 @@ from pydantic import Field
 from stockpot.bundle import Bundle
 from stockpot.config import Settings
 from stockpot.device import pick_device, pick_dtype
-from stockpot.durable import fingerprint, lock_folder, write_atomically
+from stockpot.durable import LOCK, fingerprint, half_name, lock_folder, write_atomically
 from stockpot.errors import ConfigError, DataError
 from stockpot.generate.engine import Engine
 from stockpot.prompt.chunks import Passage, cut
@@ -134,6 +133,11 @@ class Index:
     def encoder(self) -> Bundle:
         """The model that makes vectors."""
         return self._engine.bundle
+
+    @property
+    def settings(self) -> IndexConfig:
+        """How it was made."""
+        return IndexConfig(**self._facts["settings"])
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
@@ -298,31 +302,23 @@ def index(
     folder, config = Path(out), config or IndexConfig()
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     find_documents(listed)
-    facts = _facts(folder)
-    if facts is None:
+    if _facts(folder) is None:
         _refuse_full(folder)
-        bundle = encoder or _encoder(config.encoder, device, dtype)
-        most = (bundle.embedding.most_tokens if bundle.embedding else None) or bundle.context
+        encoder = encoder or _encoder(config.encoder, device, dtype)
+        most = (encoder.embedding.most_tokens if encoder.embedding else None) or encoder.context
         if config.chunk_tokens > most:
             raise ConfigError(
                 f"chunk_tokens = {config.chunk_tokens}, but {config.encoder} reads {most} tokens at most.",
                 "Choose shorter passages.",
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = config.model_dump(mode="json")
-        facts = {"form": FORM, "settings": settings, "encoder": _identity(bundle), "files": {}, "skipped": {}}
-        write_atomically(folder / FILE, json.dumps(facts, indent=1))
-        opened = Index(folder, facts, bundle)
-    else:
-        opened = Index.open(folder, encoder=encoder, device=device, dtype=dtype)
-        kept = IndexConfig(**facts["settings"])
-        if differs := [
-            name for name in config.model_fields_set if getattr(config, name) != getattr(kept, name)
-        ]:
-            raise ConfigError(
-                f"{folder} was made with {differs[0]} = {getattr(kept, differs[0])}.",
-                "Leave the setting out, or build a new index in another folder.",
-            )
+        _begin(folder, config, encoder)
+    opened = Index.open(folder, encoder=encoder, device=device, dtype=dtype)
+    kept = opened.settings
+    if differs := [name for name in config.model_fields_set if getattr(config, name) != getattr(kept, name)]:
+        raise ConfigError(
+            f"{folder} was made with {differs[0]} = {getattr(kept, differs[0])}.",
+            "Leave the setting out, or build a new index in another folder.",
+        )
     return opened, opened.update(listed, progress)
 
 
@@ -386,8 +382,28 @@ def _facts(folder: Path) -> dict[str, Any] | None:
     return dict(facts)
 
 
+def _begin(folder: Path, config: IndexConfig, encoder: Bundle) -> None:
+    """Write the facts of an empty index, unless another process has just done so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    try:
+        if _facts(folder) is None:
+            settings = config.model_dump(mode="json")
+            facts = {
+                "form": FORM,
+                "settings": settings,
+                "encoder": _identity(encoder),
+                "files": {},
+                "skipped": {},
+            }
+            write_atomically(folder / FILE, json.dumps(facts, indent=1))
+    finally:
+        lock.release()
+
+
 def _refuse_full(folder: Path) -> None:
-    if folder.is_file() or (folder.is_dir() and any(islice(folder.iterdir(), 1))):
+    ours = (LOCK, FILE, half_name(folder / FILE).name)  # of one who begins now, or died when it began
+    if folder.is_file() or (folder.is_dir() and any(one.name not in ours for one in folder.iterdir())):
         raise DataError(f"{folder} holds something that is no index.", "Give a new or empty folder.")
 
 

@@ -1,7 +1,7 @@
 """Soft prompts on disk: an adapter folder in PEFT's form, with the checksum of the model it was trained on.
 
 ``adapter_config.json`` says ``PROMPT_TUNING``, ``adapter_model.safetensors`` holds ``prompt_embeddings`` ``(prefix, dim)``.
-A soft prompt is never put on a model that was read from other weights; what LoRA adds to them beside it is not looked at.
+A soft prompt is never put on a model with other weights than it was trained on; what LoRA has added to them counts.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from stockpot.model.adapters import add_updates
 from stockpot.model.sight import sight_of
 from stockpot.model.soft import attach_soft, soft_ids, soft_vectors
 from stockpot.model.transformer import Transformer
-from stockpot.weights.adapter import base_of, checksums, is_adapter, read_updates
+from stockpot.weights.adapter import base_of, checksums, is_adapter, read_updates, reference
 from stockpot.weights.families import FAMILIES, NATIVE
 from stockpot.weights.folder import inside, read_json
 from stockpot.weights.sight import LORA, add_sight, is_sight
 from stockpot.weights.tensors import Shelf
 
-__all__ = ["is_soft", "refuse_soft", "soft_base", "soft_files", "wear"]
+__all__ = ["is_soft", "refuse_soft", "soft_files", "wear"]
 
 CONFIG, WEIGHTS, NAME = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
 KIND = "PROMPT_TUNING"
@@ -36,21 +36,6 @@ KIND = "PROMPT_TUNING"
 def is_soft(folder: Path) -> bool:
     """Tell whether a folder holds a soft prompt."""
     return (folder / CONFIG).is_file() and read_json(folder, CONFIG).get("peft_type") == KIND
-
-
-def soft_base(folder: Path) -> Path:
-    """Find the model a soft prompt was trained on.
-
-    Raises:
-        CheckpointError: if it is not here.
-    """
-    named = str(read_json(folder, CONFIG).get("base_model_name_or_path") or "")
-    if not named or not Path(named).exists():
-        raise CheckpointError(
-            f"{folder}: the soft prompt's model {named or '(not named)'!r} is not here.",
-            f"Load the model yourself, with adapters=[{str(folder)!r}], or name it in {CONFIG}.",
-        )
-    return Path(named)
 
 
 def refuse_soft(model: Transformer, aim: str) -> None:
@@ -76,13 +61,17 @@ def wear(bundle: Bundle, folders: Sequence[Path]) -> Bundle:
     Raises:
         CheckpointError: if one was trained on other weights, is damaged or no adapter, or two are soft prompts.
     """
+    added: list[Path] = []
     for folder in sorted(folders, key=lambda one: is_soft(one) or is_sight(one)):  # LoRA first
         if is_sight(folder):
             if (folder / LORA).is_dir():
                 bundle = _add(bundle, folder / LORA)
             bundle = add_sight(bundle, folder)
+        elif is_soft(folder):
+            bundle = _wear_soft(bundle, folder, added)
         else:
-            bundle = _wear_soft(bundle, folder) if is_soft(folder) else _add(bundle, folder)
+            bundle = _add(bundle, folder)
+            added.append(folder)
     return bundle
 
 
@@ -102,7 +91,7 @@ def _add(bundle: Bundle, folder: Path) -> Bundle:
     return bundle
 
 
-def _wear_soft(bundle: Bundle, folder: Path) -> Bundle:
+def _wear_soft(bundle: Bundle, folder: Path, added: Sequence[Path]) -> Bundle:
     if soft_ids(bundle.model):
         raise CheckpointError("The model has a soft prompt already; two do not fit.", "Name one.")
     if sight_of(bundle.model) is not None:
@@ -111,11 +100,14 @@ def _wear_soft(bundle: Bundle, folder: Path) -> Bundle:
     wanted = (
         (values.get("stockpot") or {}).get("sha256") if isinstance(values.get("stockpot"), dict) else None
     )
-    if wanted is not None and bundle.source is not None and wanted != checksums(bundle.source):
-        raise CheckpointError(
-            f"{bundle.source} is not the model that {folder} was trained on: its weights differ.",
-            "Use the model it was trained on, or tune the prompt again.",
-        )
+    if isinstance(wanted, list) and bundle.source is not None:
+        here = [*checksums(bundle.source), *(checksums(one)[0] for one in added)]
+        if sorted(map(str, wanted)) != sorted(here):
+            beside = f" with {', '.join(map(str, added))}" if added else ""
+            raise CheckpointError(
+                f"{bundle.source}{beside} is not the model that {folder} was trained on: its weights differ.",
+                "Use the model it was trained on, its adapters included, or tune the prompt again.",
+            )
     vectors = _read(folder)
     if vectors.shape[1] != bundle.model.config.dim:
         raise CheckpointError(
@@ -141,8 +133,13 @@ def _read(folder: Path) -> Tensor:
     return vectors
 
 
-def soft_files(bundle: Bundle, base: Path) -> dict[str, bytes | Callable[[Path], None]]:
+def soft_files(bundle: Bundle, base: Path, folder: Path) -> dict[str, bytes | Callable[[Path], None]]:
     """Make the files of a soft prompt's folder: name → content, or what writes it.
+
+    Args:
+        bundle: the model that wears it.
+        base: the model's own folder or file.
+        folder: where the files will be, from where the base is looked for when both have moved.
 
     Raises:
         CheckpointError: if the vectors are not finite.
@@ -163,9 +160,7 @@ def soft_files(bundle: Bundle, base: Path) -> dict[str, bytes | Callable[[Path],
         "num_attention_heads": stack.heads,
         "prompt_tuning_init": "RANDOM",
         "inference_mode": True,
-        "base_model_name_or_path": str(base),
-        "stockpot": {"sha256": checksums(base)},
-    }
+    } | reference(base, folder)
     return {
         CONFIG: (json.dumps(values, indent=2) + "\n").encode(),
         WEIGHTS: lambda path: save_file({NAME: vectors}, path, metadata={"format": "pt"}),

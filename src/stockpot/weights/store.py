@@ -44,7 +44,7 @@ from stockpot.weights.known import find_known
 from stockpot.weights.sentences import embedding_files, read_embedding
 from stockpot.weights.shards import index_of, most_bytes, plan
 from stockpot.weights.sight import LORA, OWN_BASE, is_sight, save_sight
-from stockpot.weights.soft import is_soft, refuse_soft, soft_base, soft_files, wear
+from stockpot.weights.soft import is_soft, refuse_soft, soft_files, wear
 from stockpot.weights.spare import refuse_other_vocabulary
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
 from stockpot.weights.writing import Content, write_all
@@ -99,9 +99,7 @@ def load(
     if is_gguf(ref):
         return load_gguf(ref, device=pick_device(device), dtype=_dtype(dtype))
     folder = find_folder(ref)
-    if is_soft(folder):
-        return load(soft_base(folder), device=device, dtype=dtype, adapters=[folder])
-    if is_sight(folder):
+    if is_soft(folder) or is_sight(folder):
         return load(base_of(folder), device=device, dtype=dtype, adapters=[folder])
     model = load_model(folder, device=device, dtype=dtype)
     text = folder
@@ -245,7 +243,7 @@ def save_adapter(path: str | os.PathLike[str], bundle: Bundle, base: Path) -> Pa
     """
     folder = Path(path)
     if bundle.soft:
-        write_all(folder, soft_files(bundle, base) | _text_files(bundle))
+        write_all(folder, soft_files(bundle, base, folder) | _text_files(bundle))
         return folder
     if sight_of(bundle.model) is not None:
         return _save_sight(folder, bundle, base)
