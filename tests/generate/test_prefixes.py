@@ -160,3 +160,17 @@ def test_a_long_prompt_of_a_prefix_decoder_is_read_whole_beside_others(make_bund
     while engine.pending:
         found += tuple(id for chunk in engine.step() if chunk.request == number for id in chunk.ids)
     assert found == wanted
+
+
+def test_prompts_that_were_written_behind_are_not_read_again_to_be_scored(any_bundle, count_calls):
+    prompts = [any_bundle.encode(end + " " + BLOCK) for end in ENDS]
+    pairs = [(prompt, any_bundle.encode("far away")) for prompt in prompts]
+    wanted = Engine(any_bundle, prefix_mib=0).score(pairs)
+    engine = Engine(any_bundle)
+    engine.generate(prompts, GREEDY)
+    with count_calls(any_bundle.model) as calls:
+        found = engine.score(pairs)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
+        assert one.gap == pytest.approx(other.gap, abs=1e-4)
+    assert sum(calls) == 4 * len(pairs[0][1])  # the prompt's last id and the answer without its own

@@ -25,6 +25,9 @@ __all__ = ["Encoded", "Judged", "Tree", "grow_trees", "judge_completions", "run_
 
 BATCH_TOKENS = 4096
 ROW_TOKENS = 384  # of trees in one row: attention within it stays cheap
+WORTH_JOINING = (
+    4  # a quarter of a pair's ids: below that it is read with what is held of it, in the first of two calls
+)
 LOGIT_NUMBERS = 1 << 24  # logits held at once (64 MiB in float32)
 
 Encoded: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # prompt and completion
@@ -90,15 +93,18 @@ def _row(pair: Encoded) -> tuple[int, ...]:
 
 
 def _joined(ordered: Sequence[Encoded], common: int) -> list[Tree]:
-    """Join each pair with those before it if that saves more than a shorter trunk costs; ``common`` ids do not count."""
+    """Join each pair with those before it if that saves a good part of its ids, what a shorter trunk costs taken off.
+
+    The first ``common`` ids do not count.
+    """
     trees: list[Tree] = []
     for pair in ordered:
         row = _row(pair)
         if trees:
             last = trees[-1]
             count, shared = len(last.pairs), shared_length(last.trunk, row)
-            is_worth_it = (count - 1) * (len(last.trunk) - shared) < shared - common
-            if is_worth_it and (count + 1) * len(row) <= BATCH_TOKENS:
+            saved = shared - common - (count - 1) * (len(last.trunk) - shared)
+            if saved > (len(row) - common) // WORTH_JOINING and (count + 1) * len(row) <= BATCH_TOKENS:
                 last.pairs.append(pair)
                 last.trunk = last.trunk[:shared]
                 continue
@@ -126,34 +132,59 @@ def run_decoder(
 
 
 def _run_trees(bundle: Bundle, trees: Sequence[Tree], prefixes: Prefixes) -> dict[Encoded, Judged]:
-    held, known = _beginning(bundle, trees, prefixes)
+    _read_beginning(bundle, trees, prefixes)
+    held = [prefixes.find((*tree.trunk[: _most_known(tree)], 0)) for tree in trees]
+    is_known = any(tokens for _, tokens in held)
     branches = any(any(tree.rests) for tree in trees)
-    if held is None and branches and _fit_one_row(bundle, trees):
+    if not is_known and branches and _fit_one_row(bundle, trees):
         found: dict[Encoded, Judged] = {}
         for some in _packed(trees):
             found |= _run_row(bundle, some)
         return found
-    return _run_branches(bundle, trees, held, known)
+    return _run_branches(bundle, trees, held)
+
+
+def _most_known(tree: Tree) -> int:
+    """Return how many of a trunk's ids need no states of their own: those before the last id of its shortest prompt."""
+    return min(len(tree.trunk), *(len(prompt) for prompt, _ in tree.pairs)) - 1
+
+
+def _read_beginning(bundle: Bundle, trees: Sequence[Tree], prefixes: Prefixes) -> None:
+    """Read what all trunks begin with, as far as it is not held yet, and keep it."""
+    common = min(shared_beginning(tree.trunk for tree in trees), *map(_most_known, trees))
+    begin = trees[0].trunk[:common]
+    if not prefixes.is_on or len(trees) == 1 or common < LEAST:
+        return
+    held, known = prefixes.find((*begin, 0))
+    if common - known < LEAST:
+        return
+    cache = bundle.model.new_cache(1, common)
+    if held is not None:
+        held.put(cache, slice(None), known)
+        cache.lengths += known
+        cache.extent = known
+    bundle.model(torch.tensor([begin[known:]], device=bundle.model.device), cache=cache, last=0)
+    prefixes.keep(begin, cache, 0)
 
 
 # --- from copies of a cache ---
 
 
 def _run_branches(
-    bundle: Bundle, trees: Sequence[Tree], held: Held | None, known: int
+    bundle: Bundle, trees: Sequence[Tree], held: Sequence[tuple[Held | None, int]]
 ) -> dict[Encoded, Judged]:
-    """Read the trunks, then all that is left of the pairs behind copies of what was read."""
+    """Read what is not held of the trunks, then all that is left of the pairs behind copies of what was read."""
     model = bundle.model
     owners, pairs, rests = zip(
         *((at, pair, tree.rest(pair)) for at, tree in enumerate(trees) for pair in tree.pairs), strict=True
     )
     longest = max(map(len, rests))
-    ids, real = pad([tree.trunk[known:] for tree in trees], model.device)
+    known = [tokens for _, tokens in held]
+    ids, real = pad([tree.trunk[tokens:] for tree, tokens in zip(trees, known, strict=True)], model.device)
     cache = None
-    if longest or held is not None:
-        cache = model.new_cache(len(trees), known + ids.shape[1] + longest)
-    if cache is not None and held is not None:
-        _put(cache, held, known)
+    if longest or any(known):
+        cache = model.new_cache(len(trees), max(len(tree.trunk) for tree in trees) + longest + 1)
+        _begin_with(cache, held)
     both = seen_both_ways(bundle, ids)
     hidden = model(ids, attention_mask=real, segments=both, cache=cache, last=0).hidden
     states = hidden.flatten(0, 1)  # (trees * seq, dim)
@@ -167,10 +198,20 @@ def _run_branches(
         begun = {at: states.shape[0] + row * more.shape[1] for row, at in enumerate(chosen)}
         states = torch.cat((states, rest.flatten(0, 1)))
     places = [
-        _places(pair, len(trees[owner].trunk), owner * ids.shape[1] - known, begun.get(at, 0))
+        _places(pair, len(trees[owner].trunk), owner * ids.shape[1] - known[owner], begun.get(at, 0))
         for at, (owner, pair) in enumerate(zip(owners, pairs, strict=True))
     ]
     return _judged(bundle, states, places, pairs)
+
+
+def _begin_with(cache: KVCache, held: Sequence[tuple[Held | None, int]]) -> None:
+    """Let the rows of an empty cache begin with what is held."""
+    known = [tokens for _, tokens in held]
+    for row, (one, tokens) in enumerate(held):
+        if one is not None:
+            one.put(cache, slice(row, row + 1), tokens)
+    cache.lengths += torch.tensor(known, device=cache.lengths.device)
+    cache.extent, cache.is_even = max(known), len(set(known)) == 1
 
 
 def _places(pair: Encoded, trunk: int, start: int, rest: int) -> list[int]:
@@ -191,29 +232,6 @@ def _branch(cache: KVCache, owners: Tensor) -> KVCache:
     grown.lengths = cache.lengths.index_select(0, owners)
     grown.extent, grown.is_even = cache.extent, cache.is_even
     return grown
-
-
-def _beginning(bundle: Bundle, trees: Sequence[Tree], prefixes: Prefixes) -> tuple[Held | None, int]:
-    """Return what all trunks begin with, read now as far as it is not held yet, and its length."""
-    least = min(len(prompt) for tree in trees for prompt, _ in tree.pairs) - 1
-    common = min(shared_beginning(tree.trunk for tree in trees), least)
-    begin = trees[0].trunk[:common]
-    held, known = prefixes.find((*begin, 0))
-    if not prefixes.is_on or len(trees) == 1 or common - known < LEAST:
-        return held, known
-    cache = bundle.model.new_cache(1, common)
-    if held is not None:
-        _put(cache, held, known)
-    bundle.model(torch.tensor([begin[known:]], device=bundle.model.device), cache=cache, last=0)
-    prefixes.keep(begin, cache, 0)
-    return Held.of(begin, cache, 0), common
-
-
-def _put(cache: KVCache, held: Held, known: int) -> None:
-    """Let every row of an empty cache begin with what is held."""
-    held.put(cache, slice(None), known)
-    cache.lengths += known
-    cache.extent = known
 
 
 # --- in one row ---

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from stockpot.judge.tasks import Scorer
 __all__ = ["Cache", "Outcome", "ask_all", "model_fingerprint"]
 
 PORTION_TOKENS = 16_384  # of all rows that are asked before the answers are written down
+WRITTEN = 32  # written answers, likewise
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -156,18 +157,21 @@ def ask_all(
     clock = _Clock(
         progress, len(asked), sum(_work(fresh[key], scorer) for key in order), len(asked) - len(fresh)
     )
-    scored: dict[str, Outcome] = {}
-    writes = [key for key in order if fresh[key].prompt is not None]
-    for portion in _portions(order, fresh):
+    for portion in _portions([key for key in order if fresh[key].prompt is None], fresh):
         for key, outcome in zip(portion, _score(engine, [fresh[key] for key in portion]), strict=True):
-            scored[key] = outcome
-            if fresh[key].prompt is None:
-                cache.keep(key, outcome)
-        ready = [fresh[key] for key in portion if fresh[key].prompt is None]
-        clock.tick(len(ready), sum(_work(one, scorer) for one in ready))
-    for key, replies in _write(engine, {key: fresh[key] for key in writes}, scorer, seed):
-        cache.keep(key, Outcome(**{**vars(scored[key]), "replies": replies}))
-        clock.tick(1, _work(fresh[key], scorer))
+            cache.keep(key, outcome)
+        clock.tick(len(portion), sum(_work(fresh[key], scorer) for key in portion))
+    written: dict[str, tuple[str, ...]] = {}
+    unwritten = {key: fresh[key] for key in order if fresh[key].prompt is not None}
+    for count, (key, replies) in enumerate(_write(engine, unwritten, scorer, seed), 1):
+        written[key] = replies
+        if len(written) < WRITTEN and count < len(unwritten):
+            continue
+        # Only now, since the engine still holds the prompts that it has just read.
+        for one, outcome in zip(written, _score(engine, [fresh[key] for key in written]), strict=True):
+            cache.keep(one, replace(outcome, replies=written[one]))
+        clock.tick(len(written), sum(_work(fresh[key], scorer) for key in written))
+        written = {}
     return [cache.found[key] for key in keys]
 
 

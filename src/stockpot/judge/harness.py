@@ -32,6 +32,11 @@ __all__ = ["Answer", "Report", "Row", "compare", "evaluate", "reading", "resolve
 
 Progress = Callable[[dict[str, Any]], None]
 
+SLOTS, CACHE_MIB = (
+    64,
+    1024,
+)  # answers written at once: as many as fit, since weights are read once for all of them
+PREFIX_MIB = 256  # prompts that were read to write, and are read again to score the right answers
 FREE_KINDS = 100  # with more sorts of question than this, a figure for each would be noise
 LOWER = ("brier", "perplexity", "bits_per_byte", "word_perplexity", "token_perplexity")
 
@@ -182,7 +187,7 @@ def evaluate(
     report = Report(model=name, wording=judging.wording or ("plain" if bundle.template is None else "chat"))
     path = None if cache is None else Path(cache) / "answers.jsonl"
     kept = Cache(path, model_fingerprint(bundle) if path is not None else "")
-    engine = Engine(bundle, slots=16)
+    engine = Engine(bundle, slots=SLOTS, cache_mib=CACHE_MIB, prefix_mib=PREFIX_MIB)
     for task in opened:
         _judge_task(engine, task, judging, kept, report, progress)
     if len(report.answers) > 1 and all(task.scorer.kind == "both" for task in opened):
