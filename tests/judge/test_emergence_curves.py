@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from stockpot.errors import ConfigError, DataError, GenerationError
+from stockpot.generate.engine import Engine
+from stockpot.generate.request import Sampling
 from stockpot.judge.emergence import Study
 from stockpot.judge.emergence_answers import Measured, items_of, measure
 from stockpot.judge.emergence_fit import compare_shapes, powers, sentence_of
@@ -163,15 +166,13 @@ def test_a_models_answers_are_judged_token_by_token(make_bundle):
 
 def test_a_model_that_knows_the_answer_scores_full(make_bundle):
     bundle = make_bundle("decoder")
-    prompt = "What is"
-    from stockpot.generate.engine import Engine
-    from stockpot.generate.request import Sampling
-
-    (said,) = Engine(bundle).generate([prompt], Sampling(temperature=0.0, max_tokens=4))
-    answer = bundle.tokenizer.decode(said.ids)
-    if bundle.tokenizer.encode(answer) != list(said.ids):
-        pytest.skip("these ids are not how their text is encoded")
-    found = measure(bundle, [(prompt, answer)])
+    prompts = [f"What is {number}" for number in range(40)]
+    written = Engine(bundle).generate(prompts, Sampling(temperature=0.0, max_tokens=2))
+    spelled = [bundle.tokenizer.decode(one.ids) for one in written]
+    # Not all ids are how their text is encoded.
+    fitting = [at for at, one in enumerate(written) if bundle.tokenizer.encode(spelled[at]) == list(one.ids)]
+    assert fitting
+    found = measure(bundle, [(prompts[fitting[0]], spelled[fitting[0]])])
     assert found.exact[0] == 1 and found.edit[0] == 0 and found.right[0] == 1
 
 
@@ -194,13 +195,15 @@ def test_the_villages_sums_are_true():
         assert one["completion"] == "".join(
             str((int(a) + int(b)) % 10) for a, b in zip(first, second, strict=True)
         )
-    tables: dict[str, str] = {}
-    for one in Village(3).arithmetic("train", 300, kind="rules", digits=3):
-        for at, digit in enumerate(one["completion"]):
-            assert (
-                tables.setdefault(one["prompt"][3 * at : 3 * at + 3], digit) == digit
-            )  # a rule has one table
-    assert sum("a" in one for one in tables) > sum("Z" in one for one in tables)  # common and rare rules
+    book: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for one in Village(3).arithmetic("train", 400, kind="codes", digits=6):
+        assert len(one["prompt"]) == 7 and len(one["completion"]) == 6
+        for at in range(0, 6, 2):
+            pair, code = one["prompt"][at : at + 2], one["completion"][at : at + 2]
+            assert book.setdefault(pair, code) == code  # a pair always stands for the same
+            seen[pair] += 1
+    assert seen.most_common(1)[0][1] > 100 and min(seen.values()) == 1  # common and rare pairs
     with pytest.raises(ConfigError, match="digits"):
         Village().arithmetic(digits=1)
     train = {one["prompt"] for one in Village().arithmetic("train", 3000, digits=2)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import stockpot as sp
 from stockpot.stages.emergence import EmergenceConfig, grow_family, training_flops
@@ -74,3 +75,21 @@ def test_a_family_needs_a_folder_and_widths_that_fit(tmp_path):
         sp.emergence(config=TINY)
     with pytest.raises(sp.ConfigError, match="no multiple of 8"):
         grow_family(TINY.model_copy(update={"widths": (8, 12, 16, 24)}), out=tmp_path / "x")
+
+
+@pytest.mark.slow
+def test_sizes_that_are_trained_at_the_same_time_are_the_same_models(family, tmp_path):
+    folder, _ = family
+    config = TINY.model_copy(update={"workers": 2, "seeds": 1})
+    (tmp_path / "family.json").write_text(
+        (folder / "family.json").read_text(encoding="utf-8").replace('"seeds": 3', '"seeds": 1'), "utf-8"
+    )
+    grown = grow_family(config, out=tmp_path, resume=True)
+    for name, (one,) in grown.items():
+        mine, other = (sp.load(path).model.state_dict() for path in (one, folder / f"{name}-seed-0"))
+        assert all(torch.allclose(mine[key], other[key], atol=1e-6) for key in mine)
+
+
+def test_a_cluster_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(sp.ConfigError, match="Ray"):
+        grow_family(TINY.model_copy(update={"ray": "127.0.0.1:1"}), out=tmp_path / "x")

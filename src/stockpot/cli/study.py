@@ -77,7 +77,7 @@ def probe(  # noqa: PLR0913 - one parameter a flag
 
 
 @verb("emergence", panel=PANEL)
-def emergence(
+def emergence(  # noqa: PLR0913 - one parameter a flag
     flags: Common,
     models: Annotated[
         list[str] | None,
@@ -88,7 +88,7 @@ def emergence(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            "--task", metavar="NAME|FILE", help="rules, columns, sums, sums/3 … or records; may be repeated."
+            "--task", metavar="NAME|FILE", help="codes, columns, sums, sums/3 … or records; may be repeated."
         ),
     ] = None,
     minutes: Annotated[
@@ -99,6 +99,11 @@ def emergence(
         list[str] | None,
         typer.Option(metavar="FILE", help="Read results from JSON files instead; may be repeated."),
     ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Sizes trained at the same time.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Train the sizes on a Ray cluster (HOST:PORT, auto)."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the family in --out.")] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the family, emergence.json and charts go.")
@@ -108,7 +113,9 @@ def emergence(
     from stockpot.stages.emergence import EmergenceConfig
     from stockpot.stages.emergence import emergence as study
 
-    config = EmergenceConfig(minutes=minutes, seed=flags.seed or 0, device=flags.device)
+    config = EmergenceConfig(
+        minutes=minutes, seed=flags.seed or 0, device=flags.device, workers=workers, ray=ray
+    )
     with show.progress(flags) as progress:
         found = study(
             models or (),

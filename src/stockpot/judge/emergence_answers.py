@@ -35,7 +35,7 @@ def items_of(task: str, limit: int, *, seed: int = 0) -> list[Item]:
     """Return the questions and answers of a task.
 
     Args:
-        task: ``rules``, ``columns`` or ``sums`` of the village, with the number of digits behind a slash (``sums/3``; 4 by
+        task: ``codes``, ``columns`` or ``sums`` of the village, with the number of digits behind a slash (``sums/3``; 4 by
             default), or a file of records with a prompt and a completion.
         limit: at most so many.
         seed: of the village.

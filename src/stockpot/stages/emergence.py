@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,22 @@ from stockpot.train.losses import next_token_loss
 from stockpot.village import Village
 from stockpot.village.arithmetic import ARITHMETIC_SIGNS, ArithmeticKind
 from stockpot.weights.store import load
+from stockpot.workers import in_order
 
 __all__ = ["EmergenceConfig", "emergence", "grow_family"]
 
 TRAINED_SHARE = 0.8  # of the minutes; the rest is for drawing sums and asking
 MEASURED_STEPS = 8
-TASKS: tuple[ArithmeticKind, ...] = ("rules", "columns", "sums")
+TASKS: tuple[ArithmeticKind, ...] = ("codes", "sums")
 
 
 class EmergenceConfig(Settings):
     """Which family is grown, on what, and how long."""
 
-    tasks: tuple[ArithmeticKind, ...] = Field(TASKS, min_length=1, description="rules · columns · sums")
-    digits: int = Field(4, ge=2, le=12, description="of each number")
+    tasks: tuple[ArithmeticKind, ...] = Field(TASKS, min_length=1, description="codes · columns · sums")
+    digits: int = Field(8, ge=2, le=12, description="of each number")
     widths: tuple[int, ...] = Field(
-        (8, 16, 24, 32, 40, 48, 64), min_length=4, description="widths of the models, multiples of 8"
+        (8, 16, 24, 32, 48, 64, 96), min_length=4, description="widths of the models, multiples of 8"
     )
     layers: int = Field(2, ge=1, description="of every model")
     rows: int = Field(64, ge=1, description="sums in a step")
@@ -60,6 +62,10 @@ class EmergenceConfig(Settings):
     )
     seed: int = Field(0, ge=0, description="of weights and sums")
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
+    workers: int = Field(1, ge=1, description="sizes trained at the same time, on this machine")
+    ray: str | None = Field(
+        None, description="address of a Ray cluster, or auto, whose workers train the sizes"
+    )
 
 
 def emergence(
@@ -176,7 +182,8 @@ def grow_family(
 ) -> dict[str, list[Path]]:
     """Train every size on the same digits, each run in a folder of its own; returns these folders by size, smallest first.
 
-    All sizes see equally many tokens: as many as fit into the minutes, by a measurement of this machine.
+    All sizes see equally many tokens: as many as fit into the minutes one size after another, by a measurement of this
+    machine; with workers or a Ray cluster it takes less. There the folder has to be one that all can reach.
 
     Raises:
         ConfigError: if the folder is in use and not to be resumed, or a width is no multiple of 8.
@@ -189,44 +196,70 @@ def grow_family(
     if out.exists() and any(out.iterdir()) and not resume:
         raise ConfigError(f"{out} is not empty.", "Give a new folder with --out, or go on with --resume.")
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(config)
-    sums = _Sums.drawn(config, tokenizer)
+    tokenizer, sums = _material(config.model_dump_json())
     device = machine.pick_device(config.device)
     steps = _steps(config, tokenizer, sums, device, out / "family.json")
     report(
         {"kind": "note", "text": f"{len(config.widths)} sizes, {steps:,} steps of {config.rows} sums each"}
     )
     family: dict[str, list[Path]] = {}
+    jobs: list[_Job] = []
     for seed in range(config.seed, config.seed + config.seeds):
         for width in config.widths:
-            folder = out / f"width-{width:03d}-seed-{seed}"
+            folder = (out / f"width-{width:03d}-seed-{seed}").resolve()
             family.setdefault(f"width-{width:03d}", []).append(folder)
-            if is_run(folder) and Run.open(folder).status == "done":
-                continue
-            machine.seed_everything(seed)
-            bundle = Bundle(Transformer(_shape(config, tokenizer, width)).to(device), tokenizer)
-            recipe = {"width": width, "seed": seed, "steps": steps, "family": _lasting(config)}
-            is_begun = resume and is_run(folder)
-            report({"kind": "stage", "name": f"width {width}, seed {seed}"})
-            with Run.create(folder, stage="emergence", recipe={"emergence": recipe}, resume=is_begun) as run:
-                run.note(seed=seed, parameters=bundle.model.config.parameters())
-                write, loop = checkpoint_writer(bundle), _loop(steps, sums.tokens)
-                fit(
-                    bundle.model,
-                    sums,
-                    next_token_loss,
-                    loop,
-                    run=run,
-                    save=write,
-                    resume=resume,
-                    progress=report,
-                )
+            jobs.append((config.model_dump_json(), width, seed, steps, str(folder)))
+    is_here = config.workers == 1 and config.ray is None
+    done = (
+        (_grow(job, progress=report) for job in jobs)
+        if is_here
+        else in_order(_grow, jobs, workers=config.workers, ray=config.ray)
+    )
+    for number, (_, width, seed, _, _) in enumerate(jobs, 1):
+        next(done)
+        report({"kind": "note", "text": f"{number}/{len(jobs)}: width {width}, seed {seed}"})
     return family
+
+
+_Job = tuple[str, int, int, int, str]  # settings as JSON, width, seed, steps, folder
+
+
+def _grow(job: _Job, _shared: None = None, *, progress: Progress | None = None) -> str:
+    """Train one size with one seed, or take up what there is of it; returns its folder."""
+    settings, width, seed, steps, folder = job
+    config = EmergenceConfig.model_validate_json(settings)
+    is_begun = is_run(folder)
+    if is_begun and Run.open(folder).status == "done":
+        return folder
+    if config.workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))
+    report = progress or silent
+    report({"kind": "stage", "name": f"width {width}, seed {seed}"})
+    tokenizer, sums = _material(settings)
+    machine.seed_everything(seed)
+    model = Transformer(_shape(config, tokenizer, width)).to(machine.pick_device(config.device))
+    bundle = Bundle(model, tokenizer)
+    recipe = {"width": width, "seed": seed, "steps": steps, "family": _lasting(config)}
+    with Run.create(folder, stage="emergence", recipe={"emergence": recipe}, resume=is_begun) as run:
+        run.note(seed=seed, parameters=bundle.model.config.parameters())
+        write, loop = checkpoint_writer(bundle), _loop(steps, sums.tokens)
+        fit(model, sums, next_token_loss, loop, run=run, save=write, resume=is_begun, progress=report)
+    return folder
+
+
+@cache
+def _material(settings: str) -> tuple[Tokenizer, _Sums]:
+    """Return the tokenizer of a family and its sums, drawn once a process."""
+    config = EmergenceConfig.model_validate_json(settings)
+    tokenizer = _tokenizer(config)
+    return tokenizer, _Sums.drawn(config, tokenizer)
 
 
 def _lasting(config: EmergenceConfig) -> dict[str, Any]:
     """Return the settings that decide the models, as plain values."""
-    found: dict[str, Any] = json.loads(config.model_dump_json(exclude={"minutes", "device"}))
+    found: dict[str, Any] = json.loads(
+        config.model_dump_json(exclude={"minutes", "device", "workers", "ray"})
+    )
     return found
 
 

@@ -149,9 +149,9 @@ class Village:
             split: as for `documents`, and so are ``limit`` and ``start``.
             limit: see above.
             start: see above.
-            kind: ``"rules"``, tables to know by heart; ``"columns"``, addition without carrying; ``"sums"``, true addition,
-                written from the ones on.
-            digits: of each number (of rules: how many are applied), 2 to 12.
+            kind: ``"codes"``, two digits for each pair of letters, to be known by heart; ``"columns"``, addition without
+                carrying; ``"sums"``, true addition, written from the ones on.
+            digits: of each number (of codes: of the answer), 2 to 12.
 
         Raises:
             ConfigError: if there is no such split or kind, or the number of digits is not possible.

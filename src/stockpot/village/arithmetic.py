@@ -1,12 +1,14 @@
 """Arithmetic written out digit by digit: tasks whose answers have exactly n tokens.
 
-Whoever is right on a share p of digits, each on its own, is right on p to the n of answers. ``rules`` has a table of its own
-for each letter, common and rare ones, to be known by heart; ``columns`` adds each pair of digits and drops what is carried;
-``sums`` is true addition, written from the ones on, as one adds on paper: its digits hang together by what is carried.
+Whoever is right on a share p of digits, each on its own, is right on p to the n of answers. ``codes`` asks for the two digits
+that each pair of letters stands for, common and rare pairs, to be known by heart; ``columns`` adds each pair of digits and drops
+what is carried; ``sums`` is true addition, written from the ones on, as one adds on paper: its digits hang together by what is
+carried.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from functools import cache
 from itertools import accumulate
 from string import ascii_letters
@@ -16,39 +18,41 @@ from stockpot.village.dice import Dice, Side, draw_on
 
 __all__ = ["ARITHMETIC_KINDS", "ARITHMETIC_SIGNS", "ArithmeticKind", "draw_arithmetic"]
 
-ArithmeticKind = Literal["rules", "columns", "sums"]
-ARITHMETIC_KINDS: tuple[ArithmeticKind, ...] = ("rules", "columns", "sums")
+ArithmeticKind = Literal["codes", "columns", "sums"]
+ARITHMETIC_KINDS: tuple[ArithmeticKind, ...] = ("codes", "columns", "sums")
 ARITHMETIC_SIGNS = f"0123456789+&={ascii_letters}"
 """Every sign that occurs."""
 
-_SHARES = list(
-    accumulate(1 / (rank + 1) for rank in range(len(ascii_letters)))
-)  # Zipf 1935: the r-th has share 1 / r
+PAIRS = len(ascii_letters) ** 2
+_SHARES = list(accumulate(1 / (rank + 1) for rank in range(PAIRS)))  # Zipf 1935: the r-th has share 1 / r
 
 
 @cache
-def _tables(seed: int) -> dict[str, list[list[int]]]:
-    """Draw the table of each rule: what digit the digits a and b make."""
-    dice = Dice(seed, "arithmetic/tables")
-    return {rule: [[dice.below(10) for _ in range(10)] for _ in range(10)] for rule in ascii_letters}
+def _codebook(seed: int) -> list[tuple[str, str]]:
+    """Draw the pairs of letters, the commonest first, each with its two digits."""
+    dice = Dice(seed, "arithmetic/codes")
+    pairs = dice.shuffled([a + b for a in ascii_letters for b in ascii_letters])
+    return [(pair, f"{dice.below(100):02d}") for pair in pairs]
 
 
 def draw_arithmetic(dice: Dice, side: Side, kind: ArithmeticKind, digits: int, seed: int) -> tuple[str, str]:
-    """Draw a question and its answer: ``("4a80c3=", "71")`` (rules), ``("48&03=", "41")``, ``("48+03=", "150")`` (sums).
+    """Draw a question and its answer: ``("qXab=", "7142")`` (codes), ``("48&03=", "41")``, ``("48+03=", "150")`` (sums).
 
     Args:
         dice: at the record's place.
         side: of the split.
         kind: of arithmetic.
-        digits: of each number; of rules, how many are applied.
-        seed: of the tables that the rules have.
+        digits: of each number; of codes, of the answer (an odd number counts as the next even one).
+        seed: of the codes.
     """
-    if kind == "rules":
-        tables = _tables(seed)
+    if kind == "codes":
+        book = _codebook(seed)
         drawn = draw_on(
-            side, lambda: [(dice.below(10), _rule(dice), dice.below(10)) for _ in range(digits)], _spelled
+            side,
+            lambda: [book[_rank(dice)] for _ in range((digits + 1) // 2)],
+            lambda some: "".join(pair for pair, _ in some),
         )
-        return _spelled(drawn), "".join(str(tables[rule][a][b]) for a, rule, b in drawn)
+        return "".join(pair for pair, _ in drawn) + "=", "".join(code for _, code in drawn)
     sign = "&" if kind == "columns" else "+"
 
     def draw() -> tuple[list[int], list[int]]:
@@ -66,11 +70,6 @@ def draw_arithmetic(dice: Dice, side: Side, kind: ArithmeticKind, digits: int, s
     return text(numbers), f"{total:0{digits + 1}d}"[::-1]
 
 
-def _rule(dice: Dice) -> str:
-    """Draw a rule, common ones more often."""
-    place = dice.random() * _SHARES[-1]
-    return ascii_letters[next(rank for rank, share in enumerate(_SHARES) if place < share)]
-
-
-def _spelled(drawn: list[tuple[int, str, int]]) -> str:
-    return "".join(f"{a}{rule}{b}" for a, rule, b in drawn) + "="
+def _rank(dice: Dice) -> int:
+    """Draw a place in the codebook, the first ones more often."""
+    return bisect(_SHARES, dice.random() * _SHARES[-1])
