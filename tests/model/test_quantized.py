@@ -98,6 +98,24 @@ def test_torch_products_match_the_weights(bits, outputs, inputs):
 
 
 @NO_KERNELS
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 3e4])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "paired"), [(48, 128, False), (40, 200, False), (96, 72, True), (7, 3, False)]
+)
+def test_our_kernels_pack_as_the_grid_says(bits, outputs, inputs, paired, scale):
+    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)) * scale
+    weight[3] = 0
+    weight[:, : inputs // 2] = weight[:, : inputs // 2].abs()
+    told = NativeMatrix(choose_grid(weight, bits), kernels(), is_paired=paired)
+    made = NativeMatrix.of(weight, bits, kernels(), is_paired=paired)
+    assert made.facts.gain == told.facts.gain
+    assert torch.equal(made.scales, told.scales)
+    assert torch.equal(made.digits, told.digits)
+    assert bits == 8 or torch.equal(made.lows, told.lows)
+
+
+@NO_KERNELS
 def test_looking_up_rows_gives_the_weights():
     grid = choose_grid(torch.randn(40, 96, generator=torch.Generator().manual_seed(0)), 8)
     ids = torch.tensor([[0, 17], [39, 5]])

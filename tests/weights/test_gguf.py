@@ -16,9 +16,11 @@ from stockpot.bundle import Bundle
 from stockpot.errors import CheckpointError, ConfigError, StockpotError, TokenizerError
 from stockpot.gguf_directory import GGUFTensor, read_directory
 from stockpot.model.config import RopeScaling
+from stockpot.native.calls import DECODED, kernels
 from stockpot.text.chat import Message
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.weights.family import canonical
+from stockpot.weights.gguf import blocks
 from stockpot.weights.gguf.blocks import KINDS, PIECE, decode_into
 from stockpot.weights.gguf.stretch import find_llama3, llama3_factors
 from stockpot.weights.store import load, load_model, save
@@ -124,7 +126,11 @@ def test_rows_that_are_no_whole_blocks_stay_float16(make_bundle, tmp_path):
 @pytest.mark.parametrize(
     "kind", [one for one in KINDS.values() if one.name != "F64"], ids=lambda kind: kind.name
 )
-def test_every_kind_of_numbers_is_decoded_as_the_package_does(kind, tmp_path):
+@pytest.mark.parametrize("own", [True, False], ids=["kernels", "package"])
+def test_every_kind_of_numbers_is_decoded_as_the_package_does(kind, own, tmp_path, monkeypatch):
+    if own and (kind.name not in DECODED or kernels() is None):
+        pytest.skip("our kernels do not decode it, or there are none")
+    monkeypatch.setattr(blocks, "kernels_at_hand", kernels if own else lambda: None)
     width, rows = 512, 3 * PIECE // 512 + 5  # several pieces, the last one short
     raw = np.random.default_rng(0).integers(0, 255, (rows, width // kind.block * kind.size), np.uint8)
     if kind.block == 1:

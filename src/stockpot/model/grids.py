@@ -115,24 +115,59 @@ class NativeMatrix:
     """
 
     def __init__(self, grid: Grid, kernels: Kernels, *, is_paired: bool = False) -> None:
-        self.outputs, self.inputs = grid.digits.shape
-        self.is_paired = is_paired
-        self._kernels = kernels
         scales, lows = grid.scales, grid.lows
         digits = _take_turns(grid.digits) if is_paired else grid.digits
         if is_paired:
             scales, lows = _take_turns(scales), None if lows is None else _take_turns(lows)
-        self.digits = _pack(digits, grid.bits)
-        self.scales = _side_by_side(scales, grid.gain)
-        self.lows = None if lows is None else _side_by_side(lows, grid.gain)
+        packed = _pack(digits, grid.bits), _side_by_side(scales, grid.gain)
+        beside = None if lows is None else _side_by_side(lows, grid.gain)
+        self._keep(kernels, grid.digits.shape, (*packed, beside), grid.bits, grid.gain, is_paired)
+
+    @classmethod
+    def of(
+        cls,
+        weight: Float[Tensor, "outputs inputs"],
+        bits: int,
+        kernels: Kernels,
+        *,
+        is_paired: bool = False,
+    ) -> NativeMatrix:
+        """Do what :func:`choose_grid` and the constructor do, to the bit, in our kernels."""
+        floats = weight.detach().float().contiguous()
+        outputs, inputs = floats.shape
+        span = SPANS[bits]
+        blocks, spans = -(-outputs // LANES), -(-inputs // span)
+        digits = torch.empty((blocks, spans * span * LANES * bits // 8), dtype=torch.uint8)
+        scales = torch.empty((blocks, spans, LANES), dtype=torch.float16)
+        lows = None if bits == 8 else torch.empty_like(scales)
+        threads = torch.get_num_threads()
+        top = torch.tensor(kernels.top(floats.data_ptr(), floats.numel(), threads))
+        made = object.__new__(cls)
+        gain = _gain(top / 127 if bits == 8 else top)
+        made._keep(kernels, floats.shape, (digits, scales, lows), bits, gain, is_paired)
+        kernels.pack(floats.data_ptr(), outputs, inputs, made.facts, threads, is_paired=is_paired)
+        return made
+
+    def _keep(
+        self,
+        kernels: Kernels,
+        shape: torch.Size,
+        parts: tuple[Tensor, Tensor, Tensor | None],
+        bits: int,
+        gain: float,
+        is_paired: bool,
+    ) -> None:
+        self.outputs, self.inputs = shape
+        self.is_paired, self._kernels = is_paired, kernels
+        self.digits, self.scales, self.lows = parts
         self.facts = MatrixFacts(
             self.digits.data_ptr(),
             self.scales.data_ptr(),
             None if self.lows is None else self.lows.data_ptr(),
             self.digits.shape[0] * LANES,
-            self.inputs + -self.inputs % grid.span,
-            grid.bits,
-            grid.gain,
+            self.inputs + -self.inputs % SPANS[bits],
+            bits,
+            gain,
         )
 
     @property

@@ -189,5 +189,6 @@ def _replace_parts(model: nn.Module, bits: int, found: Kernels | None) -> None:
 
 
 def _matrix(weight: Tensor, bits: int, found: Kernels | None, *, is_paired: bool = False) -> Matrix:
-    grid = choose_grid(weight.detach(), bits)
-    return TorchMatrix(grid) if found is None else NativeMatrix(grid, found, is_paired=is_paired)
+    if found is None:
+        return TorchMatrix(choose_grid(weight.detach(), bits))
+    return NativeMatrix.of(weight, bits, found, is_paired=is_paired)

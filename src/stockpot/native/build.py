@@ -21,7 +21,7 @@ from pathlib import Path
 from stockpot.durable import write_atomically
 from stockpot.home import home
 
-__all__ = ["compile_kernels", "library", "reason", "training_library"]
+__all__ = ["compile_kernels", "is_compiled", "library", "reason", "training_library"]
 
 FOLDER = Path(__file__).parent
 MAIN, TRAINING = "transformer.cpp", "training.cpp"
@@ -51,6 +51,16 @@ def training_library() -> ctypes.CDLL | None:
     return _library(TRAINING)[0]
 
 
+@functools.cache
+def is_compiled() -> bool:
+    """Tell whether :func:`library` has its file already, and need not compile."""
+    compiler = _compiler()
+    try:
+        return compiler is not None and os.name == "posix" and _path(compiler, MAIN).exists()
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
 def reason() -> str:
     """Say why there are no kernels; empty where there are."""
     return _library(MAIN)[1]
@@ -60,7 +70,7 @@ def reason() -> str:
 def _library(main: str) -> tuple[ctypes.CDLL | None, str]:
     if os.name != "posix":
         return None, "our kernels need a POSIX system"
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    compiler = _compiler()
     if compiler is None:
         return None, "no C++ compiler was found (install g++ or clang++)"
     try:
@@ -71,15 +81,26 @@ def _library(main: str) -> tuple[ctypes.CDLL | None, str]:
 
 def _compiled(compiler: str, main: str) -> Path:
     """Return the file of the kernels, made now if it is not there yet."""
-    folder = _private_folder()
-    flags = (*FLAGS, *OWN[main], NATIVE.get(platform.machine(), "-O3"))
-    path = folder / f"{Path(main).stem}-{_key(compiler, flags)}.so"
+    path, flags = _path(compiler, main), _flags(main)
     if not path.exists():
         with tempfile.TemporaryDirectory() as room:
             made = Path(room) / "kernels.so"
             compile_kernels(compiler, flags, made, main)
             write_atomically(path, made.read_bytes())
     return path
+
+
+def _compiler() -> str | None:
+    return next((path for name in COMPILERS if (path := shutil.which(name))), None)
+
+
+def _flags(main: str) -> tuple[str, ...]:
+    return (*FLAGS, *OWN[main], NATIVE.get(platform.machine(), "-O3"))
+
+
+def _path(compiler: str, main: str) -> Path:
+    """Return where the compiled file belongs."""
+    return _private_folder() / f"{Path(main).stem}-{_key(compiler, _flags(main))}.so"
 
 
 def compile_kernels(compiler: str, flags: tuple[str, ...], out: Path, main: str = MAIN) -> None:

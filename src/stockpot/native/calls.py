@@ -8,10 +8,11 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 
-from stockpot.native.build import library
+from stockpot.native.build import is_compiled, library
 
 __all__ = [
     "ACTIVATIONS",
+    "DECODED",
     "CallFacts",
     "Kernels",
     "LayerFacts",
@@ -19,6 +20,7 @@ __all__ = [
     "ModelFacts",
     "NormFacts",
     "kernels",
+    "kernels_at_hand",
 ]
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
@@ -110,6 +112,10 @@ class CallFacts(Structure):
     )
 
 
+DECODED = frozenset({"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"})
+"""Kinds of GGUF's numbers that :meth:`Kernels.decode` knows."""
+
+
 class Kernels:
     """The calls of one compiled library.
 
@@ -130,6 +136,10 @@ class Kernels:
         ]
         library.stockpot_read_rows.argtypes = [POINTER(MatrixFacts), c_void_p, c_int64, c_int64, c_void_p]
         library.stockpot_read_rows.restype = None
+        library.stockpot_pack.argtypes = [c_void_p, c_int64, c_int64, c_int, POINTER(MatrixFacts), c_int]
+        library.stockpot_decode.argtypes = [c_int, c_void_p, c_int64, c_void_p, POINTER(c_int32), c_int]
+        library.stockpot_top.argtypes = [c_void_p, c_int64, c_int]
+        library.stockpot_top.restype = c_float
         library.stockpot_read.argtypes = [c_void_p, c_int64, c_int]
         library.stockpot_read.restype = c_int32
         self._library = library
@@ -151,6 +161,24 @@ class Kernels:
         """Look up rows of a matrix as floats ``(count, width)``."""
         self._library.stockpot_read_rows(ctypes.byref(matrix), ids, count, width, out)
 
+    def pack(
+        self, weight: int, outputs: int, inputs: int, to: MatrixFacts, threads: int, *, is_paired: bool
+    ) -> None:
+        """Turn floats ``(outputs, inputs)`` into the digits, scales and lows that a matrix points to."""
+        _expect_success(
+            self._library.stockpot_pack(weight, outputs, inputs, is_paired, ctypes.byref(to), threads)
+        )
+
+    def top(self, numbers: int, count: int, threads: int) -> float:
+        """Return the largest size of some floats."""
+        return float(self._library.stockpot_top(numbers, count, threads))
+
+    def decode(self, kind: int, bytes_: int, blocks: int, out: int, threads: int) -> bool:
+        """Turn blocks of a GGUF file, of a kind in ``DECODED``, into floats; tell whether all are finite."""
+        finite = c_int32(0)
+        _expect_success(self._library.stockpot_decode(kind, bytes_, blocks, out, finite, threads))
+        return bool(finite.value)
+
     def read(self, bytes_: int, count: int, threads: int) -> None:
         """Read memory once, as fast as the threads can."""
         self._library.stockpot_read(bytes_, count, threads)
@@ -160,6 +188,11 @@ def kernels() -> Kernels | None:
     """Return this machine's kernels; None where there are none."""
     found = library()
     return None if found is None else Kernels(found)
+
+
+def kernels_at_hand() -> Kernels | None:
+    """Return this machine's kernels if that takes no compiling."""
+    return kernels() if is_compiled() else None
 
 
 def _expect_success(code: int) -> None:

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "attention.hpp"
+#include "packing.hpp"
 #include "products.hpp"
 #include "team.hpp"
 
@@ -469,6 +470,60 @@ int stockpot_multiply(const Matrix* matrix, const float* rows, int64_t count, in
 
 void stockpot_read_rows(const Matrix* matrix, const int64_t* ids, int64_t count, int64_t width, float* out) {
   for (int64_t i = 0; i < count; ++i) read_row(*matrix, ids[i], out + i * width, width);
+}
+
+// Weights (outputs, inputs) to digits on a grid; the matrix says where they go.
+int stockpot_pack(const float* weight, int64_t outputs, int64_t inputs, int paired, const Matrix* to, int threads) {
+  std::lock_guard<std::mutex> hold(entrance);
+  try {
+    const Packing packing{weight, outputs, inputs, paired != 0, *to};
+    Team& team = team_of(threads);
+    team.run([&](int) {
+      for (int block; (block = team.take(to->blocks())) >= 0;) packing.pack(block);
+    });
+  } catch (const std::exception&) {
+    return NO_MEMORY;
+  }
+  return DONE;
+}
+
+// The largest size of a number.
+float stockpot_top(const float* numbers, int64_t count, int threads) {
+  std::lock_guard<std::mutex> hold(entrance);
+  Team& team = team_of(threads);
+  constexpr int64_t PIECE = 1 << 16;
+  std::vector<float> tops(size_t(count / PIECE + 1), 0.0f);
+  team.run([&](int) {
+    for (int piece; (piece = team.take(int(tops.size()))) >= 0;) {
+      const int64_t from = piece * PIECE, size = std::min(PIECE, count - from), whole_lanes = size / LANES * LANES;
+      float top = whole_lanes ? top_of(numbers + from, whole_lanes) : 0.0f;
+      for (int64_t i = from + whole_lanes; i < from + size; ++i) top = std::max(top, std::fabs(numbers[i]));
+      tops[size_t(piece)] = top;
+    }
+  });
+  return *std::max_element(tops.begin(), tops.end());
+}
+
+// Blocks of a GGUF file to floats; `finite` says whether all of them are numbers.
+int stockpot_decode(int kind, const uint8_t* bytes, int64_t blocks, float* out, int32_t* finite, int threads) {
+  const Block size = block_of(kind);
+  if (size.bytes == 0) return OUTSIDE;
+  std::lock_guard<std::mutex> hold(entrance);
+  try {
+    Team& team = team_of(threads);
+    std::atomic<bool> all{true};
+    team.run([&](int) {
+      for (int piece; (piece = team.take(int((blocks + HALVES - 1) / HALVES))) >= 0;) {
+        const int64_t from = int64_t(piece) * HALVES;
+        const int count = int(std::min<int64_t>(HALVES, blocks - from));
+        if (!decode(kind, bytes + from * size.bytes, count, out + from * size.numbers)) all = false;
+      }
+    });
+    *finite = all;
+  } catch (const std::exception&) {
+    return NO_MEMORY;
+  }
+  return DONE;
 }
 
 // Read a buffer once with all threads, to see what the memory gives.
