@@ -97,7 +97,7 @@ class Bundle:
         if parts and len(parts) == len(prompt):
             first, last = self.frame
             shown = [self.tokenizer.encode(p) if isinstance(p, str) else self._look(p) for p in parts]
-            return [*self.soft, *first, *(id for part in shown for id in part), *last]
+            return self.held([*self.soft, *first, *(id for part in shown for id in part), *last])
         messages = [part for part in prompt if isinstance(part, Message)]
         if parts:
             raise GenerationError(
@@ -108,23 +108,34 @@ class Bundle:
                 "Messages were given, but this model has no chat template.",
                 "Give a plain text, or use a model that was trained on conversations.",
             )
-        pictures: set[int] = set()
+        seen: list[Sequence[int]] = []
 
         def look(image: Image) -> Sequence[int]:
-            ids = self._look(image)
-            pictures.update(ids)
-            return ids
+            seen.append(self._look(image))
+            return seen[-1]
 
         chat = self.template.encode(
             messages, self.tokenizer, add_generation_prompt=True, masked=False, look=look
         )
+        pictures = {id for ids in seen for id in ids}
         words = [id for id in map(int, chat.ids) if id not in pictures]
         if max(words, default=0) >= self.model.config.vocab_size:
             token = self.tokenizer.id_to_token(max(words))
             raise GenerationError(
                 f"The chat template writes {token!r}, which the model has no id for.", "Use another template."
             )
-        return [*self.soft, *(int(id) for id in chat.ids)]
+        return self.held([*self.soft, *(int(id) for id in chat.ids)])
+
+    def held(self, ids: list[int]) -> list[int]:
+        """Give ids as a list that keeps the pictures among them as long as it lives.
+
+        Raises:
+            GenerationError: if a picture is forgotten already.
+        """
+        from stockpot.model.sight import sight_of
+
+        sight = sight_of(self.model)
+        return ids if sight is None else sight.hold(ids)
 
     def _look(self, image: Image) -> Sequence[int]:
         """Give the ids that mean a picture."""

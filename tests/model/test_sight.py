@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stockpot.errors import GenerationError
 from stockpot.model import sight as room
 from stockpot.model.config import StackConfig, decoder
 from stockpot.model.sight import ImageReader, ReaderConfig, attach_sight, detach_sight, sight_of
@@ -83,22 +84,44 @@ def test_many_pictures_keep_their_vectors(seeing):
     assert torch.equal(seeing(torch.tensor([list(first)])).logits, before)
 
 
+def look_at(sight, seeds):
+    """Look at pictures and let go of them; give the first id of each."""
+    return [sight.look(str(seed).encode(), lambda seed=seed: picture(seed))[0] for seed in seeds]
+
+
 def test_memory_is_bounded_and_a_forgotten_picture_gets_new_ids(seeing, monkeypatch):
     monkeypatch.setattr(room, "MOST_BYTES", 1)  # as few as there can be: 16
     sight = sight_of(seeing)
-    first = sight.look(b"0", lambda: picture(0))
-    for seed in range(1, 17):
-        last = sight.look(str(seed).encode(), lambda seed=seed: picture(seed))
+    firsts = look_at(sight, range(17))
     assert sight._kept.shape == (16 * GRID, 32)
-    again = sight.look(b"0", lambda: picture(0))
-    assert again.start > last.start > first.start
-    kept = seeing(torch.tensor([list(sight.look(b"16", lambda: picture(16)))])).logits
+    (again,) = look_at(sight, [0])
+    assert again > firsts[-1] > firsts[0]
+    last = sight.look(b"16", lambda: picture(16))
+    assert last[0] == firsts[-1]
     vectors = sight.reader.project(sight.reader.features(picture(16)[None]))
     prefixed = seeing(torch.tensor([[3]]), prefix=vectors).logits
     torch.testing.assert_close(
         seeing(torch.tensor([[*last, 3]])).logits[:, -1], prefixed[:, -1], rtol=1e-5, atol=1e-5
     )
-    assert kept.shape == (1, GRID, VOCAB)
+
+
+def test_a_picture_in_use_keeps_its_place_and_a_forgotten_one_is_refused(seeing, monkeypatch):
+    monkeypatch.setattr(room, "MOST_BYTES", 1)
+    sight = sight_of(seeing)
+    waits = sight.hold([7, *sight.look(b"0", lambda: picture(0)), 8])
+    before = seeing(torch.tensor([waits])).logits
+    (first,) = look_at(sight, [1])
+    look_at(sight, range(2, 40))
+    assert torch.equal(seeing(torch.tensor([waits])).logits, before)
+    assert sight.look(b"0", lambda: pytest.fail("seen already")) == waits[1:-1]
+    with pytest.raises(GenerationError, match="forgotten"):
+        sight.hold([first])
+    many = [sight.look(str(seed).encode(), lambda seed=seed: picture(seed)) for seed in range(100, 115)]
+    with pytest.raises(GenerationError, match="16 pictures are in use"):
+        look_at(sight, [200])
+    many.pop()
+    look_at(sight, [200])
+    assert torch.equal(seeing(torch.tensor([waits])).logits, before)
 
 
 def test_training_sees_the_batchs_pictures_and_learns_through_them(seeing):

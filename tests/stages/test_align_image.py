@@ -12,9 +12,11 @@ from stockpot.data.batch import IGNORED
 from stockpot.data.captions import Caption, question_prompt
 from stockpot.errors import CheckpointError, ConfigError, DataError, GenerationError, TrainError
 from stockpot.generate.engine import Engine
-from stockpot.generate.request import Sampling
+from stockpot.generate.request import Request, Sampling
 from stockpot.image import Image, save_png
+from stockpot.judge import images as judge
 from stockpot.judge.images import evaluate_images
+from stockpot.model import sight as room
 from stockpot.model.sight import sight_of
 from stockpot.model.vision import ImageEncoder
 from stockpot.prompt.soft import frozen_hash
@@ -257,6 +259,24 @@ def test_the_judge_tells_a_model_that_looks_from_one_that_does_not(runs, tiny_ba
         evaluate_images(str(tiny_base))
 
 
+def test_a_caption_is_right_whichever_thing_it_names_first(runs, monkeypatch):
+    def other_way(caption: str) -> str:
+        for one, other in (("left of", "right of"), ("above", "below")):
+            for said, turned in ((one, other), (other, one)):
+                first, found, second = caption.partition(f" {said} ")
+                if found:
+                    return f"{second} {turned} {first}"
+        return f"{caption}."
+
+    scenes = list(Village(0).scenes("val", 12))
+    said = [other_way(scene.facts.caption) for scene in scenes]
+    said[0] += " and a dog"
+    monkeypatch.setattr(judge._Asking, "write", lambda *_: said)
+    report = evaluate_images(runs["linear"].path, "village:scenes/val:0:12")
+    assert report.score("all", "caption exact").value == pytest.approx(11 / 12)
+    assert all(report.score("all", f"caption {one}").value == 1 for one in ("colour", "shape", "relation"))
+
+
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory):
     """Save a tower that has learned nothing; colours pass through it all the same."""
@@ -317,3 +337,25 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tiny_base, tower, tmp_pa
     cut = align_image(config, out=tmp_path / "cut", resume=True)
     one, other = (dict(load(run.path).model.named_parameters()) for run in (whole, cut))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_more_pictures_than_there_is_room_for_are_refused_not_mixed_up(runs, monkeypatch):
+    pictures = [Image(paint(scene)) for scene in Village().scenes("val", 40)]
+    prompts = [[one, "A picture of"] for one in pictures]
+    greedy = Sampling(temperature=0, max_tokens=4)
+    expected = Engine(load(runs["linear"].path)).generate(prompts, greedy)
+    monkeypatch.setattr(room, "MOST_BYTES", 1)  # room for 16
+    engine = Engine(load(runs["linear"].path))
+    found = [one for at in range(0, 40, 8) for one in engine.generate(prompts[at : at + 8], greedy)]
+    assert [one.ids for one in found] == [one.ids for one in expected]
+    with pytest.raises(GenerationError, match="16 pictures are in use"):
+        engine.generate(prompts, greedy)
+    with pytest.raises(GenerationError, match="16 pictures are in use"):
+        engine.score([(prompt, " a") for prompt in prompts])
+    number = engine.submit(Request(prompts[0], greedy))
+    for at in range(1, 40, 8):
+        engine.score([(prompt, " a") for prompt in prompts[at : at + 8]])
+    chunks = []
+    while engine.pending:
+        chunks += [chunk for chunk in engine.step() if chunk.request == number]
+    assert tuple(id for chunk in chunks for id in chunk.ids) == tuple(expected[0].ids)

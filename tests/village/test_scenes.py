@@ -66,6 +66,14 @@ def test_the_pixels_show_the_colours_where_the_places_say(scenes):
         assert (paint(scene, 64)[0, 0] == scene.ground).all()
 
 
+def test_what_is_seen_does_not_depend_on_which_thing_is_named_first():
+    one = read_caption("a red circle right of a blue cross")
+    other = read_caption("a blue cross left of a red circle")
+    assert one != other and one.seen == other.seen == other
+    assert read_caption("a red circle below a blue cross").seen.caption == "a blue cross above a red circle"
+    assert read_caption("two red circles").seen == read_caption("two red circles")
+
+
 def test_every_answer_is_among_the_choices_and_follows(scenes):
     for scene in scenes["val"]:
         for question, answer, choices in scene_questions(scene):

@@ -45,7 +45,7 @@ def prompt_ids(bundle: Bundle, prompt: Prompt) -> list[int]:
     """Turn a prompt into ids; a sequence of ids is taken as it is.
 
     Raises:
-        GenerationError: if an id is outside the vocabulary.
+        GenerationError: if an id is outside the vocabulary, or means a picture that is forgotten.
     """
     if isinstance(prompt, str):
         return bundle.encode(prompt)
@@ -60,7 +60,7 @@ def prompt_ids(bundle: Bundle, prompt: Prompt) -> list[int]:
             f"The prompt has an id outside the vocabulary (0 to {known - 1}).",
             "Encode it with this model's tokenizer.",
         )
-    return ids
+    return bundle.held(ids)
 
 
 def most_prompt_tokens(bundle: Bundle) -> int:

@@ -33,7 +33,8 @@ def score_pairs(
     bundle: Bundle, pairs: Sequence[tuple[Prompt, str | Sequence[int]]], prefixes: Prefixes
 ) -> list[Score]:
     """Score completions of prompts; see :meth:`stockpot.Engine.score`."""
-    encoded = [_encode_pair(bundle, prompt, completion) for prompt, completion in pairs]
+    read = [_encode_pair(bundle, prompt, completion) for prompt, completion in pairs]
+    encoded = [(tuple(prompt), tuple(completion)) for prompt, completion in read]
     _refuse_long(bundle, encoded)
     different = list(dict.fromkeys(encoded))
     judged: dict[Encoded, Judged] = {}
@@ -53,14 +54,17 @@ def score_pairs(
     ]
 
 
-def _encode_pair(bundle: Bundle, prompt: Prompt, completion: str | Sequence[int]) -> Encoded:
+def _encode_pair(
+    bundle: Bundle, prompt: Prompt, completion: str | Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Encode a pair; the prompt's list keeps its pictures while it lives."""
     if bundle.model.config.decoder is None:
         raise GenerationError("An encoder gives no probability to a whole text.", "Use fill, or a decoder.")
     if not bundle.model.config.predicts:
         raise GenerationError(
             "This model makes vectors only; it cannot score.", "Use embed, or another model."
         )
-    pair = tuple(prompt_ids(bundle, prompt)), tuple(completion_ids(bundle, completion))
+    pair = prompt_ids(bundle, prompt), completion_ids(bundle, completion)
     if not pair[0] or not pair[1]:
         raise GenerationError(
             f"A pair to score has an empty {'completion' if pair[0] else 'prompt'}.",

@@ -32,13 +32,11 @@ FINE_NOISE = 0.04  # added to its pictures, so that it does not depend on clean 
 
 def labels_of(facts: Facts) -> list[int]:
     """Turn a scene's facts into numbers: layout, then colour and shape of the left or upper thing, then of the other one."""
-    things = list(facts.things)
+    things = facts.seen.things
     if facts.relation is None:
         layout, things = facts.count - 1, things * 2
     else:
-        layout = LAYOUTS.index("beside" if facts.relation in ("left of", "right of") else "above")
-        if facts.relation in ("right of", "below"):
-            things.reverse()
+        layout = LAYOUTS.index("beside" if facts.seen.relation == "left of" else "above")
     colours = list(COLOURS)
     return [layout, *(n for colour, shape in things for n in (colours.index(colour), SHAPES.index(shape)))]
 

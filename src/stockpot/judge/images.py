@@ -29,7 +29,6 @@ from stockpot.village import Village
 from stockpot.village.scenes import (
     COLOURS,
     COUNTS,
-    RELATIONS,
     SHAPES,
     Facts,
     Scene,
@@ -210,15 +209,15 @@ def _wins(one: Sequence[float], other: Sequence[float]) -> int:
 
 
 def _attributes(read: Sequence[Facts | None], scenes: Sequence[Scene]) -> list[Row]:
-    """Score what captions say, attribute by attribute."""
+    """Score what captions say, attribute by attribute; of two things, the left or the upper one is the first."""
     checks: dict[str, tuple[float, list[bool]]] = {
         "colour": (1 / len(COLOURS), []),
         "shape": (1 / len(SHAPES), []),
         "count": (1 / len(COUNTS), []),
-        "relation": (1 / len(RELATIONS), []),
+        "relation": (1 / 2, []),  # side by side, or one above the other
     }
     for facts, scene in zip(read, scenes, strict=True):
-        true = scene.facts
+        true = scene.facts.seen
         said = facts.things if facts is not None else ()
         for at, (colour, shape) in enumerate(true.things):
             checks["colour"][1].append(at < len(said) and said[at][0] == colour)
@@ -243,8 +242,12 @@ def _scenes(report: ImageReport, asking: _Asking, data: str, limit: int) -> None
     images = [Image(paint(scene)) for scene in scenes]
     truths = [scene.facts.caption for scene in scenes]
     written = asking.write(images)
-    read = [read_caption(text) for text in written]
-    exact = [text.rstrip(".") == truth for text, truth in zip(written, truths, strict=True)]
+    said = [read_caption(text) for text in written]
+    read = [None if facts is None else facts.seen for facts in said]
+    exact = [  # what is seen, with no word behind it, whichever thing is named first
+        facts is not None and facts.caption == text.rstrip(".") and facts.seen == scene.facts.seen
+        for facts, text, scene in zip(said, written, scenes, strict=True)
+    ]
     groups = {"all": range(count)} | {
         name: [at for at, scene in enumerate(scenes) if scene.is_held_out == is_new]
         for name, is_new in (("known pairs", False), ("new pairs", True))

@@ -9,10 +9,12 @@ Source: Tsimpoukelli et al. 2021, arXiv:2106.13884 (Frozen), §3; Eichenberg et 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Literal
+from weakref import finalize
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +23,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stockpot.config import Settings
+from stockpot.errors import GenerationError
 from stockpot.model.linear import Linear
 from stockpot.model.soft import SoftEmbedding
 from stockpot.model.transformer import Transformer
 from stockpot.model.vision import ImageConfig, ImageEncoder
 
-__all__ = ["ImageEmbedding", "ImageReader", "ReaderConfig", "attach_sight", "detach_sight", "sight_of"]
+__all__ = [
+    "ImageEmbedding",
+    "ImageReader",
+    "PictureIds",
+    "ReaderConfig",
+    "attach_sight",
+    "detach_sight",
+    "sight_of",
+]
 
 MOST_BYTES = 1 << 30  # of pictures' vectors that are kept
 _LOOKING = Lock()  # a server reads prompts in one thread and writes in another
@@ -92,6 +103,12 @@ class ImageReader(nn.Module):
         return out
 
 
+class PictureIds(list[int]):
+    """Ids of which some mean pictures. As long as the list lives, no other picture takes their places."""
+
+    __slots__ = ("__weakref__",)
+
+
 class ImageEmbedding(nn.Embedding):
     """An embedding with pictures behind its last id; its weight and that weight's name are kept.
 
@@ -100,6 +117,12 @@ class ImageEmbedding(nn.Embedding):
         reader: makes a picture's vectors.
         scale: what the model multiplies embeddings by.
     """
+
+    _kept: Tensor | None  # (room · grid, dim), a ring of pictures seen
+    _numbers: dict[bytes, int]  # of the pictures in it, by their keys
+    _next: int
+    _in_use: Counter[int]  # a picture's number → lists that hold it
+    _released: deque[set[int]]  # what lists held that are gone
 
     def __init__(self, embedding: nn.Embedding, reader: ImageReader, scale: float = 1.0) -> None:
         nn.Module.__init__(self)
@@ -110,9 +133,7 @@ class ImageEmbedding(nn.Embedding):
         self.reader = reader
         self.scale = scale
         self._shown: Tensor | None = None  # (positions, dim), of the pictures of a training batch
-        self._kept: Tensor | None = None  # (room · grid, dim), a ring of pictures seen
-        self._numbers: dict[bytes, int] = {}
-        self._next = 0
+        self.forget()
 
     def forward(self, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
         """Look up token vectors and, for ids behind the vocabulary, pictures' vectors."""
@@ -135,35 +156,81 @@ class ImageEmbedding(nn.Embedding):
             self._shown = None
 
     @torch.no_grad()
-    def look(self, key: bytes, pixels: Callable[[], Tensor]) -> range:
-        """Give the ids that mean a picture; it is looked at once, while it is among the last that were.
+    def look(self, key: bytes, pixels: Callable[[], Tensor]) -> PictureIds:
+        """Give the ids that mean a picture; it is looked at once, while it is in use or among the last that were seen.
 
         Args:
             key: tells pictures apart.
             pixels: opens it: ``(height, width, 3)`` uint8.
+
+        Raises:
+            GenerationError: if all the pictures that there is room for are in use.
         """
         grid = self.reader.config.grid
         with _LOOKING:
             if key not in self._numbers:
                 self._see(key, pixels()[None])
             first = self.num_embeddings + self._numbers[key] * grid
-        return range(first, first + grid)
+            return self._hold(range(first, first + grid))
+
+    def hold(self, ids: Iterable[int]) -> PictureIds:
+        """Keep the pictures among ids for as long as the list that is returned lives.
+
+        Raises:
+            GenerationError: if one is forgotten already.
+        """
+        with _LOOKING:
+            return self._hold(ids)
+
+    def _hold(self, ids: Iterable[int]) -> PictureIds:
+        held, known, grid = PictureIds(ids), self.num_embeddings, self.reader.config.grid
+        numbers = {(id - known) // grid for id in held if id >= known}
+        self._let_go()
+        if not numbers:
+            return held
+        if not numbers <= set(self._numbers.values()):
+            raise GenerationError(
+                "A picture of the prompt is forgotten.", "Give the picture again, not its ids."
+            )
+        self._in_use.update(numbers)
+        # A list may go in any thread, in the midst of a look too; it is counted off later.
+        finalize(held, self._released.append, numbers).atexit = False
+        return held
+
+    def _let_go(self) -> None:
+        """Count off what lists held that are gone."""
+        while self._released:
+            self._in_use.subtract(self._released.popleft())
+            self._in_use = +self._in_use
+
+    def _free(self) -> int:
+        """Choose the next picture's number, such that the place it takes is of no picture in use."""
+        assert self._kept is not None
+        room = len(self._kept) // self.reader.config.grid
+        self._let_go()
+        taken = {number % room for number in self._in_use}
+        for number in range(self._next, self._next + room):
+            if number % room not in taken:
+                return number
+        raise GenerationError(
+            f"{room:,} pictures are in use at once; there is room for no more.", "Ask about fewer at a time."
+        )
 
     def _see(self, key: bytes, pixels: Tensor) -> None:
-        """Keep a new picture's vectors; the one that stood in their place is forgotten."""
+        """Keep a new picture's vectors; the one that stood in their place, which nobody uses, is forgotten."""
         self._reserve()
+        number = self._free()
         assert self._kept is not None
         grid, room = self.reader.config.grid, len(self._kept) // self.reader.config.grid
         was_training = self.reader.training
         self.reader.eval()
         vectors = self.reader.project(self.reader.features(pixels))[0]
         self.reader.train(was_training)
-        at = self._next % room * grid
+        at = number % room * grid
         self._kept[at : at + grid] = vectors.to(self._kept)
-        oldest = self._next - room
-        self._numbers = {one: number for one, number in self._numbers.items() if number > oldest}
-        self._numbers[key] = self._next
-        self._next += 1
+        self._numbers = {one: old for one, old in self._numbers.items() if old % room != number % room}
+        self._numbers[key] = number
+        self._next = number + 1
 
     @property
     def known_ids(self) -> int:
@@ -173,6 +240,7 @@ class ImageEmbedding(nn.Embedding):
     def forget(self) -> None:
         """Drop every picture seen; their ids mean nothing any more. Call it when the projector has changed."""
         self._kept, self._numbers, self._next = None, {}, 0
+        self._in_use, self._released = Counter(), deque()
 
     def plain(self) -> nn.Embedding:
         """Give the embedding without pictures."""
@@ -182,7 +250,7 @@ class ImageEmbedding(nn.Embedding):
         return embedding
 
     def _reserve(self) -> None:
-        """Make room for one picture more, up to a bound; from there on the one seen longest ago makes room."""
+        """Make room for one picture more, up to a bound; from there on one that is not in use makes room."""
         each = self.reader.config.grid * self.embedding_dim
         most = max(16, MOST_BYTES // (4 * each))
         room = 0 if self._kept is None else len(self._kept) // self.reader.config.grid

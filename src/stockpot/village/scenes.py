@@ -41,6 +41,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "cross")
 COUNTS = ("one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITES = {"right of": "left of", "below": "above"}
 HELD_OUT_PAIRS = frozenset(
     {("red", "triangle"), ("blue", "cross"), ("green", "circle"), ("yellow", "square")}
 )
@@ -75,6 +76,13 @@ class Facts:
         return (
             f"a {colour} {shape}" if self.count == 1 else f"{COUNTS[self.count - 1]} {colour} {_many(shape)}"
         )
+
+    @property
+    def seen(self) -> Facts:
+        """What is to be seen, whichever of two things is named first: the left or the upper one comes first."""
+        if self.relation not in OPPOSITES:
+            return self
+        return Facts(self.things[::-1], self.count, OPPOSITES[self.relation])
 
 
 @dataclass(frozen=True)
