@@ -413,8 +413,9 @@ def test_the_village_is_a_source():
     assert [record.text for record in documents] == texts_of("village:documents:3:50")
     chats = list(read_records("village:chats:3:50"))
     assert {record.kind for record in chats} == {"messages"}
-    assert "expected village[:documents|chats|preferences|prompts][/val][:SEED[:COUNT]]" in refusal(
-        "village:soup"
+    assert (
+        "expected village[:documents|chats|preferences|prompts|translations|programs][/val][:SEED[:COUNT]]"
+        in refusal("village:soup")
     )
     assert "expected village" in refusal("village:chats/test")
     kept = set(texts_of("village:documents/val:3:50"))

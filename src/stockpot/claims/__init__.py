@@ -27,6 +27,7 @@ from stockpot.claims import (
     r20_dpo,
     r21_rlhf,
     r22_small_large,
+    r23_programs,
     r25_emergence,
     r26_mirage,
     r27_pictures,
@@ -58,6 +59,7 @@ CLAIMS: tuple[Claim, ...] = (
     r20_dpo.CLAIM,
     r21_rlhf.CLAIM,
     r22_small_large.CLAIM,
+    r23_programs.CLAIM,
     r25_emergence.CLAIM,
     r26_mirage.CLAIM,
     r27_pictures.CLAIM,
@@ -71,10 +73,6 @@ WITHOUT_EFFECT: dict[int, tuple[str, str]] = {
         "tests/weights",
     ),
     19: ("Human feedback: pages, files and formats of comparisons", "tests/serve"),
-    23: (
-        "Code translation: what a model writes is run against tests in a sandbox",
-        "tests/judge/test_programs.py",
-    ),
     24: ("Explaining a joke: a prompt for people to judge, no automatic claim", "tests/prompt"),
 }
 """Row → (what it is, where tests hold it)."""

@@ -30,6 +30,8 @@ _VILLAGE_RECORDS = {  # unless the source says how many
     "chats": 20_000,
     "preferences": 4_000,
     "prompts": 4_000,
+    "translations": 20_000,
+    "programs": 5_000,
 }
 _VILLAGE = f"village[:{'|'.join(_VILLAGE_RECORDS)}][/val][:SEED[:COUNT]]"
 
@@ -42,7 +44,8 @@ def read_records(
     Args:
         sources: files, directories, patterns (``corpus/**/*.txt``), ``hf://owner/name[/config][@split]``,
             what fsspec reads (``s3://…``, ``https://…``),
-            ``village[:documents|chats|preferences|prompts][/val][:SEED[:COUNT]]``; ``/val``: what is kept from training.
+            ``village[:PART][/val][:SEED[:COUNT]]``, a part being documents, chats, preferences, prompts, translations or
+            programs; ``/val``: what is kept from training.
         config: how to read them.
         report: counts what was read and what was not; None: only the log tells.
 

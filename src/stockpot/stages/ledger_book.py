@@ -284,7 +284,9 @@ class Book:
             asking_s=round(asking_s, 2),
             prompt_tokens=sum(one.tokens for one in now) / len(now),
             kinds=kinds,
-            sentence=" ".join(part for part in (about, _told(gain, kinds, earlier)) if part),
+            sentence=" ".join(
+                part for part in (about, _told(gain, kinds, earlier), _liked(liked_gain, now)) if part
+            ),
         )
         self.ledger.lines.append(line)
         for row, one in zip(self.ledger.questions, now, strict=True):
@@ -297,6 +299,14 @@ class Book:
         for item, one in zip(self.asked.items, now, strict=True):
             kinds.setdefault(item.kind or "all", []).append(one.right)
         return {kind: sum(some) / len(some) for kind, some in kinds.items()}
+
+
+def _liked(gain: Estimate | None, now: Sequence[Said]) -> str:
+    """Say by how much the replies are liked more or less, if that is more than noise."""
+    if gain is None or in_words(gain) == "inside the noise":
+        return ""
+    mean = sum(one.worth for one in now) / len(now)
+    return f"Its replies are worth {mean:.2f} of 3, {mean - gain.value:.2f} before."
 
 
 def _told(gain: Estimate | None, kinds: Mapping[str, float], earlier: Mapping[str, float] | None) -> str:

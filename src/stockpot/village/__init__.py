@@ -18,10 +18,12 @@ from stockpot.village.arithmetic import ARITHMETIC_KINDS, ArithmeticKind, draw_a
 from stockpot.village.chats import CHAT_KINDS, draw_chat
 from stockpot.village.dice import VILLAGE_VERSION, Dice, Side
 from stockpot.village.documents import DOCUMENT_KINDS, draw_document
+from stockpot.village.language import draw_translation
 from stockpot.village.news import draw_news
 from stockpot.village.parses import draw_parse
 from stockpot.village.people import Employer, Person, World, draw_world
 from stockpot.village.problem import Problem
+from stockpot.village.programs import draw_program
 from stockpot.village.questions import HELD_OUT_KINDS, KINDS, TRAINED_KINDS, draw_questions
 from stockpot.village.scenes import Scene, draw_scene
 from stockpot.village.tastes import Comparison, draw_asked, draw_comparison, rate
@@ -177,6 +179,32 @@ class Village:
         side = _side(split)
         dice = Dice(self.seed, f"parses/{side}")
         return (draw_parse(dice.at(i), side, f"village-{i}") for i in _indices(start, limit))
+
+    def translations(
+        self, split: str = "train", limit: int | None = None, *, start: int = 0
+    ) -> Iterator[dict[str, str]]:
+        """Yield sentences to put into or out of Ladlish, the second language, ``{"prompt", "completion"}``.
+
+        Arguments and errors as for `documents`; no sentence is on both sides.
+        """
+        side = _side(split)
+        dice = Dice(self.seed, f"translations/{side}")
+        return (
+            {"prompt": asked, "completion": answer}
+            for asked, answer in (draw_translation(dice.at(i), side) for i in _indices(start, limit))
+        )
+
+    def programs(
+        self, split: str = "train", limit: int | None = None, *, start: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """Yield C functions to translate, with their Python and its tests.
+
+        Keys: ``prompt``, ``completion``, ``kind``, ``held_out``, ``entry``, ``cases``, ``tests``. Half of ``"val"`` are kinds of
+        functions that ``"train"`` never shows. Arguments and errors as for `documents`.
+        """
+        side = _side(split)
+        dice = Dice(self.seed, f"programs/{side}")
+        return (draw_program(dice.at(i), side) for i in _indices(start, limit))
 
     def rater(
         self, split: str = "train", limit: int = 5_000, *, start: int = 0
