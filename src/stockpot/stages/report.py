@@ -120,7 +120,8 @@ def score_chart(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
     if guessing:
         chance = alt.Chart(alt.InlineData(values=guessing))
         layers.append(chance.mark_tick(color=INK, thickness=2, size=26).encode(x="chance:Q", y=task))
-    return svg(alt.layer(*layers).properties(width=460, height=alt.Step(18)), title)
+    drawn = alt.layer(*layers).properties(width=460, height=alt.Step(18))
+    return svg(drawn.properties(padding={"left": 40, "right": 5, "top": 5, "bottom": 5}), title)
 
 
 def write_report(
@@ -155,11 +156,12 @@ def write_report(
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; }
+td.span { white-space: nowrap; }
 .scroll { overflow-x: auto; }
 code, pre { font: .92em ui-monospace, monospace; background: var(--soft); border-radius: 4px; padding: .1em .3em; }
 pre { padding: .7rem; overflow-x: auto; }
@@ -197,10 +199,11 @@ PAGE = """<!doctype html>
 {% if line.skipped %}
 <tr><td>{{ line.name }}</td><td colspan="11">skipped: {{ line.skipped }}</td></tr>
 {% else %}
-<tr><td>{{ line.name }}</td><td class="number">{{ "%.3f"|format(line.score.value) }}</td>
-<td>{{ "%.3f to %.3f"|format(line.score.low, line.score.high) }}</td>
+<tr><td class="span">{{ line.name }}</td><td class="number">{{ "%.3f"|format(line.score.value) }}</td>
+<td class="span">{{ "%.3f to %.3f"|format(line.score.low, line.score.high) }}</td>
 <td class="number">{{ "–" if line.gain is none else "%+.3f"|format(line.gain.value) }}</td>
-<td>{{ "–" if line.gain is none else "%+.3f to %+.3f"|format(line.gain.low, line.gain.high) }}</td><td>{{ line.over or "–" }}</td>
+<td class="span">{{ "–" if line.gain is none else "%+.3f to %+.3f"|format(line.gain.low, line.gain.high) }}</td>
+<td class="span">{{ line.over or "–" }}</td>
 <td class="number">{{ "–" if line.choice is none else "%.3f"|format(line.choice.value) }}</td>
 <td class="number">{{ "%.2f"|format(line.liked.value) }}</td><td class="number">{{ "%.0f"|format(line.cost.seconds) }}</td>
 <td class="number">{{ "%.1e"|format(line.cost.flops) }}</td><td class="number">{{ "{:,}".format(line.cost.tokens) }}</td>
