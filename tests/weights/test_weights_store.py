@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 
@@ -429,3 +430,13 @@ def test_a_folder_with_only_a_pickle_says_so(folder):
     torch.save({"a": torch.zeros(2)}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle"):
         load(folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_weights_are_as_readable_as_the_files_beside_them(bundle, tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = save(tmp_path / "model", bundle)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}

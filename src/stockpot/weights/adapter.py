@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stockpot.durable import fingerprint
@@ -27,7 +26,7 @@ from stockpot.model.adapters import LoRA, Rows, Update, settings_of, updates_of
 from stockpot.model.transformer import Transformer
 from stockpot.weights.family import Part, setting, short
 from stockpot.weights.folder import find_folder, inside, read_json, weight_files
-from stockpot.weights.tensors import Shelf, mixed_rows, sorted_rows
+from stockpot.weights.tensors import Shelf, mixed_rows, save_tensors, sorted_rows
 
 __all__ = [
     "CONFIG",
@@ -234,7 +233,7 @@ def adapter_files(
     values["fan_in_fan_out"] = any(part.transposed for part in parts)
     return {
         CONFIG: (json.dumps(values, indent=2) + "\n").encode(),
-        WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        WEIGHTS: lambda path: save_tensors(tensors, path),
     }
 
 

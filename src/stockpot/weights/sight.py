@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stockpot.bundle import Bundle
@@ -30,7 +29,7 @@ from stockpot.model.sight import ImageReader, ReaderConfig, attach_sight, sight_
 from stockpot.model.vision import ImageEncoder, TwoTowers
 from stockpot.weights.adapter import CONFIG, WEIGHTS, base_of, checksums, reference
 from stockpot.weights.folder import inside, read_json
-from stockpot.weights.tensors import Shelf
+from stockpot.weights.tensors import Shelf, save_tensors
 from stockpot.weights.vision import load_vision, save_vision
 from stockpot.weights.writing import write_all
 
@@ -109,7 +108,7 @@ def save_sight(
         values["base_model_name_or_path"] = values["stockpot"]["base"] = ""
     values["stockpot"]["eyes"] = eyes.model_dump(mode="json")
     files: dict[str, bytes | Callable[[Path], None]] = {
-        WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        WEIGHTS: lambda path: save_tensors(tensors, path),
         CONFIG: (json.dumps(values, indent=2) + "\n").encode(),
     }
     write_all(folder, (text or {}) | files)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stockpot.bundle import Bundle
@@ -25,7 +24,7 @@ from stockpot.weights.adapter import base_of, checksums, is_adapter, read_update
 from stockpot.weights.families import FAMILIES, NATIVE
 from stockpot.weights.folder import inside, read_json
 from stockpot.weights.sight import LORA, add_sight, is_sight
-from stockpot.weights.tensors import Shelf
+from stockpot.weights.tensors import Shelf, save_tensors
 
 __all__ = ["is_soft", "refuse_soft", "soft_files", "wear"]
 
@@ -163,5 +162,5 @@ def soft_files(bundle: Bundle, base: Path, folder: Path) -> dict[str, bytes | Ca
     } | reference(base, folder)
     return {
         CONFIG: (json.dumps(values, indent=2) + "\n").encode(),
-        WEIGHTS: lambda path: save_file({NAME: vectors}, path, metadata={"format": "pt"}),
+        WEIGHTS: lambda path: save_tensors({NAME: vectors}, path),
     }

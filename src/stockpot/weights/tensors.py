@@ -20,7 +20,16 @@ from stockpot.errors import CheckpointError
 from stockpot.weights.family import Part
 from stockpot.weights.header import SAFE, Entry, check_safetensors
 
-__all__ = ["Shelf", "check_parts", "mixed_rows", "read_parts", "sorted_rows", "stored_shapes", "write_parts"]
+__all__ = [
+    "Shelf",
+    "check_parts",
+    "mixed_rows",
+    "read_parts",
+    "save_tensors",
+    "sorted_rows",
+    "stored_shapes",
+    "write_parts",
+]
 
 SHOWN = 4  # names shown of each kind of fault
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -281,4 +290,12 @@ def write_parts(
             f"The model is not written: {len(broken)} tensors hold NaN or infinity ({_some(broken)}).",
             "Training went wrong; lower the learning rate and go on from the last checkpoint.",
         )
-    save_file(stored, path, metadata={"format": "pt"})
+    save_tensors(stored, path)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that is as readable to others as any new file here; the library makes it its owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
