@@ -119,11 +119,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 at: Tensor | slice = slice(start, min(start + chunk, count))
                 at = at if rows is None else rows[at]
                 part, wanted = hidden[at].to(dtype), labels[at]
-                pieces, slope = _chunk(part @ matrix.T, bias, wanted, softcap, z_loss, needs_grad)
+                room = None if grads is None else grads.room(part)
+                logits = torch.mm(part, matrix.T, out=room)
+                pieces, slope = _chunk(logits, bias, wanted, softcap, z_loss, needs_grad)
                 sums += pieces
                 if grads is not None and slope is not None:
                     grads.add(slope, part, matrix, at)
-                del slope  # its memory serves the next chunk
+                del logits, slope  # their memory serves the next chunk
             if grads is not None:
                 grads.flush()
         ctx.grads = grads
@@ -158,9 +160,9 @@ class _Grads:
         # Every row is written when all are counted, so there is nothing to clear first.
         self.hidden = torch.empty_like(hidden) if is_whole else torch.zeros_like(hidden)
         wide = torch.promote_types(torch.float32, weight.dtype)
-        self.weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+        self.weight: Tensor | None = None  # made by the first piece that is added
         self.bias = torch.zeros_like(bias, dtype=wide) if wanted[2] and bias is not None else None
-        self.out = weight.dtype
+        self.out, self.wide, self.wants_weight, self.vocab = weight.dtype, wide, wanted[1], weight.shape[0]
         self.block, self.gathered = block, 0
         self.slopes: Tensor | None = None  # (block, vocab)
         self.parts: Tensor | None = None  # (block, dim)
@@ -169,23 +171,38 @@ class _Grads:
         """Add one chunk: ``slope`` is d total / d logits ``(chunk, vocab)``, in the products' type or a wider one."""
         if self.bias is not None:
             self.bias += slope.sum(0, dtype=self.bias.dtype)
-        gathers = self.weight is not None and self.block > len(slope)
+        gathers = self._gathers(part)
         narrow = self._gather(slope, part) if gathers else slope.to(part.dtype)
-        self.hidden[at] = (narrow @ matrix).to(self.hidden.dtype)
-        if self.weight is not None and not gathers:
+        if isinstance(at, slice) and self.hidden.dtype == narrow.dtype:
+            torch.mm(narrow, matrix, out=self.hidden[at])
+        else:
+            self.hidden[at] = (narrow @ matrix).to(self.hidden.dtype)
+        if self.wants_weight and not gathers:
             self._to_weight(narrow, part)
+
+    def room(self, part: Tensor) -> Tensor | None:
+        """Return where the next chunk's logits may lie, so that their slopes are kept without a copy; None: anywhere."""
+        if not self._gathers(part):
+            return None
+        if self.slopes is None or self.parts is None:
+            self.slopes = part.new_empty(self.block, self.vocab)
+            self.parts = part.new_empty(self.block, part.shape[1])
+        if self.gathered + len(part) > self.block:
+            self.flush()
+        return self.slopes[self.gathered : self.gathered + len(part)]
+
+    def _gathers(self, part: Tensor) -> bool:
+        return self.wants_weight and self.block > len(part)
 
     def _gather(self, slope: Tensor, part: Tensor) -> Tensor:
         """Keep a chunk for later; returns the slope in the products' type."""
-        if self.slopes is None or self.parts is None:
-            self.slopes = part.new_empty(self.block, slope.shape[1])
-            self.parts = part.new_empty(self.block, part.shape[1])
-        if self.gathered + len(slope) > self.block:
-            self.flush()
-        at = slice(self.gathered, self.gathered + len(slope))
-        self.slopes[at], self.parts[at] = slope, part
-        self.gathered = at.stop
-        return self.slopes[at]
+        kept = self.room(part)
+        assert kept is not None and self.parts is not None
+        if slope.data_ptr() != kept.data_ptr():
+            kept.copy_(slope)
+        self.parts[self.gathered : self.gathered + len(part)] = part
+        self.gathered += len(part)
+        return kept
 
     def flush(self) -> None:
         """Add what was gathered."""
@@ -194,8 +211,9 @@ class _Grads:
         self.gathered = 0
 
     def _to_weight(self, slope: Tensor, part: Tensor) -> None:
-        assert self.weight is not None
-        if self.weight.dtype == slope.dtype:
+        if self.weight is None:
+            self.weight = (slope.T @ part).to(self.wide)
+        elif self.weight.dtype == slope.dtype:
             self.weight.addmm_(slope.T, part)
         else:
             self.weight += slope.T @ part
@@ -208,6 +226,8 @@ class _Grads:
         ]
         hidden, weight, bias = found
         assert hidden is not None
+        if weight is None and self.wants_weight:  # nothing was counted
+            weight = torch.zeros((self.vocab, hidden.shape[1]), dtype=self.out, device=hidden.device)
         return (
             hidden,
             None if weight is None else weight.to(self.out),
