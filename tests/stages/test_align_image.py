@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stockpot.data.batch import IGNORED
-from stockpot.data.captions import Caption, question_prompt
+from stockpot.data.captions import CAPTION_PROMPT, Caption, question_prompt
 from stockpot.errors import CheckpointError, ConfigError, DataError, GenerationError, TrainError
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Request, Sampling
@@ -23,8 +23,9 @@ from stockpot.prompt.soft import frozen_hash
 from stockpot.run import Run
 from stockpot.stages import align_image as stage
 from stockpot.stages.align_image import AlignImageConfig, align_image
-from stockpot.stages.tower import TowerConfig
+from stockpot.stages.tower import TowerConfig, train_tower
 from stockpot.text.chat import Message
+from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.pictures import CaptionBatches, caption_rows, look_at_all
 from stockpot.village import Village
 from stockpot.village.scenes import paint
@@ -84,6 +85,13 @@ def test_a_changed_frozen_weight_fails_the_run(tiny_base, tmp_path, monkeypatch)
     monkeypatch.setattr(stage, "fit", spoil)
     with pytest.raises(TrainError, match="frozen weight changed"):
         align_image(settings(tiny_base, "linear"), out=tmp_path / "run")
+
+
+def test_the_saving_of_looking_once_is_told(runs):
+    facts = runs["linear"].manifest["pictures"]
+    assert facts["count"] == 60 and facts["shown"] > 3
+    assert facts["saved_s"] == pytest.approx((facts["shown"] / 60 - 1) * facts["look_s"], abs=0.01)
+    assert "shown" not in runs["none"].manifest["pictures"]
 
 
 @pytest.mark.parametrize("kind", ["none", "linear", "bottleneck", "lora", "full"])
@@ -241,6 +249,31 @@ def test_a_blind_model_and_a_bad_picture_are_told(runs, tiny_base, pictures):
     bundle = load(runs["linear"].path)
     with pytest.raises(CheckpointError, match="with eyes cannot"):
         save(runs["linear"].path.parent / "whole", bundle)
+
+
+# --- towers trained here ---
+
+
+def test_a_tower_learns_to_name_words_from_its_patches():
+    """It names them better than the best that sees no picture could: by how often each word is said."""
+    scenes = [scene for scene in Village().scenes("train", 600) if scene.facts.relation is None]
+    texts = [scene.facts.caption for scene in scenes]
+    tokenizer = Tokenizer.train(texts, vocab_size=300)
+    captions = [Caption(at, CAPTION_PROMPT, text) for at, text in enumerate(texts)]
+    heard = []
+    loop = {"steps": 120, "batch_tokens": 64, "log_every": 20, "lr": 0.01}
+    tower = train_tower(
+        TowerConfig(dim=32, layers=1, learns="words", loop=loop),
+        [Image(paint(scene)) for scene in scenes], captions, tokenizer, progress=heard.append,
+    )  # fmt: skip
+    assert isinstance(tower, ImageEncoder) and not tower.training
+    shares = torch.zeros(tokenizer.vocab_size + 1)
+    for text in texts:
+        words = {*tokenizer.encode(text), tokenizer.vocab_size}
+        shares[list(words)] += 1 / len(words) / len(texts)
+    blind = float(-(shares * shares.clamp(min=1e-9).log()).sum())
+    losses = [one["loss"] for one in heard if "loss" in one]
+    assert losses[-1] < blind - 0.3
 
 
 # --- the judge ---

@@ -134,7 +134,16 @@ def test_an_encoder_gives_its_states(tiny_encoder):
     ids = torch.tensor([bundle.encode("a red circle")])
     with torch.no_grad():
         expected = bundle.model(ids, last=0).hidden[0]
+    expected /= expected.square().mean(-1, keepdim=True).sqrt()
     torch.testing.assert_close(states[0][real[0]], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_kind_of_text_is_louder_than_another(tiny_encoder):
+    for source in ("words", tiny_encoder):
+        states, real = make_steering(source, ["a red circle"], device=CPU).states(["a red circle", "circle"])
+        assert torch.allclose(states[real].square().mean(-1), torch.ones(int(real.sum())), atol=1e-5)
+        assert not states[~real].any()
+    assert not make_steering("nothing", [], device=CPU).states(["a red circle"])[0].any()
 
 
 def test_bad_input_is_told(runs, tmp_path, tiny_base):

@@ -138,7 +138,8 @@ def align_image(
             frozen_sha256=before["hash"],
         )
         report({"kind": "note", "text": f"{len(rows[0]):,} texts to train on, {trained:,} numbers to train"})
-        _train(bundle, rows, grids, config, run, resume=resume, report=report)
+        shown = _train(bundle, rows, grids, config, run, resume=resume, report=report)
+        _tell_saving(facts, shown, run, report)
         _prove(model, own, before, texts, config, run, report)
     return run
 
@@ -269,7 +270,8 @@ def _train(
     *,
     resume: bool,
     report: Progress,
-) -> None:
+) -> int:
+    """Train, and return how many pictures the batches showed, which the tower did not have to look at again."""
     model, source = bundle.model, bundle.source
     assert source is not None
     vocab = model.config.vocab_size
@@ -281,7 +283,7 @@ def _train(
         run.log(0, **{f"val/{name}": value for name, value in found.items()})
         run.set_model(run.checkpoint(0, lambda folder: _save(folder, bundle, source), keep=1))
         report({"kind": "note", "text": f"nothing is trained; validation loss {found['loss']:.4g}"})
-        return
+        return 0
     is_gentle = config.adapters == "full" and "lr" not in config.loop.model_fields_set
     fit(
         model,
@@ -294,6 +296,17 @@ def _train(
         resume=resume,
         progress=report,
     )
+    return train.shown
+
+
+def _tell_saving(facts: dict[str, Any], shown: int, run: Run, report: Progress) -> None:
+    """Tell what it saved to look at every picture once, and not whenever it is shown."""
+    if not shown:
+        return
+    saved = round((shown / facts["count"] - 1) * facts["look_s"], 2)
+    run.note(pictures=facts | {"shown": shown, "saved_s": saved})
+    text = f"pictures were shown {shown:,} times and seen once each: {saved:,.1f} s of looking saved"
+    report({"kind": "note", "text": text})
 
 
 def _save(folder: Path, bundle: Bundle, source: Path) -> None:

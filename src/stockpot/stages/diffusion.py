@@ -69,11 +69,9 @@ class DrawConfig(Settings):
         description="reads the text: a model that makes hidden states (a run, a folder, minilm), words, or nothing; none: words",
     )
     size: int = Field(32, ge=8, le=128, description="height and width of a picture")
-    fold: Literal[1, 2, 4] = Field(2, description="pixels along a side that become one place of the denoiser")
+    fold: Literal[1, 2, 4] = Field(4, description="pixels along a side that become one place of the denoiser")
     channels: tuple[int, ...] = Field(
-        (64, 96),
-        min_length=2,
-        description="width of the denoiser at each scale, finest first; all but the finest see the text",
+        (64, 64), min_length=2, description="width of the denoiser at each scale, finest first"
     )
     predicts: Literal["picture", "v"] = Field(
         "picture", description="what the denoiser gives: the clean picture, easier for a small one · v"
@@ -264,9 +262,10 @@ def _network(config: DrawConfig, width: int) -> nn.Module:
         out_channels=3 * config.fold**2,
         layers_per_block=1,
         block_out_channels=config.channels,
-        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (count - 1)),
-        up_block_types=(*["CrossAttnUpBlock2D"] * (count - 1), "UpBlock2D"),
-        cross_attention_dim=width,
+        down_block_types=["CrossAttnDownBlock2D"] * count,
+        up_block_types=["CrossAttnUpBlock2D"] * count,
+        encoder_hid_dim=width,
+        cross_attention_dim=config.channels[-1],
         attention_head_dim=4,
         norm_num_groups=8,
     )

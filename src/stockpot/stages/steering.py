@@ -18,6 +18,7 @@ __all__ = ["Steering", "make_steering"]
 
 WORDS, NOTHING = "words", "nothing"
 MOST_TOKENS = 32  # of a text; the rest is not read
+AT_ONCE = 64  # texts that an encoder reads together
 NO_WORD = "<none>"
 
 
@@ -55,9 +56,11 @@ class Steering:
             texts: what is to be drawn; the empty text has states too.
             length: at least so many, padding included.
         """
-        for text in texts:
-            if text not in self._known:
-                self._known[text] = self._make(text)
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        for start in range(0, len(new), AT_ONCE):
+            some = new[start : start + AT_ONCE]
+            made = self._read(some) if self.bundle is not None else map(self._spell, some)
+            self._known |= {text: _evened(row) for text, row in zip(some, made, strict=True)}
         rows = [self._known[text] for text in texts]
         longest = max(length or 0, *(len(row) for row in rows))
         states = torch.zeros(len(rows), longest, self.width)
@@ -66,16 +69,19 @@ class Steering:
             states[at, : len(row)], real[at, : len(row)] = row, True
         return states, real
 
-    def _make(self, text: str) -> Tensor:
-        """Make one text's states ``(seq, width)``; at least one."""
+    def _read(self, texts: Sequence[str]) -> list[Tensor]:
+        """Read texts with the encoder: ``(seq, width)`` each; at least one state."""
+        assert self.bundle is not None
+        rows = [self.bundle.encode(text, most=MOST_TOKENS) or [0] for text in texts]
+        with reading_only(self.bundle.model):
+            ids, real = pad(rows, self.bundle.model.device)
+            hidden: Tensor = self.bundle.model(ids, attention_mask=real, last=0).hidden.float().cpu()
+        return [states[: len(row)].clone() for states, row in zip(hidden, rows, strict=True)]
+
+    def _spell(self, text: str) -> Tensor:
+        """Write a text as one-hot words and their places ``(seq, width)``; at least one state."""
         if self.source == NOTHING:
             return torch.zeros(1, 1)
-        if self.bundle is not None:
-            ids = self.bundle.encode(text, most=MOST_TOKENS) or [0]
-            with reading_only(self.bundle.model):
-                given, _ = pad([ids], self.bundle.model.device)
-                hidden: Tensor = self.bundle.model(given, last=0).hidden[0].float().cpu()
-            return hidden.clone()
         places = {word: at for at, word in enumerate(self.words)}
         found = list(words_of(text))[:MOST_TOKENS] or [NO_WORD]
         states = torch.zeros(len(found), self.width)
@@ -83,6 +89,11 @@ class Steering:
             states[at, places.get(word, 0)] = 1.0
             states[at, len(self.words) + at] = 1.0  # and where it stands
         return states
+
+
+def _evened(states: Tensor) -> Tensor:
+    """Bring each state to a mean square of 1, so that no kind of text is louder than another."""
+    return states / states.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
 def make_steering(

@@ -1,17 +1,21 @@
-"""Train a small tower from nothing: pictures and their captions are brought into one space.
+"""Train a small tower from nothing on pictures with captions.
 
-What is kept is the picture's side, a ViT. The captions' side is thrown away.
+Either pictures and captions are brought into one space (contrastively), or the tower learns to name a caption's words from
+all that its patches see (supervised). What is kept is a ViT; the captions' side is thrown away.
+Source: Radford et al. 2021, arXiv:2103.00020 (contrastive); Joulin et al. 2016, arXiv:1511.02251, §3.2 (words, by softmax).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from stockpot.config import Settings
 from stockpot.data.captions import CAPTION_PROMPT, Caption
@@ -50,6 +54,10 @@ class TowerConfig(Settings):
     layers: int = Field(4, ge=1, description="layers")
     dim: int = Field(96, ge=8, description="width")
     heads: int = Field(4, ge=1, description="attention heads")
+    learns: Literal["captions", "words"] = Field(
+        "captions",
+        description="captions: told from others' (contrastive) · words: a caption's words are named (supervised)",
+    )
     space: int = Field(64, ge=4, description="width of the space in which pictures and captions meet")
     loop: TowerLoop = Field(default_factory=TowerLoop, description="steps, batch, optimizer")
 
@@ -105,19 +113,45 @@ def train_tower(
             "Give more, or name a tower with --vision.",
         )
     torch.manual_seed(seed)
-    towers = _towers(config, tokenizer.vocab_size, max(len(pair.ids) for pair in pairs))
     progress({"kind": "note", "text": f"training a tower on {len(pairs):,} captions"})
-    fit(
-        towers,
-        PairBatches(pairs, pixels, min(config.loop.batch_tokens, len(pairs)), seed),
-        _loss,
-        config.loop,
-        progress=progress,
-    )
+    batches = PairBatches(pairs, pixels, min(config.loop.batch_tokens, len(pairs)), seed)
+    if config.learns == "words":
+        namer = _Namer(config.image(), {id for pair in pairs for id in pair.ids})
+        fit(namer, batches, _naming_loss, config.loop, progress=progress)
+        return namer.tower.eval()
+    towers = _towers(config, tokenizer.vocab_size, max(len(pair.ids) for pair in pairs))
+    fit(towers, batches, _loss, config.loop, progress=progress)
     tower = ImageEncoder(config.image())
     own = {name: value for name, value in towers.image.state_dict().items() if name != "projection.weight"}
     tower.load_state_dict(own)
     return tower.eval()
+
+
+class _Namer(nn.Module):
+    """A tower with a score for each word that captions hold, from the mean of what its patches see."""
+
+    def __init__(self, config: ImageConfig, words: set[int]) -> None:
+        super().__init__()
+        self.tower = ImageEncoder(config)
+        self.words = sorted(words)
+        self.norm = nn.LayerNorm(config.stack.dim)
+        self.names = nn.Linear(config.stack.dim, len(words))
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.names(self.norm(self.tower(images).hidden[:, 1:].mean(1)))
+        return scores
+
+
+def _naming_loss(model: nn.Module, batch: PairBatch) -> Loss:
+    """Cross-entropy of a caption's different words, all equally likely."""
+    assert isinstance(model, _Namer)
+    places = torch.searchsorted(torch.tensor(model.words, device=batch.ids.device), batch.ids)
+    said = torch.zeros(len(batch.ids), len(model.words) + 1, device=batch.ids.device)
+    said.scatter_(1, places.masked_fill(~batch.mask, len(model.words)), 1.0)
+    wanted = said[:, :-1] / said[:, :-1].sum(1, keepdim=True)
+    scores = model(_normal(batch.pixels))
+    total = F.cross_entropy(scores, wanted, reduction="sum")
+    return Loss(total, len(scores), {"loss": (total.detach(), len(scores))})
 
 
 def _towers(config: TowerConfig, vocab: int, longest: int) -> TwoTowers:
@@ -149,8 +183,12 @@ def _open(pictures: Sequence[Image], wanted: set[int], size: int) -> dict[int, N
 def _loss(model: nn.Module, batch: PairBatch) -> Loss:
     """Compare pictures with texts, both as small towers see them."""
     assert isinstance(model, TwoTowers)
+    return contrastive_loss(model(_normal(batch.pixels), batch.ids, batch.mask), batch.ids)
+
+
+def _normal(pixels: Tensor) -> Tensor:
+    """Bring ``(batch, height, width, 3)`` uint8 to ``(batch, 3, height, width)``, as the tower will be shown pictures."""
     mean, std = (
-        torch.tensor(value)[:, None, None].to(batch.pixels.device) for value in (COLOUR_MEAN, COLOUR_STD)
+        torch.tensor(value, device=pixels.device)[:, None, None] for value in (COLOUR_MEAN, COLOUR_STD)
     )
-    images = (batch.pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
-    return contrastive_loss(model(images, batch.ids, batch.mask), batch.ids)
+    return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std

@@ -139,6 +139,7 @@ class CaptionBatches:
     def __init__(self, rows: Sequence[Row], grids: Grids, *, vocab: int, size: int, seed: int = 0) -> None:
         self._rows, self._grids, self._vocab, self._size, self._seed = rows, grids, vocab, size, seed
         self._given = 0
+        self.shown = 0  # pictures in the batches given, each batch's own ones once
 
     def __iter__(self) -> Iterator[ImageBatch]:
         while True:
@@ -156,6 +157,7 @@ class CaptionBatches:
     def batch(self, rows: Sequence[Row]) -> ImageBatch:
         """Put rows side by side, padded on the right, each picture once."""
         numbers = {picture: at for at, picture in enumerate(dict.fromkeys(row.picture for row in rows))}
+        self.shown += len(numbers)
         grid = self._grids.shape[1]
         longest = max(len(row.before) + len(row.after) for row in rows) - 1
         ids = torch.zeros(len(rows), longest, dtype=torch.int64)
