@@ -1,6 +1,6 @@
 """What steers a drawing: the same small diffusion model on four kinds of text, judged by a classifier with its own error.
 
-    .venv/bin/python benchmarks/drawing.py --out runs/drawing [--seeds 0 1 2] [--minutes 30] [--minilm minilm]
+    .venv/bin/python benchmarks/drawing.py --out runs/drawing [--seeds 0 1 2] [--minutes 8] [--minilm minilm]
 
 For each seed: an encoder is pretrained on the village's texts and scenes' descriptions; then the denoiser is trained with (a)
 that encoder's states, (b) MiniLM's, (c) one-hot words with their places, (d) nothing, for the same steps on the same pictures
@@ -30,7 +30,7 @@ from stockpot.run import Run
 from stockpot.village import Village
 from stockpot.village.scenes import paint
 
-WHOLE = 30.0  # minutes of one seed at the default steps, two cores
+WHOLE = 8.0  # minutes of one seed at the default steps, one core
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's 97.5 % points, n - 1 degrees of freedom
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=WHOLE, help="of one seed, about, on two cores")
+    parser.add_argument("--minutes", type=float, default=WHOLE, help="of one seed, about, on one core")
     parser.add_argument("--limit", type=int, default=200, help="pictures drawn")
     parser.add_argument("--minilm", default="minilm", help="the other encoder")
     parser.add_argument("--guidance", type=float, default=3.0)
@@ -57,7 +57,7 @@ def _seed(seed: int, folder: Path, reader: SceneReader, options: argparse.Namesp
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return known
     share = options.minutes / WHOLE
-    encoder = _encoder(folder, seed, max(20, round(600 * share)))
+    encoder = _encoder(folder, seed, max(20, round(300 * share)))
     scenes = list(Village(seed).scenes("val", options.limit))
     captions = [scene.facts.caption for scene in scenes]
     painted = np.stack([paint(scene) for scene in scenes])
@@ -73,7 +73,7 @@ def _seed(seed: int, folder: Path, reader: SceneReader, options: argparse.Namesp
             config = sp.DrawConfig(
                 data=f"village:scenes:{seed}:8000",
                 encoder=source,
-                loop={"steps": max(20, round(1_500 * share))},
+                loop={"steps": max(20, round(1_000 * share)), "checkpoint_every": 10_000},
                 seed=seed,
             )
             sp.train_draw(config, out=out, resume=(out / "manifest.json").is_file())
@@ -103,7 +103,7 @@ def _encoder(folder: Path, seed: int, steps: int) -> str:
         tokenizer=str(folder / "tokenizer"),
         objective="masked",
         model=sp.encoder(layers=4, dim=128, heads=4, context=64, vocab_size=2048),
-        loop=sp.LoopConfig(steps=steps, batch_tokens=4096),
+        loop=sp.LoopConfig(steps=steps, batch_tokens=2048, validate_every=steps, checkpoint_every=steps),
         seed=seed,
     )
     print(f"{out} …", file=sys.stderr, flush=True)

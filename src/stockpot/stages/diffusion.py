@@ -268,6 +268,7 @@ def _network(config: DrawConfig, width: int) -> nn.Module:
         cross_attention_dim=config.channels[-1],
         attention_head_dim=4,
         norm_num_groups=8,
+        use_linear_projection=True,
     )
     return network
 
