@@ -22,6 +22,7 @@ from stockpot.model.config import ModelConfig
 from stockpot.run import Run
 from stockpot.stages.machines import FAILURE_DAYS, MACHINES, Machine, devices_of
 from stockpot.stages.sizes import sized
+from stockpot.train.fused import CHUNK_LOGITS, CHUNK_LOGITS_GPU, LEAST_ROWS
 from stockpot.weights.store import load_model
 
 __all__ = ["Check", "ClusterPlan", "PlanConfig", "Share", "checkpoint_interval", "plan"]
@@ -241,7 +242,8 @@ def _share(model: ModelConfig, config: PlanConfig, layout: str, rows: int, count
         weights = 4.0 * parameters / count + whole
         gradients = 4.0 * parameters / count + 4.0 * layer + 4.0 * config.vocab_size * model.dim
         optimizer = state / count + 3 * 4.0 * main.matrix_parameters() / count  # and matrices on their way
-    chunk = max(192, (1 << 22) // config.vocab_size)  # train/fused
+    logits = CHUNK_LOGITS if config.devices == "cpu" else CHUNK_LOGITS_GPU
+    chunk = min(tokens, max(LEAST_ROWS, logits // config.vocab_size))
     return Share(weights, gradients, optimizer, float(kept), 6.0 * chunk * config.vocab_size)
 
 
