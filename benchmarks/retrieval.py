@@ -41,13 +41,13 @@ def read(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def gains(name: str, query: dict[str, Any]) -> dict[str, float]:
+def gains(name: str, query: dict[str, Any]) -> dict[str, int]:
     """Give each relevant passage its grade, larger is better."""
     if "pid" in query:
-        return {query["pid"]: 1.0}
+        return {query["pid"]: 1}
     if name == "cranfield":  # 1 = best … 4; 5 and −1 are not relevant
-        return {pid: 5.0 - grade for pid, grade in query["relevant"] if 1 <= grade <= 4}
-    return {pid: float(grade) for pid, grade in query["relevant"] if grade > 0}
+        return {pid: int(5 - grade) for pid, grade in query["relevant"] if 1 <= grade <= 4}
+    return {pid: int(grade) for pid, grade in query["relevant"] if grade > 0}
 
 
 def quality(args: argparse.Namespace) -> None:

@@ -14,9 +14,9 @@ from stockpot.cli.main import app
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.judge.prompts import prompts
 from stockpot.model.adapters import LoRA, attach
-from stockpot.model.soft import soft_ids, soft_vectors
+from stockpot.model.soft import attach_prefix, detach_soft, soft_ids, soft_vectors
 from stockpot.prompt.items import Questions
-from stockpot.prompt.soft import frozen_hash, nearest_tokens, start_vectors
+from stockpot.prompt.soft import frozen_hash, nearest_tokens, start_heads, start_vectors
 from stockpot.stages.tune_prompt import PromptTuningConfig, tune_prompt
 from stockpot.weights.store import save_adapter
 
@@ -177,3 +177,81 @@ def test_the_verb_makes_a_run(tiny_base, tmp_path):
     assert json.loads(told.stdout)["status"] == "done"
     refused = CliRunner().invoke(app, ["tune-prompt", "--out", str(tmp_path / "other")])
     assert refused.exit_code == 1
+
+
+# --- keys and values in every layer ---
+
+
+@pytest.fixture(scope="module")
+def prefixed(tiny_base, tmp_path_factory):
+    config = PromptTuningConfig(
+        model=str(tiny_base), questions=ASKED, kind="prefix", length=5, most_examples=60, rows=16, loop=LOOP
+    )
+    return tune_prompt(config, out=tmp_path_factory.mktemp("runs") / "prefix")
+
+
+def test_a_prefix_starts_as_what_the_model_makes_of_a_text(tiny_base):
+    bundle = sp.load(tiny_base)
+    ids = bundle.tokenizer.encode("good soup, bad soup")[:6]
+    heads = start_heads(bundle, 6, "text", text="good soup, bad soup")
+    asked = bundle.tokenizer.encode("The soup was")
+    with torch.inference_mode():
+        plain = bundle.model(torch.tensor([ids + asked])).logits[:, 6:]
+        soft = attach_prefix(bundle.model, heads)
+        ours = bundle.model(torch.tensor([[*soft, *asked]])).logits[:, 6:]
+        detach_soft(bundle.model)
+        again = bundle.model(torch.tensor([ids + asked])).logits[:, 6:]
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+    assert torch.equal(again, plain)
+    drawn = start_heads(bundle, 4, "random", seed=1)
+    assert drawn[0][0].shape == heads[0][0][:4].shape
+    assert torch.equal(drawn[1][1], start_heads(bundle, 4, "random", seed=1)[1][1])
+
+
+def test_a_prefix_learns_and_the_model_under_it_stays(prefixed, tiny_base):
+    losses = prefixed.series("val/loss")
+    assert losses[-1][1] < losses[0][1]
+    base, worn = sp.load(tiny_base), sp.load(tiny_base, adapters=[prefixed.path])
+    assert frozen_hash(base.model) == frozen_hash(worn.model) == prefixed.manifest["frozen_sha256"]
+    assert prefixed.manifest["trained_parameters"] == 5 * 2 * 2 * 32  # tokens, layers, keys and values, width
+    before, after = prompts(base, ASKED).scores[0], prompts(worn, ASKED).scores[0]
+    assert after.log_prob.value > before.log_prob.value + 0.3
+
+
+def test_a_reloaded_prefix_gives_the_same_logits_whole_and_in_steps(prefixed, tiny_base):
+    one, two = sp.load(tiny_base, adapters=[prefixed.path]), sp.load(prefixed.path)
+    ids = torch.tensor([one.encode("The soup was good. //")])
+    with torch.inference_mode():
+        logits = one.model(ids).logits
+        assert torch.equal(logits, two.model(ids).logits)
+        cache = one.model.new_cache(1, 64)
+        steps = [one.model(ids[:, at : at + 1], cache=cache).logits for at in range(ids.shape[1])]
+    torch.testing.assert_close(torch.cat(steps, 1), logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_engine_writes_and_scores_behind_a_prefix(prefixed, tiny_base):
+    engine = sp.Engine(sp.load(tiny_base, adapters=[prefixed.path]))
+    asked = ["The soup was", "It rained for days and the bread was wet, so"]
+    alone = [engine.generate([one], sp.Sampling(max_tokens=4, temperature=0.0))[0].ids for one in asked]
+    both = engine.generate(asked, sp.Sampling(max_tokens=4, temperature=0.0))
+    assert [one.ids for one in both] == alone
+    (score,) = engine.score([("The soup was", " good")])
+    ids = engine.bundle.encode("The soup was")
+    more = engine.bundle.tokenizer.encode(" good")
+    with torch.inference_mode():
+        logits = engine.bundle.model(torch.tensor([[*ids, *more]])).logits[0].log_softmax(-1)
+    right = sum(float(logits[len(ids) - 1 + at, id]) for at, id in enumerate(more))
+    assert score.log_prob == pytest.approx(right, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT names our checksum and goes on
+def test_peft_computes_the_same_behind_our_prefix(prefixed, tiny_base):
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(theirs, str(prefixed.model_path)).eval()
+    ours = sp.load(prefixed.path)
+    ids = ours.encode("The soup was good. //")
+    with torch.inference_mode():
+        wanted = theirs(input_ids=torch.tensor([ids[5:]])).logits
+        found = ours.model(torch.tensor([ids])).logits[:, 5:]
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)

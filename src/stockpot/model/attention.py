@@ -207,10 +207,15 @@ class _Attention(nn.Module):
 
 
 class SelfAttention(_Attention):
-    """Attention of a sequence to itself; ``qkv`` makes queries, keys and values in one product."""
+    """Attention of a sequence to itself; ``qkv`` makes queries, keys and values in one product.
+
+    Attributes:
+        learned: puts learned keys and values in the place of some (`model.soft`); None: all are made here.
+    """
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
+        self.learned: nn.Module | None = None
         self.qkv = Linear(config.dim, self.inner + 2 * self.kv_dim, bias=config.qkv_bias)
 
     def _placed(self, both: Tensor, rotary: Tensor | None) -> Tensor:
@@ -270,13 +275,16 @@ class SelfAttention(_Attention):
             seen: a list that receives the attention weights.
         """
         flat = self.qkv(x)
-        if store is None and seen is None and (mixed := self._compiled(flat, view)) is not None:
+        is_plain = store is None and seen is None and self.learned is None
+        if is_plain and (mixed := self._compiled(flat, view)) is not None:
             out: Tensor = self.out(mixed)
             return out
         both, values = flat.split((self.inner + self.kv_dim, self.kv_dim), dim=-1)
         both = self._placed(both, view.rotary)  # (batch, seq, heads + kv_heads, head_dim)
         queries, keys = torch.split(both.transpose(1, 2), [self.heads, self.kv_heads], dim=1)
         values = values.view(*values.shape[:2], self.kv_heads, self.head_dim).transpose(1, 2)
+        if self.learned is not None:
+            keys, values = self.learned(keys, values)
         if store is not None:
             keys, values = store.write(keys, values)
         return self._mix(queries, keys, values, view, seen)

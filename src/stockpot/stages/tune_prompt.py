@@ -1,4 +1,4 @@
-"""Tune a soft prompt: vectors in front of a frozen model, trained until it answers a task rightly.
+"""Tune a soft prompt: vectors in front of a frozen model, or keys and values in its layers, until it answers a task rightly.
 
 The task's examples are put in one wording; their answers are the labels. The model's weights are hashed before and after,
 and a run in which they changed fails.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -17,10 +18,10 @@ from stockpot.bundle import Bundle
 from stockpot.config import Settings
 from stockpot.data.batch import Batch
 from stockpot.errors import ConfigError, DataError, TrainError
-from stockpot.model.soft import attach_soft
+from stockpot.model.soft import attach_prefix, attach_soft
 from stockpot.prompt.items import Questions
 from stockpot.prompt.shots import Paper
-from stockpot.prompt.soft import Start, frozen_hash, nearest_tokens, start_vectors
+from stockpot.prompt.soft import Start, frozen_hash, nearest_tokens, start_heads, start_vectors
 from stockpot.prompt.training import AnswerBatches, Pair, answer_batch, answer_pairs
 from stockpot.run import Run
 from stockpot.stages.assemble import (
@@ -57,6 +58,10 @@ class PromptTuningConfig(Settings):
     questions: Questions = Field(
         default_factory=Questions, description="the task; its examples are trained on, in its first wording"
     )
+    kind: Literal["prompt", "prefix"] = Field(
+        "prompt",
+        description="prompt: vectors before the input · prefix: keys and values before it in every layer",
+    )
     length: int = Field(20, ge=1, le=1024, description="vectors of the soft prompt")
     start: Start = Field("vocabulary", description="what they start from: text · vocabulary · random")
     start_text: str = Field("", description="the text, for start = text; empty: the task's one line")
@@ -84,8 +89,8 @@ def tune_prompt(
     bundle = _open(config)
     asking, pool = config.questions.open()
     text = config.start_text or asking.about
-    vectors = start_vectors(bundle, config.length, config.start, text=text, seed=config.seed)
-    bundle = replace(bundle, soft=tuple(attach_soft(bundle.model, vectors)))
+    ids = _attach(bundle, config, text)
+    bundle = replace(bundle, soft=tuple(ids))
     model = bundle.model.to(device)
     if len(pool.examples) < 4:
         raise DataError(f"{pool.source} leaves {len(pool.examples)} examples to train on.", "Lower --limit.")
@@ -98,7 +103,7 @@ def tune_prompt(
     with Run.create(
         out, stage="tune-prompt", recipe={"tune-prompt": config}, parent=config.model, resume=resume
     ) as run:
-        trained = config.length * model.config.dim
+        trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
         run.note(
             seed=config.seed,
             data=[{"path": pool.source}],
@@ -123,7 +128,8 @@ def tune_prompt(
             raise TrainError(
                 "A frozen weight changed during prompt tuning.", "This is a bug; please report it."
             )
-        run.note(nearest_tokens=nearest_tokens(bundle))
+        if config.kind == "prompt":
+            run.note(nearest_tokens=nearest_tokens(bundle))
     return run
 
 
@@ -140,6 +146,14 @@ def _open(config: PromptTuningConfig) -> Bundle:
             f"{config.model} has no folder of its own or wears a soft prompt already.", "Save it first."
         )
     return bundle
+
+
+def _attach(bundle: Bundle, config: PromptTuningConfig, text: str) -> range:
+    """Put what is trained in front of the model; returns the ids that stand for it."""
+    length, start, seed = config.length, config.start, config.seed
+    if config.kind == "prefix":
+        return attach_prefix(bundle.model, start_heads(bundle, length, start, text=text, seed=seed))
+    return attach_soft(bundle.model, start_vectors(bundle, length, start, text=text, seed=seed))
 
 
 def _batches(bundle: Bundle, pairs: Sequence[Pair], size: int) -> list[Batch]:

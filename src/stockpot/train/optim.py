@@ -22,7 +22,7 @@ from stockpot.model.attention import CrossAttention, SelfAttention
 from stockpot.model.bottleneck import BottleneckLinear
 from stockpot.model.heads import ClassificationHead, ValueHead
 from stockpot.model.layers import FeedForward
-from stockpot.model.soft import SoftEmbedding
+from stockpot.model.soft import LearnedHeads, SoftEmbedding
 from stockpot.train.layout import Layout
 from stockpot.train.muon import Matrix, Muon, momenta_of
 from stockpot.train.parallel import Group
@@ -131,8 +131,8 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
             adapters.update(map(id, (module.lora_down, *module.lora_up)))
         if isinstance(module, BottleneckLinear):
             adapters.update(map(id, (module.narrow, module.wide)))
-        if isinstance(module, SoftEmbedding):
-            adapters.add(id(module.soft))
+        if isinstance(module, (SoftEmbedding, LearnedHeads)):
+            adapters.update(map(id, module.learned))
         if isinstance(module, (ClassificationHead, ValueHead)):
             outputs.add(id(module.out.weight))
         elif isinstance(module, nn.Embedding):

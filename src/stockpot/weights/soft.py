@@ -1,24 +1,27 @@
 """Soft prompts on disk: an adapter folder in PEFT's form, with the checksum of the model it was trained on.
 
-``adapter_config.json`` says ``PROMPT_TUNING``, ``adapter_model.safetensors`` holds ``prompt_embeddings`` ``(prefix, dim)``.
+``adapter_config.json`` says ``PROMPT_TUNING`` or ``PREFIX_TUNING``, ``adapter_model.safetensors`` holds ``prompt_embeddings``:
+``(prefix, dim)``, or each layer's keys and values behind one another, ``(prefix, layers * 2 * kv_heads * head_dim)``.
 A soft prompt is never put on a model with other weights than it was trained on; what LoRA has added to them counts.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stockpot.bundle import Bundle
 from stockpot.errors import CheckpointError
 from stockpot.model.adapters import add_updates
 from stockpot.model.sight import sight_of
-from stockpot.model.soft import attach_soft, soft_ids, soft_vectors
+from stockpot.model.soft import attach_prefix, attach_soft, prefix_heads, soft_ids, soft_vectors
 from stockpot.model.transformer import Transformer
 from stockpot.weights.adapter import base_of, checksums, is_adapter, read_updates, reference
 from stockpot.weights.families import FAMILIES, NATIVE
@@ -29,12 +32,12 @@ from stockpot.weights.tensors import Shelf, save_tensors
 __all__ = ["is_soft", "refuse_soft", "soft_files", "wear"]
 
 CONFIG, WEIGHTS, NAME = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
-KIND = "PROMPT_TUNING"
+PROMPT, PREFIX = "PROMPT_TUNING", "PREFIX_TUNING"
 
 
 def is_soft(folder: Path) -> bool:
     """Tell whether a folder holds a soft prompt."""
-    return (folder / CONFIG).is_file() and read_json(folder, CONFIG).get("peft_type") == KIND
+    return (folder / CONFIG).is_file() and read_json(folder, CONFIG).get("peft_type") in (PROMPT, PREFIX)
 
 
 def refuse_soft(model: Transformer, aim: str) -> None:
@@ -107,16 +110,31 @@ def _wear_soft(bundle: Bundle, folder: Path, added: Sequence[Path]) -> Bundle:
                 f"{bundle.source}{beside} is not the model that {folder} was trained on: its weights differ.",
                 "Use the model it was trained on, its adapters included, or tune the prompt again.",
             )
-    vectors = _read(folder)
-    if vectors.shape[1] != bundle.model.config.dim:
-        raise CheckpointError(
-            f"{folder}: vectors of {vectors.shape[1]} numbers; the model's width is {bundle.model.config.dim}.",
-            "Soft prompt and model must belong together.",
-        )
     was_trainable = any(one.requires_grad for one in bundle.model.parameters())
-    ids = attach_soft(bundle.model, vectors)
+    attach = _attach_prefix if values.get("peft_type") == PREFIX else _attach_prompt
+    ids = attach(bundle.model, _read(folder), folder)
     bundle.model.requires_grad_(was_trainable)
     return replace(bundle, soft=tuple(ids))
+
+
+def _attach_prompt(model: Transformer, vectors: Tensor, folder: Path) -> range:
+    if vectors.shape[1] != model.config.dim:
+        raise CheckpointError(
+            f"{folder}: vectors of {vectors.shape[1]} numbers; the model's width is {model.config.dim}.",
+            "Soft prompt and model must belong together.",
+        )
+    return attach_soft(model, vectors)
+
+
+def _attach_prefix(model: Transformer, numbers: Tensor, folder: Path) -> range:
+    stack = model.config.main
+    shape = (len(numbers), stack.layers, 2, stack.key_heads, stack.head_width)
+    if model.config.shape != "decoder" or numbers.numel() != math.prod(shape):
+        raise CheckpointError(
+            f"{folder}: {numbers.shape[1]} numbers a token; the model's layers take {math.prod(shape[1:])}.",
+            "Prefix and model must belong together.",
+        )
+    return attach_prefix(model, [(one[:, 0], one[:, 1]) for one in numbers.view(shape).unbind(1)])
 
 
 def _read(folder: Path) -> Tensor:
@@ -143,23 +161,27 @@ def soft_files(bundle: Bundle, base: Path, folder: Path) -> dict[str, bytes | Ca
     Raises:
         CheckpointError: if the vectors are not finite.
     """
-    vectors = soft_vectors(bundle.model).detach().cpu().contiguous()
+    stack = bundle.model.config.main
+    vectors, heads = soft_vectors(bundle.model), prefix_heads(bundle.model)
+    if heads:
+        vectors = torch.stack([torch.stack(pair, 1) for pair in heads], 1).flatten(1)
+    vectors = vectors.detach().cpu().contiguous()
     if not bool(vectors.isfinite().all()):
         raise CheckpointError(
             "The soft prompt is not written: it holds NaN or infinity.", "Lower the learning rate."
         )
-    stack = bundle.model.config.main
     values: dict[str, Any] = {
-        "peft_type": KIND,
+        "peft_type": PREFIX if heads else PROMPT,
         "task_type": "CAUSAL_LM",
         "num_virtual_tokens": vectors.shape[0],
-        "token_dim": vectors.shape[1],
+        "token_dim": stack.key_heads * stack.head_width if heads else vectors.shape[1],
         "num_transformer_submodules": 1,
         "num_layers": stack.layers,
-        "num_attention_heads": stack.heads,
-        "prompt_tuning_init": "RANDOM",
+        "num_attention_heads": stack.key_heads if heads else stack.heads,
         "inference_mode": True,
-    } | reference(base, folder)
+    }
+    values |= {"prefix_projection": False} if heads else {"prompt_tuning_init": "RANDOM"}
+    values |= reference(base, folder)
     return {
         CONFIG: (json.dumps(values, indent=2) + "\n").encode(),
         WEIGHTS: lambda path: save_tensors({NAME: vectors}, path),
