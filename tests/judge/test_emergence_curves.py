@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -196,14 +195,12 @@ def test_the_villages_sums_are_true():
             str((int(a) + int(b)) % 10) for a, b in zip(first, second, strict=True)
         )
     book: dict[str, str] = {}
-    seen: Counter[str] = Counter()
-    for one in Village(3).arithmetic("train", 400, kind="codes", digits=6):
+    for one in Village(3).arithmetic("train", 2000, kind="codes", digits=6):
         assert len(one["prompt"]) == 7 and len(one["completion"]) == 6
         for at in range(0, 6, 2):
             pair, code = one["prompt"][at : at + 2], one["completion"][at : at + 2]
             assert book.setdefault(pair, code) == code  # a pair always stands for the same
-            seen[pair] += 1
-    assert seen.most_common(1)[0][1] > 100 and min(seen.values()) == 1  # common and rare pairs
+    assert 2000 < len(book) <= 52 * 52
     with pytest.raises(ConfigError, match="digits"):
         Village().arithmetic(digits=1)
     train = {one["prompt"] for one in Village().arithmetic("train", 3000, digits=2)}

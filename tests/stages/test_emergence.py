@@ -11,14 +11,13 @@ import stockpot as sp
 from stockpot.stages.emergence import EmergenceConfig, grow_family, training_flops
 
 TINY = EmergenceConfig(
-    digits=2,
     widths=(8, 16, 24, 32),
     layers=1,
     rows=16,
     records=200,
     minutes=1,
     most_steps=3,
-    tasks=("columns",),
+    tasks=("columns/2",),
 )
 
 

@@ -21,9 +21,9 @@ from stockpot.generate.engine import Engine
 from stockpot.generate.inputs import completion_ids, pad, reading_only
 from stockpot.generate.request import Sampling
 from stockpot.village import Village
-from stockpot.village.arithmetic import ARITHMETIC_KINDS
+from stockpot.village.arithmetic import ARITHMETIC_KINDS, ArithmeticKind
 
-__all__ = ["Item", "Measured", "edits", "items_of", "measure"]
+__all__ = ["Item", "Measured", "arithmetic_task", "edits", "items_of", "measure"]
 
 Floats = NDArray[np.float64]
 Item = tuple[str, str]
@@ -43,11 +43,9 @@ def items_of(task: str, limit: int, *, seed: int = 0) -> list[Item]:
     Raises:
         ConfigError, DataError: if there is no such task or file.
     """
-    kind, _, digits = task.partition("/")
-    if kind in ARITHMETIC_KINDS and not Path(task).exists():
-        if digits and not digits.isdigit():
-            raise ConfigError(f"{task!r}: {digits!r} is no number of digits.", "Example: sums/4.")
-        drawn = Village(seed).arithmetic("val", limit, kind=kind, digits=int(digits or 4))
+    if task.partition("/")[0] in ARITHMETIC_KINDS and not Path(task).exists():
+        kind, digits = arithmetic_task(task)
+        drawn = Village(seed).arithmetic("val", limit, kind=kind, digits=digits)
         return [(one["prompt"], one["completion"]) for one in drawn]
     items: list[Item] = []
     for record in read_records(task):
@@ -62,6 +60,24 @@ def items_of(task: str, limit: int, *, seed: int = 0) -> list[Item]:
         if len(items) == limit:
             break
     return items
+
+
+def arithmetic_task(task: str) -> tuple[ArithmeticKind, int]:
+    """Read a task of the village: its kind, and its digits (4 by default).
+
+    >>> arithmetic_task("sums/3")
+    ('sums', 3)
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    name, _, digits = task.partition("/")
+    kind = next((one for one in ARITHMETIC_KINDS if one == name), None)
+    if kind is None:
+        raise ConfigError(f"{task!r} is no task of the village.", f"Tasks: {', '.join(ARITHMETIC_KINDS)}.")
+    if digits and not digits.isdigit():
+        raise ConfigError(f"{task!r}: {digits!r} is no number of digits.", "Example: sums/4.")
+    return kind, int(digits or 4)
 
 
 @dataclass(frozen=True)

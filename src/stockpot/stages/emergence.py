@@ -23,7 +23,7 @@ from stockpot.data.batch import IGNORED, Batch
 from stockpot.durable import write_atomically
 from stockpot.errors import ConfigError
 from stockpot.judge.emergence import Study
-from stockpot.judge.emergence_answers import Measured, items_of, measure
+from stockpot.judge.emergence_answers import Measured, arithmetic_task, items_of, measure
 from stockpot.judge.emergence_published import read_published
 from stockpot.model.config import ModelConfig, decoder
 from stockpot.model.transformer import Transformer
@@ -33,7 +33,7 @@ from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import next_token_loss
 from stockpot.village import Village
-from stockpot.village.arithmetic import ARITHMETIC_SIGNS, ArithmeticKind
+from stockpot.village.arithmetic import ARITHMETIC_SIGNS
 from stockpot.weights.store import load
 from stockpot.workers import in_order
 
@@ -41,14 +41,17 @@ __all__ = ["EmergenceConfig", "emergence", "grow_family"]
 
 TRAINED_SHARE = 0.8  # of the minutes; the rest is for drawing sums and asking
 MEASURED_STEPS = 8
-TASKS: tuple[ArithmeticKind, ...] = ("codes", "sums")
+TASKS = ("codes/12", "columns/4", "sums/4")
 
 
 class EmergenceConfig(Settings):
     """Which family is grown, on what, and how long."""
 
-    tasks: tuple[ArithmeticKind, ...] = Field(TASKS, min_length=1, description="codes · columns · sums")
-    digits: int = Field(8, ge=2, le=12, description="of each number")
+    tasks: tuple[str, ...] = Field(
+        TASKS,
+        min_length=1,
+        description="codes, columns, sums, with the digits of an answer or number behind a slash",
+    )
     widths: tuple[int, ...] = Field(
         (8, 16, 24, 32, 48, 64, 96), min_length=4, description="widths of the models, multiples of 8"
     )
@@ -96,13 +99,7 @@ def emergence(
     """
     report = progress or silent
     config = config or EmergenceConfig()
-    tasks = (
-        [f"{one}/{config.digits}" for one in config.tasks]
-        if task is None
-        else [task]
-        if isinstance(task, str)
-        else list(task)
-    )
+    tasks = list(config.tasks) if task is None else [task] if isinstance(task, str) else list(task)
     family: Mapping[str, Sequence[str | Path]]
     if published:
         study = read_published(published)
@@ -273,7 +270,7 @@ def _shape(config: EmergenceConfig, tokenizer: Tokenizer, width: int) -> ModelCo
         layers=config.layers,
         dim=width,
         heads=max(1, width // 16),
-        context=4 * config.digits + 2,
+        context=4 * max(digits for _, digits in map(arithmetic_task, config.tasks)) + 2,
         vocab_size=tokenizer.vocab_size,
     )
 
@@ -333,8 +330,8 @@ class _Sums:
         """Draw the sums and turn them into ids."""
         village = Village(config.seed)
         ids, labels = [], []
-        for task in config.tasks:
-            records = list(village.arithmetic("train", config.records, kind=task, digits=config.digits))
+        for kind, digits in map(arithmetic_task, config.tasks):
+            records = list(village.arithmetic("train", config.records, kind=kind, digits=digits))
             first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
             rows = tokenizer.encode_batch([one["prompt"] + one["completion"] for one in records])
             whole = torch.tensor([[*first, *row.tolist()] for row in rows])

@@ -1,16 +1,14 @@
 """Arithmetic written out digit by digit: tasks whose answers have exactly n tokens.
 
 Whoever is right on a share p of digits, each on its own, is right on p to the n of answers. ``codes`` asks for the two digits
-that each pair of letters stands for, common and rare pairs, to be known by heart; ``columns`` adds each pair of digits and drops
+that each pair of letters stands for, thousands to be known by heart; ``columns`` adds each pair of digits and drops
 what is carried; ``sums`` is true addition, written from the ones on, as one adds on paper: its digits hang together by what is
 carried.
 """
 
 from __future__ import annotations
 
-from bisect import bisect
 from functools import cache
-from itertools import accumulate
 from string import ascii_letters
 from typing import Literal
 
@@ -23,16 +21,12 @@ ARITHMETIC_KINDS: tuple[ArithmeticKind, ...] = ("codes", "columns", "sums")
 ARITHMETIC_SIGNS = f"0123456789+&={ascii_letters}"
 """Every sign that occurs."""
 
-PAIRS = len(ascii_letters) ** 2
-_SHARES = list(accumulate(1 / (rank + 1) for rank in range(PAIRS)))  # Zipf 1935: the r-th has share 1 / r
-
 
 @cache
 def _codebook(seed: int) -> list[tuple[str, str]]:
-    """Draw the pairs of letters, the commonest first, each with its two digits."""
+    """Draw two digits for every pair of letters."""
     dice = Dice(seed, "arithmetic/codes")
-    pairs = dice.shuffled([a + b for a in ascii_letters for b in ascii_letters])
-    return [(pair, f"{dice.below(100):02d}") for pair in pairs]
+    return [(a + b, f"{dice.below(100):02d}") for a in ascii_letters for b in ascii_letters]
 
 
 def draw_arithmetic(dice: Dice, side: Side, kind: ArithmeticKind, digits: int, seed: int) -> tuple[str, str]:
@@ -49,7 +43,7 @@ def draw_arithmetic(dice: Dice, side: Side, kind: ArithmeticKind, digits: int, s
         book = _codebook(seed)
         drawn = draw_on(
             side,
-            lambda: [book[_rank(dice)] for _ in range((digits + 1) // 2)],
+            lambda: [dice.pick(book) for _ in range((digits + 1) // 2)],
             lambda some: "".join(pair for pair, _ in some),
         )
         return "".join(pair for pair, _ in drawn) + "=", "".join(code for _, code in drawn)
@@ -68,8 +62,3 @@ def draw_arithmetic(dice: Dice, side: Side, kind: ArithmeticKind, digits: int, s
         return text(numbers), "".join(str((a + b) % 10) for a, b in zip(first, second, strict=True))
     total = int("".join(map(str, first))) + int("".join(map(str, second)))
     return text(numbers), f"{total:0{digits + 1}d}"[::-1]
-
-
-def _rank(dice: Dice) -> int:
-    """Draw a place in the codebook, the first ones more often."""
-    return bisect(_SHARES, dice.random() * _SHARES[-1])
