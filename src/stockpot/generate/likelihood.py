@@ -135,8 +135,7 @@ def _run_trees(bundle: Bundle, trees: Sequence[Tree], prefixes: Prefixes) -> dic
     _read_beginning(bundle, trees, prefixes)
     held = [prefixes.find((*tree.trunk[: _most_known(tree)], 0)) for tree in trees]
     is_known = any(tokens for _, tokens in held)
-    branches = any(any(tree.rests) for tree in trees)
-    if not is_known and branches and _fit_one_row(bundle, trees):
+    if not is_known and _fit_one_row(bundle, trees):
         found: dict[Encoded, Judged] = {}
         for some in _packed(trees):
             found |= _run_row(bundle, some)
@@ -238,12 +237,14 @@ def _branch(cache: KVCache, owners: Tensor) -> KVCache:
 
 
 def _fit_one_row(bundle: Bundle, trees: Sequence[Tree]) -> bool:
-    """Say whether every tree fits a short row: then one call is enough, without a cache."""
+    """Say whether every tree fits a short row, and that is how they are read best: in one call, without a cache."""
     config = bundle.model.config
     if config.shape != "decoder" or config.main.attends != "causal":
         return False
     if isinstance(bundle.model, QuantizedTransformer):  # products depend a little on what else is in the call
         return False
+    if bundle.model.device.type != "cpu" and not any(any(tree.rests) for tree in trees):
+        return False  # prompts alone need one call either way, and on a GPU a large one; a processor's caches hold a row
     return all(tree.size <= ROW_TOKENS for tree in trees)
 
 
