@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 
 from stockpot.cli.main import app
 from stockpot.errors import ConfigError
+from stockpot.judge.prompts import prompts
 from stockpot.prompt.items import Questions
 from stockpot.stages.ladder import LadderConfig, ladder
+from stockpot.weights.store import load
 
 
 def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path, write_lines):
@@ -35,6 +37,10 @@ def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path
     trained = {one.name: one.trained for one in found.rungs if one.trained}
     assert trained["soft prompt of 3"] == 3 * 32
     assert trained["low-rank adapters, rank 8"] > 1000
+    worn = load(tiny_base, adapters=[tmp_path / "ladder" / "soft"])
+    (score,) = prompts(worn, asked.model_copy(update={"wordings": (found.wording,)})).scores
+    soft = next(one for one in found.rungs if one.name == "soft prompt of 3")
+    assert soft.accuracy.value == sum(score.right["plain"]) / 4, "what was trained is not rescaled"
     tokens = {one.name: one.tokens for one in found.rungs}
     assert tokens["1 examples"] > tokens["chosen wording, plain"]
     saved = json.loads((tmp_path / "ladder" / "ladder.json").read_text())

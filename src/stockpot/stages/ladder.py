@@ -182,6 +182,7 @@ class _Climb:
         self.bundle = load(model, device=config.device, dtype=config.dtype)
         self.engine = Engine(self.bundle, slots=16)
         self.way = "calibrated" if self.pool.labels else "written"
+        self.plain = "plain" if self.pool.labels else "written"  # what was trained is not rescaled
         self.first: tuple[bool, ...] | None = None
         begun = time.monotonic()
         self.wording = self._best_wording()
@@ -222,13 +223,12 @@ class _Climb:
         begun, scores = time.monotonic(), []
         for name in self.asking.wordings:
             scores.append(self._score(self.engine, name, self.pool))
-        plain = "plain" if self.pool.labels else "written"
-        order = np.argsort([sum(one.right[plain]) for one in scores], kind="stable")
+        order = np.argsort([sum(one.right[self.plain]) for one in scores], kind="stable")
         middle = scores[int(order[len(order) // 2])]
-        self._add(f"median of {len(scores)} wordings", middle.right[plain], middle.tokens, begun)
+        self._add(f"median of {len(scores)} wordings", middle.right[self.plain], middle.tokens, begun)
         best = next(one for one in scores if one.wording == self.wording)
         begun = time.monotonic() - self.choosing_s
-        self._add(f"chosen wording, {plain}", best.right[plain], best.tokens, begun)
+        self._add(f"chosen wording, {self.plain}", best.right[self.plain], best.tokens, begun)
         if self.pool.labels:
             self._add("chosen wording, calibrated", best.right["calibrated"], best.tokens, time.monotonic())
 
@@ -294,7 +294,8 @@ class _Climb:
         worn = load(self.model, device=self.config.device, dtype=self.config.dtype, adapters=[run.path])
         score = self._score(Engine(worn, slots=16), self.wording, self.pool)
         trained = self.config.length * worn.model.config.dim
-        self._add(f"soft prompt of {self.config.length}", score.right[self.way], score.tokens, begun, trained)
+        right = score.right[self.plain]
+        self._add(f"soft prompt of {self.config.length}", right, score.tokens, begun, trained)
 
     def climb_lora(self) -> None:
         """Add the rungs of this kind."""
@@ -314,4 +315,4 @@ class _Climb:
         bundle.model.eval()
         score = self._score(Engine(bundle, slots=16), self.wording, self.pool)
         name = f"low-rank adapters, rank {self.config.lora.rank}"
-        self._add(name, score.right[self.way], score.tokens, begun, trained)
+        self._add(name, score.right[self.plain], score.tokens, begun, trained)
