@@ -53,6 +53,19 @@ def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path
         ladder(tiny_base, config.model_copy(update={"device": "nowhere"}), out=tmp_path / "elsewhere")
 
 
+def test_a_ladder_that_breaks_leaves_what_was_climbed(tiny_base, tmp_path, monkeypatch):
+    def breaks(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stockpot.stages.ladder.tune_prompt", breaks)
+    asked = Questions(task="sentiment", limit=3, wordings=("slashes",))
+    config = LadderConfig(questions=asked, kinds=("wordings", "soft"), chosen_on=4)
+    with pytest.raises(KeyboardInterrupt):
+        ladder(tiny_base, config, out=tmp_path / "ladder")
+    saved = json.loads((tmp_path / "ladder" / "ladder.json").read_text())
+    assert [one["name"] for one in saved["rungs"]][0] == "median of 1 wordings"
+
+
 def test_free_answers_climb_with_steps(tiny_base, tmp_path, write_lines):
     solved = [{"question": f"{n} + 1?", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(40)]
     data = write_lines("sums.jsonl", solved)

@@ -163,9 +163,8 @@ def ladder(
     climb = _Climb(model, config, out, progress or silent)
     for kind in config.kinds:
         getattr(climb, f"climb_{kind}")()
-    found = climb.ladder
-    found.save(out)
-    return found
+        climb.ladder.save(out)  # what was climbed stays, whatever becomes of the next rung
+    return climb.ladder
 
 
 class _Climb:
