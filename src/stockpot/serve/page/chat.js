@@ -240,8 +240,9 @@ class ChatView {
 
   welcome() {
     if (!shared.models.length) return empty(icon("chat"), "No model is served");
+    const more = can(preferences.model, "image") ? " It sees pictures, too: drop or paste one." : "";
     const words = can(preferences.model, "chat")
-      ? "Ask something. Drop documents in to have answers from them, with the passages they rest on."
+      ? `Ask something. Drop documents in to have answers from them, with the passages they rest on.${more}`
       : "This model continues text; it was not trained on conversations. Begin a sentence and it goes on.";
     return empty(
       icon("chat"),
