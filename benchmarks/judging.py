@@ -12,6 +12,7 @@ batches of 16, its fastest setting here.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import statistics
@@ -30,6 +31,7 @@ from stockpot.judge.harness import evaluate
 from stockpot.judge.opening import open_task
 from stockpot.judge.taskfiles import Judging, find_task
 from stockpot.judge.tasks import evenly, records_of
+from stockpot.model.quantized import quantize
 
 Record = dict[str, Any]
 
@@ -295,19 +297,24 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bits", type=int, choices=(8, 4), help="round our side's weights; lm-eval's stay")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.disable(logging.WARNING)
     from lm_eval.models.huggingface import HFLM
 
     bundle = sp.load(args.model, dtype=args.dtype)
+    if args.bits:
+        bundle = dataclasses.replace(bundle, model=quantize(bundle.model, args.bits))
     peer = HFLM(pretrained=args.model, dtype=args.dtype, batch_size=args.batch, device="cpu")
     peer.watch = Stopwatch(peer)
     print(
-        f"{args.model}, {args.dtype}, {args.threads} threads, lm-eval in batches of {args.batch}", flush=True
+        f"{Path(args.model).name}, {args.dtype}{f' (ours {args.bits} bits)' if args.bits else ''}, {args.threads} threads, "
+        f"lm-eval in batches of {args.batch}",
+        flush=True,
     )
     print(
-        "| task | items | same choice | accuracy ours / lm-eval | items/s ours / lm-eval | times (rounds) |"
+        "| task | items | same choice | accuracy ours / lm-eval | items/s ours / lm-eval | times (rounds) | processor time |"
     )
     print("|---|---|---|---|---|---|---|", flush=True)
     for name in args.tasks.split(","):

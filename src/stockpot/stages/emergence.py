@@ -61,7 +61,7 @@ class EmergenceConfig(Settings):
     seeds: int = Field(3, ge=1, description="times each size is trained, from new weights")
     minutes: float = Field(25.0, gt=0, description="for everything, on this machine")
     most_steps: int = Field(
-        20_000, ge=1, description="optimiser steps of each size, however many minutes there are"
+        1_500, ge=1, description="optimiser steps of each size, however many minutes there are"
     )
     seed: int = Field(0, ge=0, description="of weights and sums")
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
