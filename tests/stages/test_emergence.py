@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 import torch
@@ -77,13 +78,22 @@ def test_a_family_needs_a_folder_and_widths_that_fit(tmp_path):
 
 
 @pytest.mark.slow
-def test_sizes_that_are_trained_at_the_same_time_are_the_same_models(family, tmp_path):
+@pytest.mark.parametrize("where", ["processes", "ray"])
+def test_sizes_that_are_trained_at_the_same_time_are_the_same_models(where, family, tmp_path):
     folder, _ = family
     config = TINY.model_copy(update={"workers": 2, "seeds": 1})
+    if where == "ray":
+        ray = pytest.importorskip("ray")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        config = config.model_copy(update={"workers": 1, "ray": "auto"})
     (tmp_path / "family.json").write_text(
         (folder / "family.json").read_text(encoding="utf-8").replace('"seeds": 3', '"seeds": 1'), "utf-8"
     )
-    grown = grow_family(config, out=tmp_path, resume=True)
+    try:
+        grown = grow_family(config, out=tmp_path, resume=True)
+    finally:
+        if where == "ray":
+            ray.shutdown()
     for name, (one,) in grown.items():
         mine, other = (sp.load(path).model.state_dict() for path in (one, folder / f"{name}-seed-0"))
         assert all(torch.allclose(mine[key], other[key], atol=1e-6) for key in mine)
