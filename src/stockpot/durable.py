@@ -27,7 +27,10 @@ __all__ = [
     "FolderLock",
     "append",
     "clean",
+    "discard",
+    "empty_room",
     "fill_atomically",
+    "fill_from",
     "fingerprint",
     "half_name",
     "is_locked",
@@ -104,6 +107,26 @@ def fill_atomically(final: Path, **facts: Any) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(half, ignore_errors=True)
         raise
+
+
+def empty_room(folder: Path, name: str) -> Path:
+    """Make an empty folder for what is got ready in ``folder``; ``clean`` removes it after a crash."""
+    room = half_name(folder / name)
+    shutil.rmtree(room, ignore_errors=True)
+    room.mkdir(parents=True)
+    return room
+
+
+def fill_from(room: Path, folder: Path) -> None:
+    """Move everything in a room to an empty folder on the same disk, and remove the room."""
+    for path in room.iterdir():
+        path.rename(folder / path.name)
+    room.rmdir()
+
+
+def discard(room: Path) -> None:
+    """Remove a room and what is left in it, if it is still there."""
+    shutil.rmtree(room, ignore_errors=True)
 
 
 def clean(folder: Path) -> None:

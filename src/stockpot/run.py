@@ -272,7 +272,7 @@ class Run:
             TrainError: if the disk is full; the earlier checkpoints are intact.
         """
         self._own()
-        final = self.path / "checkpoints" / f"step-{step:06d}"
+        final = self.checkpoint_path(step)
         newest = self._steps()[:1]
         with durable.one_line_when_full(self.path, intact=newest[0][1] if newest else None):
             with durable.fill_atomically(final, step=step) as half:
@@ -280,6 +280,15 @@ class Run:
             self._whole[final] = None
             self._prune(max(keep, 1))
         return final
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Return where the checkpoint of a step is, or will be."""
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def room_for(self, step: int) -> Path:
+        """Make an empty folder beside the checkpoints in which one can be got ready; a crash leaves nothing of it."""
+        self._own()
+        return durable.empty_room(self.path / "checkpoints", f"ready-{step:06d}")
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """Find the newest whole checkpoint, ``(step, folder)``; warns about each damaged one it passes."""

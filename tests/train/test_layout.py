@@ -102,6 +102,9 @@ with joined(torch.device("cpu")) as group:
     told["one-to-fsdp"] = train("one-to-fsdp", "fsdp", resume=True)
     told["adamw"] = train("adamw", "fsdp", optimizer="adamw", eps=1e-3, parallel={{"recompute": True}})
     told["bf16"] = train("bf16", "fsdp", dtype="bfloat16")
+    told["behind"] = train("behind", "fsdp", checkpoint_behind=True)
+    half("behind", "behind-to-ddp")
+    told["behind-to-ddp"] = train("behind-to-ddp", "ddp", resume=True, checkpoint_behind=True)
     try:
         train("other", "ddp", lr=1e-2 + group.place.rank)
     except ConfigError as error:
@@ -161,12 +164,12 @@ def test_one_process_two_whole_models_and_a_split_one_are_the_same_run(tmp_path,
     assert ran.returncode == 0, ran.stderr[-4000:]
     told = json.loads(ran.stdout.splitlines()[-1])
     close = {"rel": 1e-5, "abs": 1e-6}  # float32 sums in another order
-    for name in ("ddp", "fsdp"):
+    for name in ("ddp", "fsdp", "behind"):
         assert told[name]["loss"] == pytest.approx(one["loss"], **close), name
         assert told[name]["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), name
     assert told["adamw"]["loss"] == pytest.approx(adamw["loss"], **close)
     assert told["bf16"]["loss"] == pytest.approx(one["loss"], rel=0.05)  # its weights travel rounded
-    for name in ("fsdp-to-ddp", "ddp-to-fsdp", "one-to-fsdp"):
+    for name in ("fsdp-to-ddp", "ddp-to-fsdp", "one-to-fsdp", "behind-to-ddp"):
         assert told[name]["loss"] == pytest.approx(one["loss"][3:], **close), name
     assert all(told[name]["same"] for name in told if name != "refused"), "both hold the same weights"
     assert "have different settings: 1 not as 0" in told["refused"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import signal
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from training import new_run, raising_signal, same_weights, settings
 
-from stockpot.errors import CheckpointError, DataError
+from stockpot.errors import CheckpointError, DataError, TrainError
 from stockpot.run import Run
+from stockpot.train import loop
 from stockpot.train.loop import Interrupted, fit
 from stockpot.train.resume import read_state, write_state
 
@@ -69,13 +71,20 @@ def assert_same(run, model, other_run, other_model):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("behind", [False, True])
 def test_ten_straight_steps_are_five_and_five(
-    optimizer, dtype, micro_batches, tmp_path, stream, tiny_model, tiny_loss
+    optimizer, dtype, micro_batches, behind, tmp_path, stream, tiny_model, tiny_loss
 ):
     def make():
         return tiny_model(dropout=0.1)  # the random stream matters too
 
-    config = settings(optimizer=optimizer, dtype=dtype, batch_tokens=64 * micro_batches, log_every=3)
+    config = settings(
+        optimizer=optimizer,
+        dtype=dtype,
+        batch_tokens=64 * micro_batches,
+        log_every=3,
+        checkpoint_behind=behind,
+    )
     model = make()
     run = straight(tmp_path / "a", model, stream(), tiny_loss, config)
     bad = raising_signal(tiny_loss, signal.SIGTERM, 5 * micro_batches)
@@ -85,9 +94,14 @@ def test_ten_straight_steps_are_five_and_five(
 
 @pytest.mark.parametrize("call", [6, 12, 13, 20, 28, 30])
 @pytest.mark.parametrize("how", ["signal", "crash"])
+@pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.filterwarnings("ignore:.*has no whole checkpoint:RuntimeWarning")  # a crash before the first
-def test_it_does_not_matter_where_training_breaks_off(call, how, tmp_path, stream, tiny_model, tiny_loss):
-    config = settings(batch_tokens=192, log_every=4, checkpoint_every=4, validate_every=2)
+def test_it_does_not_matter_where_training_breaks_off(
+    call, how, behind, tmp_path, stream, tiny_model, tiny_loss
+):
+    config = settings(
+        batch_tokens=192, log_every=4, checkpoint_every=4, validate_every=2, checkpoint_behind=behind
+    )
     model = tiny_model(dropout=0.1)
     run = straight(tmp_path / "a", model, stream(), tiny_loss, config)
     if how == "signal":
@@ -100,6 +114,19 @@ def test_it_does_not_matter_where_training_breaks_off(call, how, tmp_path, strea
     if how == "crash" and call < 12:  # before the first checkpoint: it started again
         assert resumed.series("train/loss")[0][0] == 1
     assert_same(run, model, resumed, other)
+
+
+def test_a_checkpoint_that_cannot_be_written_behind_stops_training(
+    tmp_path, stream, tiny_model, tiny_loss, monkeypatch
+):
+    def full(folder, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = settings(checkpoint_every=4, checkpoint_behind=True)
+    monkeypatch.setattr(loop, "write_state", full)
+    with pytest.raises(TrainError, match="is full"):
+        straight(tmp_path / "a", tiny_model(), stream(), tiny_loss, config)
+    assert not list((tmp_path / "a" / "checkpoints").iterdir())  # nothing half written either
 
 
 def test_batches_that_cannot_tell_their_place_are_read_over(tmp_path, stream, tiny_model, tiny_loss):

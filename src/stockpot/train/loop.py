@@ -18,11 +18,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stockpot.device import keep_freed_memory, pick_dtype
+from stockpot.durable import discard, fill_from
 from stockpot.errors import CheckpointError, DataError
 from stockpot.model.layers import Block
 from stockpot.model.stack import Stack
 from stockpot.run import Run
 from stockpot.train.ahead import Ahead
+from stockpot.train.behind import Behind, copied
 from stockpot.train.feed import Feed
 from stockpot.train.guard import Interrupted, StopWish, diverged, not_finite
 from stockpot.train.layout import lay_out, learned, local
@@ -66,6 +68,10 @@ class LoopConfig(OptimConfig):
     )
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; none: a tenth of all"
+    )
+    checkpoint_behind: bool = Field(
+        False,
+        description="write checkpoints while training goes on; takes memory for a copy of the training state",
     )
     keep: int = Field(2, ge=1, description="newest checkpoints kept, beside the best")
     best_metric: str = Field(
@@ -157,7 +163,10 @@ def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
         if newest is not None:
             loop.load(newest[1])
     with StopWish() as wish:
-        loop.train(wish)
+        try:
+            loop.train(wish)
+        finally:
+            loop.behind.settle()
     return loop.state
 
 
@@ -199,6 +208,8 @@ class _Loop:
         self.began_at = 0
         self.saved: tuple[int, int] | None = None  # step and judged of the newest checkpoint
         self.saved_path: Path | None = None
+        self.behind = Behind()
+        self.aside = self.group.aside() if config.checkpoint_behind and self.layout.is_split else None
         self.run = doors.run if self.group.is_first else None  # to write to
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -215,6 +226,7 @@ class _Loop:
                 self.log()
             if self.group.any(wish.is_set):
                 self.checkpoint(self.place() if is_taken else place)
+                self.behind.wait()
                 self.layout.finish()
                 raise Interrupted(self.state.step, self.saved_path)
             if not is_taken:
@@ -299,6 +311,7 @@ class _Loop:
         if self.state.judged != self.state.step:
             self.judge(is_candidate=True)
             self.checkpoint(self.place())
+        self.behind.wait()
         self.layout.finish()
 
     def log(self) -> None:
@@ -368,7 +381,8 @@ class _Loop:
         streams = self.group.gather(place["random"]["torch"])
         place = place | {"random": place["random"] | {"torch": streams}}
         with self.meter.pause(is_stall=True), self.layout.published():
-            self.saved_path = self.keep(step, place)
+            keep = self.keep_behind if self.config.checkpoint_behind else self.keep
+            self.saved_path = keep(step, place)
         self.saved = (step, self.state.judged)
 
     def keep(self, step: int, place: dict[str, Any]) -> Path | None:
@@ -382,14 +396,50 @@ class _Loop:
             self.run.set_model(path)
         return path
 
+    def keep_behind(self, step: int, place: dict[str, Any]) -> Path | None:
+        """Do what ``keep`` does while training goes on: the model is written at once, the training state from a copy."""
+        self.behind.wait()
+        run, is_best = self.run, self.state.best_step in (None, step)
+        room: Path | None = self.group.from_first(lambda: None if run is None else run.room_for(step))
+        assert room is not None
+        parts = copied(self.tensors()) if self.layout.is_split else {}
+        if run is None:
+            if parts:
+                self.behind.start(lambda: write_parts(room, parts, self.aside))
+            return None
+        if self.doors.save is not None:
+            self.doors.save(room)
+        content = copied(self.content(place))
+
+        def write(half: Path) -> None:
+            if parts:
+                write_parts(room, parts, self.aside)
+            fill_from(room, half)
+            write_state(half, content)
+
+        def keep() -> None:
+            try:
+                path = run.checkpoint(step, write, keep=self.config.keep)
+            finally:
+                discard(room)
+            if is_best:
+                run.set_model(path)
+
+        self.behind.start(keep)
+        return run.checkpoint_path(step)
+
+    def content(self, place: dict[str, Any]) -> dict[str, Any]:
+        """Return what the training state holds, beside the parts of a split model."""
+        content = {"progress": asdict(self.state), "meter": self.meter.state_dict()}
+        if not self.layout.is_split:
+            content |= {"model": learned(self.model), "optimizer": self.optimizer.state_dict()}
+        return content | place
+
     def write(self, folder: Path, place: dict[str, Any]) -> None:
         """Fill a checkpoint folder."""
         if self.doors.save is not None:
             self.doors.save(folder)
-        content = {"progress": asdict(self.state), "meter": self.meter.state_dict()}
-        if not self.layout.is_split:
-            content |= {"model": learned(self.model), "optimizer": self.optimizer.state_dict()}
-        write_state(folder, content | place)
+        write_state(folder, self.content(place))
         if self.layout.is_split:
             self.group.from_first(lambda: folder)
             write_parts(folder, self.tensors())

@@ -108,6 +108,10 @@ class Group:
         """Sum a whole number over all processes, without waiting for a device."""
         return value if self.is_alone else int(self.sum(torch.tensor(value)))
 
+    def aside(self) -> dist.ProcessGroup | None:
+        """Make another connection of all processes, for what goes on beside training; every process must come here."""
+        return None if self.is_alone else dist.new_group(backend="gloo")
+
     def wait(self) -> None:
         """Go on when every process has come here."""
         self.total(0)

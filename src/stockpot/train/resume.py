@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from stockpot.errors import CheckpointError
 
@@ -37,7 +38,7 @@ VERSION = 1
 def write_state(folder: Path, content: dict[str, Any]) -> None:
     """Write tensors, numbers, text and containers of them into a checkpoint folder."""
     file = folder / FILE
-    file.parent.mkdir()
+    file.parent.mkdir(exist_ok=True)  # others may be writing their parts already
     try:
         torch.save({"version": VERSION, **content}, file)
     except (
@@ -78,8 +79,10 @@ def read_state(folder: Path) -> dict[str, Any]:
 # --- the parts of a split model ---
 
 
-def write_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
+def write_parts(folder: Path, tensors: dict[str, Tensor], group: ProcessGroup | None = None) -> None:
     """Write every process's part of named tensors into a checkpoint folder; all processes must come here.
+
+    ``group``: by which they agree, where the usual one is in use meanwhile.
 
     A scalar is written as a row of one, since a part has a first dimension.
     """
@@ -90,7 +93,7 @@ def write_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
     writer = HuggingFaceStorageWriter(str(folder / PARTS), save_distributed=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own calls
-        save_parts(held, storage_writer=writer)
+        save_parts(held, storage_writer=writer, process_group=group)
 
 
 def has_parts(folder: Path) -> bool:
