@@ -63,7 +63,7 @@ def test_a_ladder_that_breaks_leaves_what_was_climbed(tiny_base, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         ladder(tiny_base, config, out=tmp_path / "ladder")
     saved = json.loads((tmp_path / "ladder" / "ladder.json").read_text())
-    assert [one["name"] for one in saved["rungs"]][0] == "median of 1 wordings"
+    assert next(one["name"] for one in saved["rungs"]) == "median of 1 wordings"
 
 
 def test_free_answers_climb_with_steps(tiny_base, tmp_path, write_lines):
