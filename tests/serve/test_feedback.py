@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stockpot.data.records import PreferenceRecord
-from stockpot.data.sources import read_records
+from stockpot.data.sources import fingerprint_sources, read_records
 from stockpot.errors import DataError, ServeError
 from stockpot.serve.feedback import DiskFullError, Feedback, Pair, Thumb, Vote, prompt_id
 
@@ -52,6 +52,16 @@ def test_a_vote_is_a_preference_record_that_training_reads_from_the_file_itself(
     assert exported["chosen_sampling"] == {"seed": 2, "top_p": 0.9} and exported["why"] == "it is one"
     assert exported["chosen_side"] == ("left" if feedback.left_side("p", "Ada") == "b" else "right")
     assert exported["source"] == "file" and exported["created"]
+
+
+def test_a_runs_manifest_tells_one_set_of_votes_from_another(feedback):
+    feedback.add_pair(pair())
+    feedback.add_vote(Vote("v", "p", "b", "Ada"))
+    (before,) = fingerprint_sources(feedback.path)
+    assert before["votes"] == 1 and before["bytes"] > 0
+    assert fingerprint_sources(feedback.path) == [before]
+    feedback.add_vote(Vote("w", "p", "a", "Grace"))  # in the log beside the file
+    assert fingerprint_sources(feedback.path)[0]["sha256"] != before["sha256"]
 
 
 def test_content_decides_that_a_file_holds_votes(feedback, tmp_path):

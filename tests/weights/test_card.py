@@ -146,3 +146,11 @@ def test_damaged_evaluations_are_passed_over(content, bundle, tmp_path):
 def test_what_is_written_with_a_card_still_opens(bundle, tmp_path):
     run = make_run(tmp_path / "base", bundle)
     assert load(convert(run, tmp_path / "out")).template is not None
+
+
+def test_a_reward_models_card_says_that_it_rates(make_model, bundle, tmp_path):
+    card = (
+        save(tmp_path / "reward", replace(bundle, model=make_model(value_head=True))) / "README.md"
+    ).read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "--reward PATH" in card and "engine" not in card

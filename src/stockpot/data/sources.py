@@ -19,6 +19,7 @@ from stockpot.data.reading import ReadConfig, ReadReport, shown
 from stockpot.data.records import FIELD_NAMES, Record, parse_record, text_of
 from stockpot.data.remote import fetched, find_remote, is_remote
 from stockpot.data.shards import INDEX, is_shards
+from stockpot.data.votes import fingerprint_votes, is_votes
 from stockpot.errors import DataError
 
 __all__ = ["Source", "fingerprint_sources", "read_records", "read_texts"]
@@ -79,7 +80,8 @@ def read_texts(
 def fingerprint_sources(sources: Source | Sequence[Source]) -> list[dict[str, Any]]:
     """Describe sources for a manifest: ``{"path", "bytes", "sha256"}`` of each file; the rest by name.
 
-    Shards answer with their index, which holds the sums of all their files.
+    Shards answer with their index, which holds the sums of all their files; a database of votes with what it says, since a
+    server that writes to it keeps the newest votes in another file.
 
     Raises:
         DataError: if a file is missing.
@@ -97,7 +99,10 @@ def fingerprint_sources(sources: Source | Sequence[Source]) -> list[dict[str, An
         elif is_shards(source):
             found.append(durable.fingerprint(Path(source) / INDEX) | {"path": str(source)})
         else:
-            found.extend(durable.fingerprint(path) for path in find(source))
+            found.extend(
+                fingerprint_votes(path) if is_votes(path) else durable.fingerprint(path)
+                for path in find(source)
+            )
     return found
 
 

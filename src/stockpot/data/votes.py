@@ -7,6 +7,7 @@ into is the file that training reads. It only reads, beside a server that goes o
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from urllib.parse import quote
 
 from stockpot.errors import DataError
 
-__all__ = ["MAGIC", "VOTES", "read_votes", "record_of"]
+__all__ = ["MAGIC", "VOTES", "fingerprint_votes", "is_votes", "read_votes", "record_of"]
 
 MAGIC = b"SQLite format 3\0"
 """The first bytes of every such file."""
@@ -43,6 +44,21 @@ def read_votes(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         what = " ".join(str(error).split())[:120]
         todo = "Give the file that `stockpot serve --feedback` writes."
         raise DataError(f"{path}: this database cannot be read as votes ({what}).", todo) from None
+
+
+def is_votes(path: str | Path) -> bool:
+    """Tell by its first bytes whether a file is such a database."""
+    with Path(path).open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def fingerprint_votes(path: str | Path) -> dict[str, Any]:
+    """Describe the votes of a database: ``{"path", "votes", "bytes", "sha256"}``, of their JSON; errors as in ``read_votes``."""
+    rows = [
+        json.dumps([number, record], sort_keys=True).encode() + b"\n" for number, record in read_votes(path)
+    ]
+    digest = hashlib.sha256(b"".join(rows)).hexdigest()
+    return {"path": str(path), "votes": len(rows), "bytes": sum(map(len, rows)), "sha256": digest}
 
 
 def record_of(row: sqlite3.Row) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def schedule_factor(
         decay_steps: how many of them fall, for warmup-stable-decay.
         final: the factor of the last step.
     """
+    if steps == 1:
+        return 1.0  # the only step is not wasted on 0 either
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if kind == "constant":

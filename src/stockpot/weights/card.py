@@ -138,12 +138,19 @@ def _front(bundle: Bundle, family: str, licences: Mapping[str, str]) -> str:
     }
     lines = [
         f"library_name: {'stockpot' if family == 'stockpot' else 'transformers'}",
-        f"pipeline_tag: {'sentence-similarity' if bundle.embedding else kinds[config.shape]}",
+        f"pipeline_tag: {_task(bundle) or kinds[config.shape]}",
         "tags: [stockpot]",
     ]
     if len(set(licences.values())) == 1:
         lines.append(f"license: {next(iter(licences.values())).lower()}")
     return "\n".join(["---", *lines, "---"])
+
+
+def _task(bundle: Bundle) -> str | None:
+    """Name the task of a model that is made for one thing only, as the hub calls it."""
+    if bundle.embedding is not None:
+        return "sentence-similarity"
+    return "text-classification" if bundle.model.config.value_head else None
 
 
 def _what(bundle: Bundle, family: str, folder: Path, origins: Sequence[_Origin]) -> list[str]:
@@ -169,6 +176,9 @@ def _what(bundle: Bundle, family: str, folder: Path, origins: Sequence[_Origin])
 
 
 def _use(bundle: Bundle) -> list[str]:
+    if bundle.model.config.value_head:
+        rates = "stockpot rank MODEL --data prompts.jsonl --reward PATH"
+        return ["## Use", "It rates the answers of other models:", f"```bash\n{rates}\n```"]
     if bundle.embedding is not None or bundle.model.config.shape == "encoder":
         line = 'vectors = engine.embed(["A sentence."])'
     elif bundle.template is not None:
