@@ -112,7 +112,7 @@ def test_clients_that_do_not_read_hold_up_others_no_more_than_those_that_do(slow
             took[are_read] = seconds_beside(one, links, are_read=are_read)
             for link in links:
                 link.close()
-    assert took[False] < 1.5 * took[True] + 0.1
+    assert took[False] < 2 * took[True] + 0.3  # who is held up waits for `stall_s`, 20 seconds
 
 
 @pytest.mark.parametrize("stream", [True, False])
