@@ -10,11 +10,15 @@ import torch
 from torch import nn
 from training import new_run, raising_signal, same_weights, settings
 
+from stockpot import device as machine
 from stockpot.data.batch import Batch
 from stockpot.errors import DataError, TrainError
+from stockpot.model import halves
+from stockpot.model.config import decoder
+from stockpot.model.transformer import Transformer
 from stockpot.run import Run
 from stockpot.train.loop import Interrupted, fit
-from stockpot.train.losses import Loss, cross_entropy
+from stockpot.train.losses import Loss, cross_entropy, next_token_loss
 
 
 def poisoned(loss_fn, *calls):
@@ -26,6 +30,12 @@ def poisoned(loss_fn, *calls):
         return Loss(loss.total * math.nan, loss.count, loss.metrics) if next(count) in calls else loss
 
     return wrapped
+
+
+def wide_model():
+    """Make a model whose matrices are large enough for products in halves."""
+    torch.manual_seed(0)
+    return Transformer(decoder(layers=1, dim=256, heads=4, context=128, vocab_size=40))
 
 
 # --- learning ---
@@ -46,6 +56,23 @@ def test_weights_stay_float32_while_products_run_in_bfloat16(stream, tiny_model,
     model.decoder.layers[0].ffn.down.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
     fit(model, stream(), tiny_loss, settings(steps=1, dtype="bfloat16"))
     assert seen == [torch.bfloat16]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.skipif(not halves.are_here(), reason="this processor has no vectors of halves, or no compiler")
+@pytest.mark.parametrize(("dtype", "is_used"), [(None, True), ("float32", False)])
+def test_products_are_in_halves_where_no_type_is_asked_for_and_bfloat16_is_slow(dtype, is_used, monkeypatch):
+    monkeypatch.setattr(machine, "has_fast_bf16", lambda device: False)
+    model, seen, multiply = wide_model(), [], halves.multiply
+
+    def watched(x, weight):
+        seen.append(x.shape)
+        return multiply(x, weight)
+
+    monkeypatch.setattr(halves, "multiply", watched)
+    ids = torch.arange(128)[None] % 40
+    fit(model, [Batch(ids, ids.roll(-1))], next_token_loss, settings(steps=1, dtype=dtype, batch_tokens=128))
+    assert bool(seen) == is_used
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from stockpot.model.attention import Trace, View
 from stockpot.model.cache import CacheStep, KVCache, LayerCache, SlotCache
 from stockpot.model.config import ABSOLUTE, StackConfig
 from stockpot.model.flex import document_blocks
+from stockpot.model.halves import again
 from stockpot.model.layers import Block
 from stockpot.model.masks import branch_positions, document_positions, real_positions, visible
 from stockpot.model.norms import make_norm
@@ -128,7 +129,8 @@ class Stack(nn.Module):
             store = None if cache is None or call.step is None else LayerCache(cache, index, call.step)
             view = views[self.config.windows[index]]
             if self.recompute and store is None and trace is None and torch.is_grad_enabled():
-                x = checkpoint(layer, x, view, memory=memory, memory_view=memory_view, use_reentrant=False)
+                how: dict[str, Any] = {"use_reentrant": False, "context_fn": again}
+                x = checkpoint(layer, x, view, memory=memory, memory_view=memory_view, **how)
             else:
                 x = layer(x, view, memory=memory, memory_view=memory_view, store=store, trace=trace)
             if trace is not None:

@@ -8,6 +8,7 @@
 
 #include "numbers.hpp"
 #include "training_attention.hpp"
+#include "training_products.hpp"
 
 namespace stockpot {
 namespace {
@@ -378,6 +379,15 @@ void stockpot_attention_back(const stockpot::AttentionFacts* facts) {
       else stockpot::place_heads_back<decltype(t), decltype(a)>(*facts);
     });
   });
+}
+
+int stockpot_has_halves() { return stockpot::HAS_HALVES ? 1 : 0; }
+
+float stockpot_largest(const float* x, int64_t count, int threads) { return stockpot::largest(x, count, threads); }
+
+int stockpot_multiply_halves(const stockpot::Side* a, const stockpot::Side* b, int64_t high, int64_t wide, int64_t depth,
+                             float* out, int threads) {
+  return stockpot::multiply_halves(*a, *b, high, wide, depth, out, threads) ? 0 : 1;
 }
 
 }  // extern "C"

@@ -11,7 +11,7 @@ from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 
 from stockpot.native.build import training_library
 
-__all__ = ["LONGEST_HEAD", "AttentionFacts", "TrainingKernels", "training_kernels"]
+__all__ = ["LONGEST_HEAD", "AttentionFacts", "Side", "TrainingKernels", "training_kernels"]
 
 LONGEST_HEAD = 1024  # numbers of a head that the kernels have room for
 
@@ -28,6 +28,12 @@ class AttentionFacts(Structure):
         *((name, c_void_p) for name in ("mixed", "log_sums", "slope", "to_q", "to_k", "to_v", "to_qkv")),
         *((name, c_void_p) for name in ("to_q_gain", "to_k_gain")),
     )
+
+
+class Side(Structure):
+    """One side of a product in halves; the comments are in ``training_products.hpp``."""
+
+    _fields_ = (("at", c_void_p), ("row", c_int64), ("turned", c_int64), ("largest", c_float))
 
 
 class TrainingKernels:
@@ -53,8 +59,28 @@ class TrainingKernels:
             library.stockpot_judge, types, pointer, pointer, sizes, sizes, c_float, c_int, pointer, c_int
         )
         self.judge.restype = c_int
+        self.has_halves = bool(library.stockpot_has_halves())
+        self.largest = _call(library.stockpot_largest, pointer, sizes, c_int)
+        self.largest.restype = c_float
+        self._multiply_halves = _call(
+            library.stockpot_multiply_halves,
+            POINTER(Side),
+            POINTER(Side),
+            sizes,
+            sizes,
+            sizes,
+            pointer,
+            c_int,
+        )
+        self._multiply_halves.restype = c_int
         self._attention = _call(library.stockpot_attention, POINTER(AttentionFacts))
         self._attention_back = _call(library.stockpot_attention_back, POINTER(AttentionFacts))
+
+    def multiply_halves(
+        self, a: Side, b: Side, high: int, wide: int, depth: int, out: int, threads: int
+    ) -> bool:
+        """Multiply two sides; False: they hold what is not finite, and nothing was written."""
+        return not self._multiply_halves(byref(a), byref(b), high, wide, depth, out, threads)
 
     def attention(self, facts: AttentionFacts) -> None:
         """Attend where there is room for the result; else only place the heads."""

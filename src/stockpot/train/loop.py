@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from stockpot.device import keep_freed_memory, pick_dtype
 from stockpot.durable import discard, fill_from
 from stockpot.errors import CheckpointError, DataError
+from stockpot.model.halves import are_here, multiplying
 from stockpot.model.layers import Block
 from stockpot.model.stack import Stack
 from stockpot.run import Run
@@ -55,7 +56,9 @@ class LoopConfig(OptimConfig):
         16_384, ge=1, description="real tokens a step, over all micro-batches and processes"
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="of matrix products; weights stay float32; none: the faster one here"
+        None,
+        description="of matrix products; weights stay float32; none: the faster one here, or float32 with products in"
+        " halves where a CPU multiplies those fastest",
     )
     compile: bool | None = Field(None, description="compile each layer; none: on CUDA from 1000 steps")
     flex: bool = Field(
@@ -190,6 +193,15 @@ class _Loop:
         self.group = Group()
         self.device = next(model.parameters()).device
         self.dtype = self.group.from_first(lambda: pick_dtype(self.device, config.dtype))
+        # Where no type was asked for and none is faster than float32 for all of a step, products may still be.
+        self.halves = self.group.from_first(
+            lambda: (
+                config.dtype is None
+                and self.device.type == "cpu"
+                and self.dtype == torch.float32
+                and are_here()
+            )
+        )
         self.reads_model = getattr(batches, "reads_model", False)  # answers are drawn with it
         if self.device.type == "cuda" and hasattr(batches, "state_dict") and not self.reads_model:
             batches = Ahead(batches, pins=True)
@@ -203,7 +215,13 @@ class _Loop:
         if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
             _compile_layers(self.layout.trained)
         self.optimizer = Optimizer(self.layout.trained, config, config.steps, self.layout)
-        self.meter = Meter(model, self.device, self.dtype, processes=self.group.place.world)
+        self.meter = Meter(
+            model,
+            self.device,
+            self.dtype,
+            processes=self.group.place.world,
+            rate=2.0 if self.halves else 1.0,  # a vector holds twice as many
+        )
         self.state = TrainState()
         self.began_at = 0
         self.saved: tuple[int, int] | None = None  # step and judged of the newest checkpoint
@@ -290,6 +308,8 @@ class _Loop:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute matrix products in the number type of training."""
+        if self.halves:
+            return multiplying()
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     # --- between steps ---

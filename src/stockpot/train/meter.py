@@ -27,15 +27,22 @@ class Meter:
     Args:
         model: asked for its arithmetic per token, if its config knows it.
         dtype: number type of its matrix products.
+        rate: how many times as fast as those of that type they can be.
         processes: how many share the tokens that are counted.
     """
 
     def __init__(
-        self, model: nn.Module, device: torch.device, dtype: torch.dtype, *, processes: int = 1
+        self,
+        model: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        processes: int = 1,
+        rate: float = 1.0,
     ) -> None:
         self._sums: dict[str, list[Tensor | float]] = {}
         self._model, self._device, self._dtype = model, device, dtype
-        self._processes = processes
+        self._processes, self._rate = processes, rate
         self.tokens = 0
         self.stall_s = 0.0
         self._earlier_s, self._began = 0.0, time.perf_counter()
@@ -82,7 +89,7 @@ class Meter:
         self._since, self._paused_s, self._counted = now, 0.0, self.tokens
         rates = {"tokens_per_s": tokens / max(seconds, 1e-9)}
         if (flops := self._flops_per_token()) is not None:
-            peak = self._processes * peak_flops(self._device, self._dtype)
+            peak = self._rate * self._processes * peak_flops(self._device, self._dtype)
             rates["mfu"] = rates["tokens_per_s"] * flops / peak
         if self._device.type == "cuda":
             rates["memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
