@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stockpot.device import keep_freed_memory, pick_dtype
 from stockpot.durable import discard, fill_from
 from stockpot.errors import CheckpointError, DataError
-from stockpot.model.halves import are_here, multiplying
+from stockpot.model.halves import are_fastest, multiplying
 from stockpot.model.layers import Block
 from stockpot.model.stack import Stack
 from stockpot.run import Run
@@ -57,8 +57,7 @@ class LoopConfig(OptimConfig):
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(
         None,
-        description="of matrix products; weights stay float32; none: the faster one here, or float32 with products in"
-        " halves where a CPU multiplies those fastest",
+        description="of matrix products, weights stay float32; none: the fastest here, also halves on a CPU",
     )
     compile: bool | None = Field(None, description="compile each layer; none: on CUDA from 1000 steps")
     flex: bool = Field(
@@ -193,14 +192,8 @@ class _Loop:
         self.group = Group()
         self.device = next(model.parameters()).device
         self.dtype = self.group.from_first(lambda: pick_dtype(self.device, config.dtype))
-        # Where no type was asked for and none is faster than float32 for all of a step, products may still be.
         self.halves = self.group.from_first(
-            lambda: (
-                config.dtype is None
-                and self.device.type == "cpu"
-                and self.dtype == torch.float32
-                and are_here()
-            )
+            lambda: config.dtype is None and are_fastest(self.device, self.dtype)
         )
         self.reads_model = getattr(batches, "reads_model", False)  # answers are drawn with it
         if self.device.type == "cuda" and hasattr(batches, "state_dict") and not self.reads_model:
@@ -215,13 +208,8 @@ class _Loop:
         if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
             _compile_layers(self.layout.trained)
         self.optimizer = Optimizer(self.layout.trained, config, config.steps, self.layout)
-        self.meter = Meter(
-            model,
-            self.device,
-            self.dtype,
-            processes=self.group.place.world,
-            rate=2.0 if self.halves else 1.0,  # a vector holds twice as many
-        )
+        rate = 2.0 if self.halves else 1.0  # a vector holds twice as many
+        self.meter = Meter(model, self.device, self.dtype, processes=self.group.place.world, rate=rate)
         self.state = TrainState()
         self.began_at = 0
         self.saved: tuple[int, int] | None = None  # step and judged of the newest checkpoint
