@@ -23,7 +23,7 @@ def measure(material: Material) -> Sequence[Finding]:
     tasks, mass, bare = [], [], []
     for cook in material.cooks:
         book = ledger_of(cook, material)
-        tasks.append(gain_of(book, "+ instruction tuning", "+ few-shot", HELD_OUT_KINDS))
+        tasks.append(gain_of(book, "+ instruction tuning", "+ better wording", HELD_OUT_KINDS))
         before, after = (_share_of_answer(open_stage(cook, stage)) for stage in ("pretrain", "sft"))
         bare.append(before)
         mass.append(after - before)
@@ -36,7 +36,7 @@ def measure(material: Material) -> Sequence[Finding]:
             n=ASKED,
         ),
         above(
-            "held-out kinds of tasks, share right: tuned minus base with wording and examples",
+            "held-out kinds of tasks, share right: tuned minus base in its best wording",
             tasks,
             0.0,
             n=n,
@@ -70,5 +70,5 @@ CLAIM = Claim(
     "on unseen tasks 55 → 68 % and the like (Wei et al. 2021, arXiv:2109.01652)",
     "60 questions about birth dates in the bare form; the village's five held-out kinds of tasks",
     measure,
-    "The second finding compares with the base model at its best, in a chosen wording and behind four examples.",
+    "The second finding compares with the base model in the wording that suits it best.",
 )

@@ -30,21 +30,14 @@ def measure(material: Material) -> Sequence[Finding]:
                 align_image(config, out=out, progress=material.report)
             reports[adapters] = evaluate_images(out, "village:scenes/val", limit=150)
             frozen.append(float(bool(Run.open(out).manifest.get("frozen_sha256"))))
-        told.append(_exact(reports["bottleneck"]) - _exact(reports["linear"]))
-        follows.append(_swapped(reports["bottleneck"]))
+        exact = {name: one.score("all", "caption exact").value for name, one in reports.items()}
+        told.append(exact["bottleneck"] - exact["linear"])
+        follows.append(reports["bottleneck"].score("all", "follows: own over other").value)
     return [
         above("caption exactly right: adapters minus linear layer alone", told, 0.0, n=150),
         above("right caption likelier with its own picture than with another, share", follows, 0.5, n=150),
         held("frozen weights are proven by hash (a run in which one changed fails)", frozen),
     ]
-
-
-def _exact(report: ImageReport) -> float:
-    return next(row.estimate.value for row in report.rows if row.metric == "exact")
-
-
-def _swapped(report: ImageReport) -> float:
-    return next(row.estimate.value for row in report.rows if "other" in row.metric or "swap" in row.metric)
 
 
 CLAIM = Claim(
