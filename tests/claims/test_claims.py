@@ -51,6 +51,13 @@ def test_the_verdict_follows_from_the_findings(passing, verdict, tmp_path):
         Result.load(tmp_path / "bad.json")
 
 
+def test_one_seed_decides_nothing_but_what_is_exact(tmp_path):
+    alone = run_claim(claim(above("gain", [5.0], 0.0), held("equal", [1.0])), nothing(tmp_path))
+    assert alone.verdict == "undecided"
+    assert "5.000 [one seed]" in page_of({CLAIMS[0].name: alone})
+    assert Result.load(alone.save(tmp_path)) == alone
+
+
 def test_no_row_is_missing():
     rows = [one.row for one in CLAIMS]
     assert sorted([*rows, *WITHOUT_EFFECT]) == list(range(1, 30))

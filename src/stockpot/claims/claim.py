@@ -1,12 +1,13 @@
 """What a claim is: what others found, the miniature, the bar, and the verdict that its figures allow.
 
 A finding is one figure over seeds with Student's 95 % interval, and the bound that the whole interval has to pass. A claim is
-reproduced if all its findings pass, partly if some do. Nothing here knows a row.
+reproduced if all its findings pass, partly if some do, and undecided where one seed alone speaks. Nothing here knows a row.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,7 @@ from stockpot.stages.three_kinds import interval
 
 __all__ = ["Claim", "Finding", "Material", "Result", "Verdict", "above", "below", "held", "run_claim"]
 
-Verdict: TypeAlias = Literal["reproduced", "partly", "not reproduced"]
+Verdict: TypeAlias = Literal["reproduced", "partly", "not reproduced", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Material:
         minutes: for each claim that trains models of its own.
         seeds: of claims that need no cook.
         report: hears what is going on.
+        told: sentences for the reader, such as how long a run took that was there already.
     """
 
     cooks: tuple[Path, ...]
@@ -93,6 +95,7 @@ class Material:
     minutes: float = 4.0
     seeds: tuple[int, ...] = (0, 1, 2)
     report: Callable[[dict[str, Any]], None] = field(default=lambda event: None)
+    told: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,10 @@ class Result:
         """Write ``NAME.json`` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
-        write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        value = asdict(self)
+        for one in value["findings"]:  # JSON knows no infinity
+            one |= {end: None for end in ("low", "high") if math.isinf(one[end])}
+        write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return path
 
     @classmethod
@@ -146,22 +152,28 @@ class Result:
         """
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            findings = tuple(
-                Finding(**{**one, "by_seed": tuple(one["by_seed"])}) for one in value.pop("findings")
-            )
+            findings = tuple(_finding_of(one) for one in value.pop("findings"))
             return cls(findings=findings, **value)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path} is no result of a claim: {error}.", "Run the claim again.") from error
 
 
+def _finding_of(saved: dict[str, Any]) -> Finding:
+    ends = {"low": -math.inf, "high": math.inf}
+    known = {end: other if saved[end] is None else saved[end] for end, other in ends.items()}
+    return Finding(**{**saved, **known, "by_seed": tuple(saved["by_seed"])})
+
+
 def run_claim(claim: Claim, material: Material) -> Result:
     """Measure a claim and judge it."""
     begun = time.monotonic()
+    material.told.clear()
     findings = tuple(claim.measure(material))
     machine = origin.hardware()
     facts = {
         "made": origin.now(),
         "seconds": round(time.monotonic() - begun, 1),
+        "told": list(material.told),
         "seeds": max(len(one.by_seed) for one in findings),
         "cooks": _cooks(material) if claim.needs_cooks else [],
         "cpu": machine.get("cpu"),
@@ -169,11 +181,17 @@ def run_claim(claim: Claim, material: Material) -> Result:
         "commit": (origin.git() or {}).get("commit"),
         "versions": {name: one for name, one in origin.versions().items() if name in ("stockpot", "torch")},
     }
-    passed = sum(one.passes for one in findings)
-    verdict: Verdict = "not reproduced"
-    if passed:
-        verdict = "reproduced" if passed == len(findings) else "partly"
-    return Result(claim.name, claim.row, verdict, findings, facts)
+    return Result(claim.name, claim.row, _verdict(findings), findings, facts)
+
+
+def _verdict(findings: Sequence[Finding]) -> Verdict:
+    """Judge findings; what fails only because one seed has no interval is undecided."""
+    failed = [one for one in findings if not one.passes]
+    if not failed:
+        return "reproduced"
+    if any(math.isinf(one.low) for one in failed):
+        return "undecided"
+    return "partly" if len(failed) < len(findings) else "not reproduced"
 
 
 def _cooks(material: Material) -> list[dict[str, Any]]:

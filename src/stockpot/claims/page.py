@@ -16,8 +16,8 @@ HEAD = """# Claims and verdicts
 
 What the lecture and its sources say, tried in miniature on models made from nothing in ten minutes on two cores, or in
 the minutes that stand there. Original figures are facts to compare with, not targets. An effect counts only if its whole 95 %
-interval over seeds (Student's) lies beyond the bar; *partly* means that some of a claim's findings pass, and a claim that does
-not reproduce stands here as such.
+interval over seeds (Student's) lies beyond the bar. *Partly*: some of a claim's findings pass. *Undecided*: one seed alone was
+tried. A claim that does not reproduce stands here as such.
 
 ```bash
 stockpot claims                                         # list
@@ -81,10 +81,11 @@ def _section(claim: Claim, result: Result | None) -> Iterator[str]:
             f"seed {one['seed']}: {one['parameters']:,} parameters, {one['minutes']} min" for one in cooks
         )
         on = f" Cooks: {sizes}."
+    told = "".join(f" {one}" for one in facts.get("told", ()))
     yield (
         f"\n**{result.verdict}.** `stockpot claims run {claim.name}`, {facts['seconds']:g} s on {facts['cores']} "
         f"cores of {facts['cpu']}, "
-        f"{facts['made'][:10]}, torch {facts['versions'].get('torch', '?')}.{on}\n"
+        f"{facts['made'][:10]}, torch {facts['versions'].get('torch', '?')}.{on}{told}\n"
     )
 
 

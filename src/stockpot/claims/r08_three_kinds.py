@@ -15,7 +15,9 @@ def measure(material: Material) -> Sequence[Finding]:
     if not file.is_file():
         config = ThreeKindsConfig(minutes=4 * material.minutes, seeds=len(material.seeds))
         three_kinds(config, out=file.parent, progress=material.report)
-    values = json.loads(file.read_text(encoding="utf-8"))["values"]
+    found = json.loads(file.read_text(encoding="utf-8"))
+    values, seconds = found["values"], found["facts"]["seconds"]
+    material.told.append(f"Training and asking all of them took {seconds:,.0f} s.")
 
     def minus(metric: str, one: str, other: str) -> list[float]:
         pairs = zip(values[metric][one], values[metric][other], strict=True)
