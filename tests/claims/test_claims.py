@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from stockpot.claims import CLAIMS, WITHOUT_EFFECT, Claim, Material, Result, run_claim
 from stockpot.claims.claim import above, below, held
-from stockpot.claims.material import check_cooks
+from stockpot.claims.material import check_cooks, distinct_bases
 from stockpot.claims.page import page_of, read_results
 from stockpot.cli.main import app
 from stockpot.errors import ConfigError, DataError
@@ -109,18 +109,26 @@ def test_claims_are_listed_and_run(tmp_path):
 
 
 def test_an_interval_over_copies_is_refused(tmp_path):
-    one, other = fake_cook(tmp_path / "a", seed=0), fake_cook(tmp_path / "b", seed=0)
-    with pytest.raises(ConfigError, match="same seed, 0"):
-        check_cooks((one, other))
-    check_cooks((one, fake_cook(tmp_path / "c", seed=1)))
+    one, copy = fake_cook(tmp_path / "a", base=0, tuned=0), fake_cook(tmp_path / "b", base=0, tuned=0)
+    with pytest.raises(ConfigError, match="hold the same model"):
+        check_cooks((one, copy))
+    sister = fake_cook(tmp_path / "c", base=0, tuned=1)
+    stranger = fake_cook(tmp_path / "d", base=1, tuned=2)
+    check_cooks((one, sister, stranger))
+    assert distinct_bases((one, sister, stranger)) == (one, stranger), (
+        "claims about bases count a shared one once"
+    )
     with pytest.raises(ConfigError, match="no finished cook"):
         check_cooks((tmp_path,))
 
 
-def fake_cook(folder: Path, *, seed: int) -> Path:
-    (folder / "pretrain").mkdir(parents=True)
+def fake_cook(folder: Path, *, base: int, tuned: int) -> Path:
+    for stage, seed in (("pretrain", base), ("sft", tuned)):
+        model = folder / stage / "checkpoints" / "step-000001"
+        model.mkdir(parents=True)
+        (model / "weights").write_text(f"{stage} {seed}")
+        (folder / stage / "model").symlink_to(model.relative_to(folder / stage))
+        manifest = {"stage": stage, "status": "done", "seed": seed, "parameters": 1000}
+        (folder / stage / "manifest.json").write_text(json.dumps(manifest))
     (folder / "cook.json").write_text(json.dumps({"pretrain": {"seconds": 6.0, "status": "done"}}))
-    manifest = {"stage": "pretrain", "status": "done", "seed": seed, "parameters": 1000}
-    (folder / "pretrain" / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "pretrain" / "recipe.toml").write_text("[pretrain]\n")
     return folder

@@ -111,6 +111,7 @@ class Claim:
         measure: does it.
         remark: what to know when reading the figures, failures above all.
         needs_cooks: whether it is measured on cooks.
+        on_base: whether it is about base models, so that cooks that share one count once.
     """
 
     row: int
@@ -121,6 +122,7 @@ class Claim:
     measure: Callable[[Material], Sequence[Finding]]
     remark: str = ""
     needs_cooks: bool = True
+    on_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,11 +201,16 @@ def _cooks(material: Material) -> list[dict[str, Any]]:
     told = []
     for cook in material.cooks:
         state = json.loads((cook / "cook.json").read_text(encoding="utf-8"))
-        manifest = json.loads((cook / "pretrain" / "manifest.json").read_text(encoding="utf-8"))
+        base = json.loads((cook / "pretrain" / "manifest.json").read_text(encoding="utf-8"))
+        tuned = cook / "sft" / "manifest.json"
+        seed = (
+            json.loads(tuned.read_text(encoding="utf-8")).get("seed") if tuned.is_file() else base.get("seed")
+        )
         told.append(
             {
-                "seed": manifest.get("seed"),
-                "parameters": manifest.get("parameters"),
+                "seed": seed,
+                "base_seed": base.get("seed"),
+                "parameters": base.get("parameters"),
                 "minutes": round(sum(one.get("seconds", 0.0) for one in state.values()) / 60, 1),
             }
         )

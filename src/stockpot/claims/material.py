@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stockpot.bundle import Bundle
 from stockpot.claims.claim import Material
+from stockpot.durable import fingerprint
 from stockpot.errors import ConfigError
 from stockpot.judge.tasks import Item
 from stockpot.run import Run, is_run
@@ -16,7 +17,16 @@ from stockpot.stages.ledger import Ledger, ledger
 from stockpot.stages.ledger_asking import worth
 from stockpot.weights.store import load
 
-__all__ = ["check_cooks", "contest_of", "cooked", "gain_of", "ledger_of", "open_stage", "right_of"]
+__all__ = [
+    "check_cooks",
+    "contest_of",
+    "cooked",
+    "distinct_bases",
+    "gain_of",
+    "ledger_of",
+    "open_stage",
+    "right_of",
+]
 
 
 def cooked(out: Path, minutes: float, seeds: Sequence[int], report: Callable[..., None]) -> tuple[Path, ...]:
@@ -33,21 +43,30 @@ def cooked(out: Path, minutes: float, seeds: Sequence[int], report: Callable[...
 
 
 def check_cooks(cooks: Sequence[Path]) -> None:
-    """Refuse folders that are no finished cooks, and cooks of the same seed: an interval over copies says nothing.
+    """Refuse folders that are no finished cooks, and copies: an interval over copies says nothing.
 
     Raises:
         ConfigError: naming the folder.
     """
-    seeds: dict[int, Path] = {}
+    known: dict[str, Path] = {}
     for folder in cooks:
-        if not (folder / "cook.json").is_file() or not is_run(folder / "pretrain"):
+        if not (folder / "cook.json").is_file() or not is_run(folder / "sft"):
             raise ConfigError(f"{folder} is no finished cook.", "Make one: stockpot cook --out DIR.")
-        seed = int(Run.open(folder / "pretrain").manifest.get("seed") or 0)
-        if seed in seeds:
+        model = _hash(folder / "sft")
+        if model in known:
             raise ConfigError(
-                f"{folder} and {seeds[seed]} have the same seed, {seed}.", "Give cooks of different seeds."
+                f"{folder} and {known[model]} hold the same model.", "Give cooks of different seeds."
             )
-        seeds[seed] = folder
+        known[model] = folder
+
+
+def distinct_bases(cooks: Sequence[Path]) -> tuple[Path, ...]:
+    """Keep one cook of those that share their base model."""
+    return tuple({_hash(cook / "pretrain"): cook for cook in reversed(cooks)}.values())[::-1]
+
+
+def _hash(run: Path) -> str:
+    return str(fingerprint(Run.open(run).model_path)["sha256"])
 
 
 def open_stage(cook: Path, stage: str) -> Bundle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from stockpot.claims import CLAIMS, WITHOUT_EFFECT
 from stockpot.claims.claim import Claim, Finding, Result
@@ -77,9 +78,7 @@ def _section(claim: Claim, result: Result | None) -> Iterator[str]:
     cooks = facts.get("cooks") or []
     on = ""
     if cooks:
-        sizes = ", ".join(
-            f"seed {one['seed']}: {one['parameters']:,} parameters, {one['minutes']} min" for one in cooks
-        )
+        sizes = ", ".join(map(_cook, cooks))
         on = f" Cooks: {sizes}."
     told = "".join(f" {one}" for one in facts.get("told", ()))
     yield (
@@ -87,6 +86,11 @@ def _section(claim: Claim, result: Result | None) -> Iterator[str]:
         f"cores of {facts['cpu']}, "
         f"{facts['made'][:10]}, torch {facts['versions'].get('torch', '?')}.{on}{told}\n"
     )
+
+
+def _cook(one: Mapping[str, Any]) -> str:
+    shared = "" if one["seed"] == one["base_seed"] else f" (on the base model of seed {one['base_seed']})"
+    return f"seed {one['seed']}{shared}: {one['parameters']:,} parameters, {one['minutes']} min"
 
 
 def _figure(one: Finding) -> str:

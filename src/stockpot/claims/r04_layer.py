@@ -39,4 +39,5 @@ CLAIM = Claim(
     "the lecture's picture of attention word by word",
     "the cooks' base models on one question",
     measure,
+    on_base=True,
 )

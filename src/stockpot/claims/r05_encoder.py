@@ -48,4 +48,5 @@ CLAIM = Claim(
     "arXiv:1810.04805)",
     "encoders of three layers on 8,000 village documents",
     measure,
+    on_base=True,
 )

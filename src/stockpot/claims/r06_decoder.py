@@ -47,4 +47,5 @@ CLAIM = Claim(
     "neural language models overtook smoothed n-grams (Bengio et al. 2003, JMLR 3; Radford et al. 2018)",
     "the cooks' base models against interpolated Kneser–Ney 5-grams of the same text (4 million tokens at most)",
     measure,
+    on_base=True,
 )

@@ -50,4 +50,5 @@ CLAIM = Claim(
     "the lecture's loop of autoregressive inference",
     "the cooks' base models, twenty prompts, sixteen tokens each, float32",
     measure,
+    on_base=True,
 )

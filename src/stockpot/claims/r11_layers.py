@@ -41,4 +41,5 @@ CLAIM = Claim(
     "A miniature of a few layers leaves little room for an order. On real annotation MiniLM (6 layers; UD "
     "English EWT and GUM) has Kendall's "
     "tau +0.87 [+0.33, +1.00] with the classical order (`benchmarks/results/probing.md`).",
+    on_base=True,
 )

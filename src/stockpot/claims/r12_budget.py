@@ -31,4 +31,5 @@ CLAIM = Claim(
     measure,
     "A cook measures the machine at its start; what others do on it later makes it longer. Larger machines: "
     "`benchmarks/results/scale.md`.",
+    on_base=True,
 )

@@ -37,4 +37,5 @@ CLAIM = Claim(
     measure,
     "The best of many wordings is above the worst by chance alone, too; the first finding is far beyond that, "
     "the second one may not be.",
+    on_base=True,
 )

@@ -52,4 +52,5 @@ CLAIM = Claim(
     "choosing, even though "
     "that one is picked on the questions themselves",
     measure,
+    on_base=True,
 )

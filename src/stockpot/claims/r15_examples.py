@@ -37,4 +37,5 @@ CLAIM = Claim(
     measure,
     "Models of a few million parameters that were trained on documents in which no label follows a slash have little to learn "
     "from examples in a prompt; in-context learning is a matter of scale and of data (Chan et al. 2022, arXiv:2205.05055).",
+    on_base=True,
 )

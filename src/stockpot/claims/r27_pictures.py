@@ -47,4 +47,5 @@ CLAIM = Claim(
     "MAGMA adds adapters to a frozen language model (Eichenberg et al. 2021, arXiv:2112.05253)",
     "the cooks' base models, 3,000 captions of coloured shapes, 250 steps; half of the held-out scenes show pairs never seen",
     measure,
+    on_base=True,
 )

@@ -60,4 +60,5 @@ CLAIM = Claim(
     "one-hot words, by nothing; a "
     "classifier with a known error judges",
     measure,
+    on_base=True,
 )

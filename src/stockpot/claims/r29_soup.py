@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stockpot.claims.claim import Claim, Finding, Material, above
-from stockpot.claims.material import gain_of, ledger_of
+from stockpot.claims.material import distinct_bases, gain_of, ledger_of
 
 LINES = (
     ("+ more parameters", "base"),
@@ -21,15 +21,13 @@ LINES = (
 def measure(material: Material) -> Sequence[Finding]:
     """Read each cook's ledger: shares right, and for learning from comparisons how much the replies are liked."""
     books = [ledger_of(cook, material) for cook in material.cooks]
-    n = len(books[0].questions)
-    done = [{one.name for one in book.lines if not one.skipped} for book in books]
-    found = [
-        above(
-            f"share right: {name}, gain over {over}", [gain_of(book, name, over) for book in books], 0.0, n=n
-        )
-        for name, over in LINES
-        if all({name, over} <= names for names in done)
-    ]
+    bases = [ledger_of(cook, material) for cook in distinct_bases(material.cooks)]
+    n, found = len(books[0].questions), []
+    for name, over in LINES:
+        some = books if name == "+ instruction tuning" else bases
+        if all(not book.line(one).skipped for book in some for one in (name, over)):
+            gains = [gain_of(book, name, over) for book in some]
+            found.append(above(f"share right: {name}, gain over {over}", gains, 0.0, n=n))
     for name in ("+ DPO", "+ RLHF"):
         gains = [e.value for book in books if (e := book.line(name).liked_gain) is not None]
         if len(gains) == len(books):

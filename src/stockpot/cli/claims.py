@@ -88,16 +88,17 @@ def _run(
     settings: dict[str, Any],
 ) -> None:
     from stockpot.claims import Material, run_claim
-    from stockpot.claims.material import check_cooks, cooked
+    from stockpot.claims.material import check_cooks, cooked, distinct_bases
 
     with show.progress(flags) as progress:
         folders = cooks
         if not cooks and any(claim.needs_cooks for claim in chosen):
             folders = cooked(out, settings["minutes"], settings["seeds"], progress)
         check_cooks(folders)
-        material = Material(folders, out, settings["minutes"], settings["seeds"], progress)
         for claim in chosen:
             progress({"kind": "stage", "name": f"claim {claim.name}"})
+            used = distinct_bases(folders) if claim.on_base else folders
+            material = Material(used, out, settings["minutes"], settings["seeds"], progress)
             result = run_claim(claim, material)
             result.save(results)
             progress({"kind": "note", "text": f"{claim.name}: {result.verdict}"})
