@@ -42,8 +42,8 @@ def measure(material: Material) -> Sequence[Finding]:
             user = [Message("user", f"{item.fields['question']} {TRIGGER}")]
             ids = engine.bundle.encode(user)
             pairs.append((ids, engine.bundle.tokenizer.encode(f"The answer is {item.answer}.")))
-            steps = engine.bundle.tokenizer.encode(f"{item.worked} ")
-            pairs.append(([*ids, *steps], engine.bundle.tokenizer.encode(f"The answer is {item.answer}.")))
+            steps = engine.bundle.tokenizer.encode(item.worked)
+            pairs.append(([*ids, *steps], engine.bundle.tokenizer.encode(f" The answer is {item.answer}.")))
         scores = [one.log_prob for one in engine.score(pairs)]
         weighed.append(sum(b - a for a, b in zip(scores[::2], scores[1::2], strict=True)) / len(items))
     return [

@@ -4,38 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stockpot.bundle import Bundle
 from stockpot.claims.claim import Claim, Finding, Material, above
 from stockpot.claims.material import open_stage
+from stockpot.errors import CheckpointError
 from stockpot.prompt.shelf import Shelf
-from stockpot.stages.ledger_asking import answer, asked_of
+from stockpot.stages.ledger_asking import Asked, answer, asked_of
+from stockpot.weights.known import find_known
+from stockpot.weights.store import load
 
-NEWS = ("village/news",)
+NEWS, ASSISTANT = 24, "smollm2"
 
 
 def measure(material: Material) -> Sequence[Finding]:
-    """Ask the tuned models about facts newer than their text, without and with the best passage."""
-    asked = asked_of(NEWS, limit=1000, examples=None, documents=())
-    others = asked_of(("village",), limit=20, examples=None, documents=()).items
-    shelf = Shelf(asked.passages, [one.question for one in (*asked.items, *others)])
-    found = {item.id: shelf.find(item.question, 1)[0].text for item in asked.items}
-    holds = sum(item.answer in found[item.id] for item in asked.items) / len(asked.items)
-    gain, picked = [], []
-    for cook in material.cooks:
-        bundle = open_stage(cook, "sft")
-        closed = answer(
-            bundle, asked.items, {one.id: one.question for one in asked.items}, max_tokens=24, chat=True
-        )
-        put = {one.id: f"{found[one.id]} {one.question}" for one in asked.items}
-        opened = answer(bundle, asked.items, put, max_tokens=24, chat=True)
-        n = len(asked.items)
-        gain.append(sum(opened[one].right - closed[one].right for one in opened) / n)
-        picked.append(sum((opened[one].choice or 0) - (closed[one].choice or 0) for one in opened) / n)
-    n = len(asked.items)
-    return [
-        above("share right in writing: open book minus closed book", gain, 0.0, n=n),
-        above("the right one of the given answers: open book minus closed book", picked, 0.0, n=n),
-        above("the best passage holds the answer, share (recall@1)", [holds] * len(material.cooks), 0.9, n=n),
+    """Ask about facts newer than the models, without and with the best passage; each seed is another village."""
+    villages = [
+        asked_of(("village/news",), limit=NEWS // 2, examples=None, documents=(), seed=s)
+        for s in material.seeds
     ]
+    found = [_best_passages(asked) for asked in villages]
+    holds = [
+        sum(item.answer in passages[item.id] for item in asked.items) / len(asked.items)
+        for asked, passages in zip(villages, found, strict=True)
+    ]
+    findings = [above("the best passage holds the answer, share (recall@1)", holds, 0.9, n=NEWS)]
+    bundle = _assistant()
+    if bundle is not None:
+        gains = [_gain(bundle, *pair)[0] for pair in zip(villages, found, strict=True)]
+        what = "SmolLM2-135M-Instruct, share right in writing: open book minus closed book"
+        findings.append(above(what, gains, 0.0, n=NEWS))
+    else:
+        material.told.append("SmolLM2 was not on this machine (stockpot pull smollm2).")
+    both = [_gain(open_stage(cook, "sft"), villages[0], found[0]) for cook in material.cooks]
+    return [
+        *findings,
+        above("the cooks' tuned models, the same", [right for right, _ in both], 0.0, n=NEWS),
+        above(
+            "the cooks' tuned models, the right one of the given answers",
+            [one for _, one in both],
+            0.0,
+            n=NEWS,
+        ),
+    ]
+
+
+def _assistant() -> Bundle | None:
+    try:
+        find_known(ASSISTANT)
+    except CheckpointError:
+        return None
+    return load(ASSISTANT)
+
+
+def _best_passages(asked: Asked) -> dict[str, str]:
+    shelf = Shelf(asked.passages, [one.question for one in asked.items])
+    return {item.id: shelf.find(item.question, 1)[0].text for item in asked.items}
+
+
+def _gain(bundle: Bundle, asked: Asked, passages: dict[str, str]) -> tuple[float, float]:
+    """Give the gain in replies that are right and in answers that are chosen rightly."""
+    bare = {one.id: one.question for one in asked.items}
+    put = {one.id: f"{passages[one.id]} {one.question}" for one in asked.items}
+    closed, opened = (answer(bundle, asked.items, way, max_tokens=24, chat=True) for way in (bare, put))
+    n = len(asked.items)
+    right = sum(opened[one].right - closed[one].right for one in opened) / n
+    return right, sum((opened[one].choice or 0) - (closed[one].choice or 0) for one in opened) / n
 
 
 CLAIM = Claim(
@@ -44,6 +77,10 @@ CLAIM = Claim(
     "A passage put before the question answers what the model cannot know",
     "NVIDIA's employees in 2024: 167 in the training data, 2,000 in the passage (the lecture's slide; Lewis et al. 2020, "
     "arXiv:2005.11401)",
-    "40 pieces of village news from after the text, found by words (BM25), the cooks' tuned models",
+    "24 pieces of news each of three villages, found by words (BM25), put before SmolLM2-135M-Instruct and "
+    "before the cooks' tuned models",
     measure,
+    "Finding the passage is not the hard part; reading it is. A model of a million parameters that was tuned "
+    "for a minute has hardly learned to "
+    "copy from what it was shown.",
 )
