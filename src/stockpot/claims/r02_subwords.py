@@ -33,7 +33,7 @@ def measure(material: Material) -> Sequence[Finding]:
                 )
         trips.append(float(whole))
     found = [
-        above(f"bytes a token, {kind} (a character: 1)", values, 2.0, n=n) for kind, values in gain.items()
+        above(f"bytes a token, {kind} (a character: 1)", values, 1.0, n=n) for kind, values in gain.items()
     ]
     return [*found, held("byte-level BPE gives any text back", trips, n=200)]
 
