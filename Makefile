@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 OUT    ?= runs/village
 MINUTES ?= 10
 
-.PHONY: cook test test-all check format bench docs chat clean help
+.PHONY: cook test test-all check format bench docs chapters chat clean help
 
 help:            ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -56,6 +56,9 @@ bench: $(DEV)  ## say which benchmarks and peers are present
 docs: $(DEV)   ## build the documentation into site/
 	@$(PIP) install --quiet -c constraints.txt -e '.[docs]'
 	@$(BIN)/mkdocs build --strict
+
+chapters: $(DEV)  ## run the lecture's chapters; renew their outputs, charts and notebooks
+	@$(BIN)/python docs/chapters.py
 
 clean:           ## remove the environment and build leftovers (runs stay)
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -28,7 +28,7 @@ class Encoder(Settings):
 class Stage(Settings):
     data: str | tuple[str, ...] = "corpus.txt"
     out: Path | None = None
-    position: Literal["none", "rope"] | None = "rope"
+    position: Literal["none", "rope", "alibi"] | None = "rope"
     loop: Loop = Loop()
     encoder: Encoder | None = None
     loops: tuple[Loop, ...] = ()
@@ -164,7 +164,7 @@ def test_a_hopeless_key_lists_the_valid_ones():
     [
         ("loop.steps=x", "--set loop.steps=x: loop.steps is 'x'; expected a valid integer."),
         ("loop.steps=0", "--set loop.steps=0: loop.steps is 0; expected greater than or equal to 1."),
-        ("position=rpoe", "--set position=rpoe: position is 'rpoe'; expected 'none' or 'rope'."),
+        ("position=rpoe", "--set position=rpoe: position is 'rpoe'; expected 'none', 'rope' or 'alibi'."),
         ("encoder=3", "--set encoder=3: encoder is 3; expected a valid dictionary or instance of Encoder."),
     ],
 )

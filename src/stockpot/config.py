@@ -427,7 +427,7 @@ def _expected(problem: Any) -> str:
     text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
     found, _, rest = text.partition("Input should be ")
     if rest and not found:
-        return "expected " + rest.split(", ")[0]
+        return "expected " + (rest if problem["type"] == "literal_error" else rest.split(", ")[0])
     return text
 
 

@@ -180,8 +180,12 @@ def test_a_run_that_points_outside_itself_is_refused(run, folder):
 
 
 def test_what_does_not_exist_is_told(tmp_path):
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match="does not exist") as caught:
         load(tmp_path / "nothing")
+    assert "known name (smollm2, minilm)." in caught.value.todo
+    with pytest.raises(CheckpointError, match="smolm2 does not exist") as caught:
+        load("smolm2")
+    assert caught.value.todo.endswith("Did you mean smollm2?")
 
 
 def test_a_folder_without_a_model_is_told(tmp_path):

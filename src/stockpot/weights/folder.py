@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from stockpot.errors import CheckpointError
 from stockpot.run import Run, is_run
 from stockpot.weights.header import kind_of, refuse_unless_safetensors
+from stockpot.weights.known import KNOWN
 
 __all__ = ["INDEX", "SINGLE", "find_folder", "inside", "read_json", "read_list", "weight_files"]
 
@@ -45,7 +47,12 @@ def find_folder(ref: str | os.PathLike[str]) -> Path:
     is_ours = path.parent.is_dir() or path.parts[:1] == ("runs",)  # a typing error must not go to a network
     if HUB_ID.fullmatch(os.fspath(ref)) and not is_ours:
         return _download(os.fspath(ref))
-    raise CheckpointError(f"{path} does not exist.", "Give a run, a checkpoint, a model folder or a hub id.")
+    meant = get_close_matches(os.fspath(ref), KNOWN, n=1)
+    raise CheckpointError(
+        f"{path} does not exist.",
+        "Give a run, a checkpoint, a model folder, a GGUF file, a hub id or a known name "
+        f"({', '.join(KNOWN)}).{f' Did you mean {meant[0]}?' if meant else ''}",
+    )
 
 
 def _model_of(path: Path) -> Path:
