@@ -1,9 +1,10 @@
 """The chapters of "the lecture, executable": run a page, write what it printed under each block, make its notebook.
 
-``python docs/chapters.py`` does this for all chapters, ``python docs/chapters.py prompting`` for one. The Markdown page is the
-only source. Its ``python`` blocks share one namespace and one folder; a ``bash`` block is ``stockpot`` commands, run in the same
-process; a ``text`` block right behind a block is what it printed, and is rewritten; charts that a block saves (``*.svg``) are
-laid beside the page. ``tests/test_lecture.py`` runs the notebooks and holds them equal to the pages.
+``python docs/chapters.py`` does this for all chapters, ``python docs/chapters.py prompting`` for one; ``--words`` renews
+only the notebook, of a page whose words have changed. The Markdown page is the only source. Its ``python`` blocks share one
+namespace and one folder; a ``bash`` block is ``stockpot`` commands, run in the same process; a ``text`` block right behind a
+block is what it printed, and is rewritten; charts that a block saves (``*.svg``) are laid beside the page.
+``tests/test_lecture.py`` runs the notebooks and holds them equal to the pages.
 """
 
 from __future__ import annotations
@@ -106,9 +107,16 @@ def _command(line: str) -> str:
     return done.stdout
 
 
-def renew(page: Path) -> None:
-    """Run a page and write its outputs, its charts and its notebook."""
+def renew(page: Path, *, runs: bool = True) -> None:
+    """Run a page, unless only its words have changed, and write its outputs, its charts and its notebook."""
     parts = cells(page.read_text(encoding="utf-8"))
+    if runs:
+        _run_all(page, parts)
+    page.write_text(page_of(parts), encoding="utf-8")
+    page.with_suffix(".ipynb").write_text(notebook_of(parts), encoding="utf-8")
+
+
+def _run_all(page: Path, parts: list[Cell]) -> None:
     names: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for one in parts:
@@ -116,13 +124,12 @@ def renew(page: Path) -> None:
                 one.output = run(one.source if one.kind == "python" else "!" + one.source, names)
         for chart in Path().glob("*.svg"):
             (page.parent / chart.name).write_text(chart.read_text(encoding="utf-8"), encoding="utf-8")
-    page.write_text(page_of(parts), encoding="utf-8")
-    page.with_suffix(".ipynb").write_text(notebook_of(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    wanted = [one for one in sys.argv[1:] if not one.startswith("--")]
     for one in PAGES:
-        if len(sys.argv) == 1 or one.stem in sys.argv[1:]:
+        if not wanted or one.stem in wanted:
             print(one.stem, flush=True)
-            renew(one)
+            renew(one, runs="--words" not in sys.argv)
