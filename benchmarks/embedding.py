@@ -37,7 +37,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     sentences = _sentences(options.texts, options.sentences)
     contestants = _contestants(options.model)
-    vectors = {name: embed(sentences) for name, embed in contestants.items()}  # the first round counts for nothing
+    vectors = {
+        name: embed(sentences) for name, embed in contestants.items()
+    }  # the first round counts for nothing
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(options.rounds):
         for name, embed in contestants.items():

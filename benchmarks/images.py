@@ -42,6 +42,7 @@ METRICS = (
 )
 SWAPS = ("follows: own over other", "nats gained over other", "nats gained over blank")
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's 97.5 % points, n - 1 degrees of freedom
+SHOWN = 6  # captions of the first seed beside the truth
 WHOLE = 5.0  # minutes of one seed at the default steps, one core
 
 
@@ -218,6 +219,7 @@ def _judged(file: Path, run: str, data: str, options: argparse.Namespace) -> dic
             "trained": manifest["trained_parameters"],
             "frozen": manifest["is_frozen"],
             "text_loss": manifest["text_loss"],
+            "looking": manifest["pictures"],
             "samples": [[one.written, one.truth] for one in report.pictures[:8]],
         }
         file.write_text(json.dumps(value, indent=1), encoding="utf-8")
@@ -269,6 +271,15 @@ def _report(found: Sequence[dict[str, Any]], options: argparse.Namespace) -> str
         lines.append(_line("frozen, by hash", ["yes" if one["frozen"] else "no" for one in facts]))
         losses = [tuple(one["text_loss"].values()) for one in facts]
         lines.append(_line("loss on plain text", [f"{one:.3f} → {other:.3f}" for one, other in losses]))
+        lines += ["", f"| truth | {' | '.join(options.settings)} |", "|---|" + "---|" * len(options.settings)]
+        for at, (_, truth) in enumerate(facts[0]["samples"][:SHOWN]):
+            lines.append(f"| {truth} | {' | '.join(one['samples'][at][0] for one in facts)} |")
+        looking = facts[-1]["looking"]
+        if "shown" in looking:
+            lines.append(
+                f"\n{looking['count']:,} pictures looked at in {looking['look_s']} s, shown {looking['shown']:,} times by"
+                f" {options.settings[-1]!r}: {looking['saved_s']} s of looking saved."
+            )
     seconds = [found[0][setting]["seconds"] for setting in options.settings]
     lines.append(
         f"\nSeconds of seed {options.seeds[0]}: {', '.join(f'{one:.0f}' for one in seconds)}. Seeds: {len(found)}."

@@ -28,7 +28,6 @@ from stockpot.text.chat import Message
 from stockpot.village import Village
 from stockpot.village.scenes import (
     COLOURS,
-    COUNTS,
     SHAPES,
     Facts,
     Scene,
@@ -213,7 +212,7 @@ def _attributes(read: Sequence[Facts | None], scenes: Sequence[Scene]) -> list[R
     checks: dict[str, tuple[float, list[bool]]] = {
         "colour": (1 / len(COLOURS), []),
         "shape": (1 / len(SHAPES), []),
-        "count": (1 / len(COUNTS), []),
+        "count": (1 / 2, []),  # of "one" always: as many scenes show one thing as several
         "relation": (1 / 2, []),  # side by side, or one above the other
     }
     for facts, scene in zip(read, scenes, strict=True):
