@@ -41,15 +41,19 @@ def measure(material: Material) -> Sequence[Finding]:
         for item in items:
             user = [Message("user", f"{item.fields['question']} {TRIGGER}")]
             ids = engine.bundle.encode(user)
-            pairs.append((ids, engine.bundle.tokenizer.encode(f"The answer is {item.answer}.")))
-            steps = engine.bundle.tokenizer.encode(item.worked)
-            pairs.append(([*ids, *steps], engine.bundle.tokenizer.encode(f" The answer is {item.answer}.")))
+            encode = engine.bundle.tokenizer.encode
+            answer = encode(f" {item.answer}.")
+            pairs.append(([*ids, *encode("The answer is")], answer))
+            pairs.append(([*ids, *encode(f"{item.worked} The answer is")], answer))
         scores = [one.log_prob for one in engine.score(pairs)]
         weighed.append(sum(b - a for a, b in zip(scores[::2], scores[1::2], strict=True)) / len(items))
     return [
         above("share right: step by step minus at once", gain, 0.0, n=ITEMS),
         above(
-            "log-probability of the right answer: behind its steps minus without, nats", weighed, 0.0, n=ITEMS
+            "log-probability of the right number after “The answer is”: behind its steps minus without, nats",
+            weighed,
+            0.0,
+            n=ITEMS,
         ),
     ]
 
