@@ -13,7 +13,7 @@ from stockpot.stages.ledger_asking import Asked, answer, asked_of
 from stockpot.weights.known import find_known
 from stockpot.weights.store import load
 
-NEWS, ASSISTANT = 24, "smollm2"
+NEWS, ASSISTANT = 12, "smollm2"
 
 
 def measure(material: Material) -> Sequence[Finding]:
@@ -77,7 +77,7 @@ CLAIM = Claim(
     "A passage put before the question answers what the model cannot know",
     "NVIDIA's employees in 2024: 167 in the training data, 2,000 in the passage (the lecture's slide; Lewis et al. 2020, "
     "arXiv:2005.11401)",
-    "24 pieces of news each of three villages, found by words (BM25), put before SmolLM2-135M-Instruct and "
+    "12 pieces of news each of three villages, found by words (BM25), put before SmolLM2-135M-Instruct and "
     "before the cooks' tuned models",
     measure,
     "Finding the passage is not the hard part; reading it is. A model of a million parameters that was tuned "
