@@ -17,7 +17,7 @@ from stockpot.text.chat import Message
 from stockpot.village import Village
 from stockpot.weights.store import load
 
-PROGRAMS, STEPS = 60, 300
+PROGRAMS, STEPS = 60, 120
 
 
 def measure(material: Material) -> Sequence[Finding]:
@@ -31,7 +31,7 @@ def measure(material: Material) -> Sequence[Finding]:
             config = SFTConfig(
                 model=str(cook / "sft"),
                 data=("village:programs",),
-                loop={"steps": STEPS, "batch_tokens": 4096, "lr": 1e-3},
+                loop={"steps": STEPS, "batch_tokens": 2048, "lr": 1e-3},
                 seed=seed,
             )
             sft(config, out=out, progress=material.report)
