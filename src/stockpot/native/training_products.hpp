@@ -49,7 +49,7 @@ namespace halves {
 
 using Half = _Float16;
 constexpr int64_t ROWS = 8, WIDE = 64, HALF = 32;  // a tile of the result; numbers of a vector
-constexpr int64_t CHUNK = 64, BLOCK = 128;   // products added up in halves; rows of a block
+constexpr int64_t CHUNK = 64, BLOCK = 128;   // products added up in halves; most rows of a block
 constexpr float LARGEST = 16.0f;             // CHUNK * LARGEST * LARGEST is a half, too
 
 inline float scale_of(float top) {
@@ -197,7 +197,9 @@ inline bool multiply_halves(const Side& a, const Side& b, int64_t high, int64_t 
   using namespace halves;
   if (!std::isfinite(a.largest) || !std::isfinite(b.largest)) return false;
   const float a_scale = scale_of(a.largest), b_scale = scale_of(b.largest), by = 1.0f / a_scale / b_scale;
-  const int64_t panels = (wide + WIDE - 1) / WIDE, blocks = (high + BLOCK - 1) / BLOCK;
+  const int64_t panels = (wide + WIDE - 1) / WIDE;
+  const int64_t shares = threads * ((high + BLOCK * threads - 1) / (BLOCK * threads));  // as many for each thread
+  const int64_t size = (high + shares * ROWS - 1) / (shares * ROWS) * ROWS, blocks = (high + size - 1) / size;
   const int64_t group = (depth + 4) * ROWS;  // no power of two, or all groups would meet in the same lines of the cache
   Half* right = room<Half>(panels * depth * WIDE);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
@@ -206,7 +208,7 @@ inline bool multiply_halves(const Side& a, const Side& b, int64_t high, int64_t 
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
   for (int64_t block = 0; block < blocks; ++block) {
     uint32_t* left = room<uint32_t>(BLOCK / ROWS * group);
-    const int64_t first = block * BLOCK, last = std::min(high, first + BLOCK);
+    const int64_t first = block * size, last = std::min(high, first + size);
     pack_left(a, first, last - first, depth, a_scale, left, group);
     for (int64_t panel = 0; panel < panels; ++panel)
       for (int64_t i = first; i < last; i += ROWS) {
