@@ -14,6 +14,7 @@ import typer
 from pydantic import BaseModel
 
 import stockpot
+from stockpot.cli.main import ORDER, app
 
 PAGES = {"reference/commands.md": "commands", "reference/python.md": "python"}
 
@@ -29,8 +30,6 @@ def on_files(files: Any, config: Any) -> Any:
 
 def commands() -> str:
     """Write the page of all verbs, their arguments and flags."""
-    from stockpot.cli.main import ORDER, app
-
     group = typer.main.get_command(app)
     panels = {one.name: str(one.rich_help_panel) for one in app.registered_commands}
     verbs = group.commands  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -106,3 +107,15 @@ def test_no_page_leads_nowhere():
     for page in [*ALL, ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_reference_names_every_verb_flag_and_public_name():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    commands, python = reference.commands(), reference.python()
+    for verb, command in typer.main.get_command(reference.app).commands.items():
+        assert f"### {verb}\n" in commands
+        assert all(f"`{flag}`" in commands for one in command.params for flag in one.opts if flag[0] == "-")
+    modules = {"losses"}
+    assert all(f"### {name}\n" in python for name in set(sp.__all__) - {"__version__"} - modules)
