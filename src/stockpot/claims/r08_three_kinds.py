@@ -56,7 +56,7 @@ CLAIM = Claim(
     8,
     "three-kinds",
     "Encoders represent, decoders generate, encoder-decoders do both at a price",
-    "the lecture's division of labour; at equal compute decoders catch up (Tay et al. 2022, arXiv:2205.05131)",
+    "the lecture's division of labour",
     "the three kinds on the same village text with equal arithmetic, three seeds (`stockpot three-kinds`)",
     measure,
     "At this size, on text whose facts repeat, a decoder has a signal at every token where an encoder has one at 15 %: it fills "

@@ -30,9 +30,13 @@ def measure(material: Material) -> Sequence[Finding]:
     findings = [above("the best passage holds the answer, share (recall@1)", holds, 0.9, n=NEWS)]
     bundle = _assistant()
     if bundle is not None:
-        gains = [_gain(bundle, *pair)[0] for pair in zip(villages, found, strict=True)]
-        what = "SmolLM2-135M-Instruct, share right in writing: open book minus closed book"
-        findings.append(above(what, gains, 0.0, n=NEWS))
+        gains = [_gain(bundle, *pair) for pair in zip(villages, found, strict=True)]
+        name = "SmolLM2-135M-Instruct"
+        right, chosen = zip(*gains, strict=True)
+        findings += [
+            above(f"{name}, share right in writing: open book minus closed book", right, 0.0, n=NEWS),
+            above(f"{name}, the right one of the given answers, the same", chosen, 0.0, n=NEWS),
+        ]
     else:
         material.told.append("SmolLM2 was not on this machine (stockpot pull smollm2).")
     both = [_gain(open_stage(cook, "sft"), villages[0], found[0]) for cook in material.cooks]

@@ -66,8 +66,7 @@ CLAIM = Claim(
     "instructions",
     "Instruction tuning turns a model that continues into one that answers, on tasks it was never tuned on, too",
     "“When was Albert Einstein born?” is continued by another question, after tuning by the date (the "
-    "lecture's slide); zero-shot "
-    "on unseen tasks 55 → 68 % and the like (Wei et al. 2021, arXiv:2109.01652)",
+    "lecture's slide); tuned models also do better on tasks that tuning never showed (Wei et al. 2021, arXiv:2109.01652)",
     "60 questions about birth dates in the bare form; the village's five held-out kinds of tasks",
     measure,
     "The second finding compares with the base model in the wording that suits it best.",
