@@ -84,8 +84,7 @@ CLAIM = Claim(
     "12 pieces of news each of three villages, found by words (BM25), put before SmolLM2-135M-Instruct and "
     "before the cooks' tuned models",
     measure,
-    "Finding the passage is not the hard part; reading it is: each tells the old state beside the new one, and neither model keeps "
-    "them apart on so few questions. A model of a million parameters that was tuned "
-    "for a minute has hardly learned to "
+    "Finding the passage is not the hard part; reading it is: each tells the old state beside the new one, and neither model "
+    "keeps them apart on so few questions. A model of a million parameters that was tuned for a minute has hardly learned to "
     "copy from what it was shown.",
 )
