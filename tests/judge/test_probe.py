@@ -126,6 +126,7 @@ def test_the_lens_ends_with_what_the_model_says(make_bundle, shape):
     bundle = make_bundle(shape)
     lens = logit_lens(bundle, TEXTS)
     assert [one.layer for one in lens] == [0, 1, 2]
+    assert logit_lens(bundle, TEXTS, layers=[0]) == [lens[0], lens[2]]
     assert lens[-1].agrees.value == 1.0 and lens[0].agrees.value < 1.0
     nats = []
     for text in TEXTS:

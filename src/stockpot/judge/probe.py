@@ -177,7 +177,7 @@ def probe(  # noqa: PLR0913 - what is probed, on what, and how
     found.order = order_of(drawn, PIPELINE)
     begun = time.monotonic()
     texts = [passages[number].text for number in test[:LOOKED_AT]]
-    found.lens = logit_lens(bundle, texts, stack=stack)
+    found.lens = logit_lens(bundle, texts, stack=stack, layers=chosen)
     found.heads = attention_statistics(bundle, texts, stack=stack)
     found.seconds["looking"] = time.monotonic() - begun
     return found

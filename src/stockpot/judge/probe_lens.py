@@ -66,17 +66,25 @@ class HeadLook:
 
 
 def logit_lens(
-    bundle: Bundle, texts: Sequence[str], *, stack: StackName | None = None
+    bundle: Bundle,
+    texts: Sequence[str],
+    *,
+    stack: StackName | None = None,
+    layers: Sequence[int] | None = None,
 ) -> list[LensLayer] | None:
-    """Read texts layer by layer; None for a model, or a stack of it, that predicts no tokens."""
+    """Read texts layer by layer; None for a model, or a stack of it, that predicts no tokens.
+
+    ``layers`` are those looked at, since each costs logits of every token; the last one is among them in any case.
+    """
     reader = Reader(bundle, stack)
     model = bundle.model
     main = model.decoder if model.decoder is not None else model.encoder
     predicts = model.config.predicts and (model.decoder is None or reader.stack == "decoder")
     if not predicts or main is None:
         return None
-    agrees: list[list[float]] = [[] for _ in range(reader.depth + 1)]
-    nats: list[list[float]] = [[] for _ in range(reader.depth + 1)]
+    chosen = sorted({*(range(reader.depth) if layers is None else layers), reader.depth})
+    agrees: dict[int, list[float]] = {layer: [] for layer in chosen}
+    nats: dict[int, list[float]] = {layer: [] for layer in chosen}
     shift = int(model.decoder is not None)
     with reading_only(model):
         for hidden, _, ids, real in _read(reader, texts):
@@ -84,7 +92,7 @@ def logit_lens(
             counted = counted[:, shift:]
             wanted, rows = ids[:, shift:][counted], counted.nonzero()[:, 0]
             best: Tensor | None = None
-            for layer in range(reader.depth, -1, -1):
+            for layer in reversed(chosen):
                 states = hidden[layer][:, : counted.shape[1]][counted]
                 choice, cost = _said(bundle, states if main.norm is None else main.norm(states), wanted)
                 best = choice if best is None else best
@@ -92,7 +100,7 @@ def logit_lens(
                 nats[layer] += _row_means(cost, rows)
     return [
         LensLayer(layer, mean_estimate(agrees[layer], draws=500), mean_estimate(nats[layer], draws=500))
-        for layer in range(reader.depth + 1)
+        for layer in chosen
     ]
 
 
