@@ -1,7 +1,7 @@
 """Arithmetic written out digit by digit: tasks whose answers have exactly n tokens.
 
 Whoever is right on a share p of digits, each on its own, is right on p to the n of answers. ``codes`` asks for the two digits
-that each pair of letters stands for, thousands to be known by heart; ``columns`` adds each pair of digits and drops
+that each pair of letters stands for, hundreds to be known by heart; ``columns`` adds each pair of digits and drops
 what is carried; ``sums`` is true addition, written from the ones on, as one adds on paper: its digits hang together by what is
 carried.
 """
@@ -9,7 +9,7 @@ carried.
 from __future__ import annotations
 
 from functools import cache
-from string import ascii_letters
+from string import ascii_lowercase
 from typing import Literal
 
 from stockpot.village.dice import Dice, Side, draw_on
@@ -18,7 +18,7 @@ __all__ = ["ARITHMETIC_KINDS", "ARITHMETIC_SIGNS", "ArithmeticKind", "draw_arith
 
 ArithmeticKind = Literal["codes", "columns", "sums"]
 ARITHMETIC_KINDS: tuple[ArithmeticKind, ...] = ("codes", "columns", "sums")
-ARITHMETIC_SIGNS = f"0123456789+&={ascii_letters}"
+ARITHMETIC_SIGNS = f"0123456789+&={ascii_lowercase}"
 """Every sign that occurs."""
 
 
@@ -26,11 +26,11 @@ ARITHMETIC_SIGNS = f"0123456789+&={ascii_letters}"
 def _codebook(seed: int) -> list[tuple[str, str]]:
     """Draw two digits for every pair of letters."""
     dice = Dice(seed, "arithmetic/codes")
-    return [(a + b, f"{dice.below(100):02d}") for a in ascii_letters for b in ascii_letters]
+    return [(a + b, f"{dice.below(100):02d}") for a in ascii_lowercase for b in ascii_lowercase]
 
 
 def draw_arithmetic(dice: Dice, side: Side, kind: ArithmeticKind, digits: int, seed: int) -> tuple[str, str]:
-    """Draw a question and its answer: ``("qXab=", "7142")`` (codes), ``("48&03=", "41")``, ``("48+03=", "150")`` (sums).
+    """Draw a question and its answer: ``("qxab=", "7142")`` (codes), ``("48&03=", "41")``, ``("48+03=", "150")`` (sums).
 
     Args:
         dice: at the record's place.
