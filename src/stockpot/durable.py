@@ -109,9 +109,9 @@ def fill_atomically(final: Path, **facts: Any) -> Iterator[Path]:
         raise
 
 
-def empty_room(folder: Path, name: str) -> Path:
-    """Make an empty folder for what is got ready in ``folder``; ``clean`` removes it after a crash."""
-    room = half_name(folder / name)
+def empty_room(final: Path) -> Path:
+    """Make an empty folder beside ``final`` in which it is got ready; ``clean`` removes it after a crash."""
+    room = half_name(final.with_name(f"ready-{final.name}"))
     shutil.rmtree(room, ignore_errors=True)
     room.mkdir(parents=True)
     return room

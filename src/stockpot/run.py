@@ -285,11 +285,6 @@ class Run:
         """Return where the checkpoint of a step is, or will be."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
-    def room_for(self, step: int) -> Path:
-        """Make an empty folder beside the checkpoints in which one can be got ready; a crash leaves nothing of it."""
-        self._own()
-        return durable.empty_room(self.path / "checkpoints", f"ready-{step:06d}")
-
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """Find the newest whole checkpoint, ``(step, folder)``; warns about each damaged one it passes."""
         for step, path in self._steps():
@@ -347,9 +342,8 @@ class Run:
             self._lock = None
 
     def _write_manifest(self) -> None:
-        write_atomically(
-            self.path / MANIFEST, json.dumps(self.manifest, indent=2, ensure_ascii=False, default=str) + "\n"
-        )
+        text = json.dumps(self.manifest, indent=2, ensure_ascii=False, default=str)
+        write_atomically(self.path / MANIFEST, text + "\n")
 
     def _steps(self) -> list[tuple[int, Path]]:
         """List all checkpoints, newest first."""

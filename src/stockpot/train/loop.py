@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stockpot.device import keep_freed_memory, pick_dtype
-from stockpot.durable import discard, fill_from
+from stockpot.durable import discard, empty_room, fill_from
 from stockpot.errors import CheckpointError, DataError
 from stockpot.model.halves import are_fastest, multiplying
 from stockpot.model.layers import Block
@@ -408,7 +408,7 @@ class _Loop:
         """Do what ``keep`` does while training goes on: the model is written at once, the training state from a copy."""
         self.behind.wait()
         run, is_best = self.run, self.state.best_step in (None, step)
-        room: Path | None = self.group.from_first(lambda: None if run is None else run.room_for(step))
+        room = self.group.from_first(lambda: None if run is None else empty_room(run.checkpoint_path(step)))
         assert room is not None
         parts = copied(self.tensors()) if self.layout.is_split else {}
         if run is None:
