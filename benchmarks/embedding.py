@@ -1,6 +1,6 @@
 """Measure sentence vectors: MiniLM through the engine, in floats and in 8 bits, beside sentence-transformers on the same folder.
 
-    python benchmarks/embedding.py TEXTS [--model minilm] [--sentences 256] [--rounds 5] [--threads 2]
+    .venv/bin/python benchmarks/embedding.py TEXTS [--model minilm] [--sentences 256] [--rounds 5] [--threads 2]
 
 TEXTS is a file with one sentence a line, or JSON lines with "text". Contestants take turns in one process; the median of the
 rounds counts, ratios are those of the medians. All turn the same sentences into vectors, lengths mixed as they come, as

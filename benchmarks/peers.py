@@ -13,6 +13,7 @@ from pathlib import Path
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "drawing.py": ("diffusers",),
+    "embedding.py": ("sentence-transformers",),
     "generate.py": ("transformers",),
     "judging.py": ("lm-eval", "transformers"),
     "hosts.py": (),
@@ -29,6 +30,7 @@ CLONES: dict[str, tuple[str, ...]] = {
     "images.py": ("none: the settings are compared with each other",),
     "hosts.py": ("none: an undisturbed run of our own",),
     "pretraining.py": ("a clone of nanoGPT: --nanogpt PATH",),
+    "serving_abuse.py": ("none: the same server undisturbed",),
     "serving.py": ("a Python that has llama-cpp-python[server]: --peer PYTHON",),
     "small_against_large.py": ("none: both sides are made here",),
     "votes.py": ("none: the model before the votes",),
