@@ -17,7 +17,8 @@ for stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
     assert manifest["status"] == "done" or may_stop, (stage, manifest["status"])
 figures = json.loads((folder / "report.json").read_text(encoding="utf-8"))
 names = [stage["name"] for stage in figures["stages"]]
-assert names == ["tokenizer", "pretrain", "sft", "rank", "reward", "dpo", "ppo", "contest", "evaluate"], names
+STAGES = ["tokenizer", "pretrain", "sft", "rank", "reward", "dpo", "ppo", "contest", "evaluate", "ledger"]
+assert names == STAGES, names
 rows = figures["alignment"]["rows"]
 assert {row["judge"] for row in rows} == {"gold", "reward model"}, "the roads were not judged by both"
 for row in rows:
@@ -25,7 +26,10 @@ for row in rows:
         assert figure is None or figure["low"] <= figure["value"] <= figure["high"], row
     assert row["rating"]["n"] > 0, row
 assert {row["model"] for row in figures["alignment"]["tax"]} == {"after DPO", "after PPO"}
-assert report.count("<svg") == 5, "curves of both trainings, scores, the two roads, and PPO's course"
+pictures = "ledger, curves of both trainings, scores, the two roads, PPO's course, layers, attention, lineage"
+assert report.count("<svg") == len(pictures.split(", ")), pictures
+lines = json.loads((folder / "ledger" / "ledger.json").read_text(encoding="utf-8"))["lines"]
+assert lines[0]["name"] == "random model" and lines[-1]["name"] == "+ RLHF", [line["name"] for line in lines]
 print(f"cook left {len(figures['stages'])} stages and a report of {len(report) // 1024} kB")
 for row in rows:
     won = "" if row["wins"] is None else f", wins {row['wins']['value']:.0%}"
