@@ -26,7 +26,7 @@ for row in rows:
         assert figure is None or figure["low"] <= figure["value"] <= figure["high"], row
     assert row["rating"]["n"] > 0, row
 assert {row["model"] for row in figures["alignment"]["tax"]} == {"after DPO", "after PPO"}
-pictures = "ledger, curves of both trainings, scores, the two roads, PPO's course, layers, attention, lineage"
+pictures = "ledger, pretraining, tuning, scores, the two roads, PPO's course, layers, attention, lineage"
 assert report.count("<svg") == len(pictures.split(", ")), pictures
 lines = json.loads((folder / "ledger" / "ledger.json").read_text(encoding="utf-8"))["lines"]
 assert lines[0]["name"] == "random model" and lines[-1]["name"] == "+ RLHF", [line["name"] for line in lines]
