@@ -6,6 +6,7 @@ file does: writing belongs to ``Tokenizer.save``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -47,6 +48,10 @@ def open_engine(source: str) -> Engine:
     """
     try:
         engine = Engine.from_str(source)
+        with contextlib.suppress(
+            Exception
+        ):  # a text that this vocabulary cannot spell; a panic is no Exception
+            engine.encode("a", add_special_tokens=True)  # what frames a text is only looked up here
     except BaseException as error:  # the engine's panics are no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

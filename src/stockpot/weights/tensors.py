@@ -150,7 +150,7 @@ def check_parts(
         "of another shape": shaped,
         "not readable": typed,
     }
-    told = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    told = [f"{len(names)} {fault} ({some(names)})" for fault, names in faults.items() if names]
     if told:
         raise CheckpointError(
             f"{where}: the weights do not fit config.json: tensors {'; '.join(told)}.",
@@ -158,8 +158,10 @@ def check_parts(
         )
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
+def some(names: Sequence[str]) -> str:
+    """Show the first of some names, in one line whatever they hold."""
+    shown = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in name) for name in names[:SHOWN]]
+    return ", ".join(shown) + (" …" if len(names) > SHOWN else "")
 
 
 def stored_shapes(part: Part, shape: torch.Size) -> dict[str, tuple[int, ...]]:
@@ -208,13 +210,13 @@ def read_parts(
             found[part.ours] = whole
     if broken:
         raise CheckpointError(
-            f"{where}: {len(broken)} tensors hold NaN or infinity ({_some(broken)}).",
+            f"{where}: {len(broken)} tensors hold NaN or infinity ({some(broken)}).",
             "The training that wrote them went wrong; use an earlier checkpoint.",
         )
     if large:
         raise CheckpointError(
             f"{where}: {len(large)} tensors hold numbers too large for"
-            f" {str(kind).removeprefix('torch.')} ({_some(large)}).",
+            f" {str(kind).removeprefix('torch.')} ({some(large)}).",
             "Use float32 or bfloat16.",
         )
     return found
@@ -287,7 +289,7 @@ def write_parts(
             start += rows
     if broken:
         raise CheckpointError(
-            f"The model is not written: {len(broken)} tensors hold NaN or infinity ({_some(broken)}).",
+            f"The model is not written: {len(broken)} tensors hold NaN or infinity ({some(broken)}).",
             "Training went wrong; lower the learning rate and go on from the last checkpoint.",
         )
     save_tensors(stored, path)

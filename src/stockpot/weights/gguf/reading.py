@@ -30,6 +30,7 @@ from stockpot.weights.gguf.blocks import FULL, decode_into
 from stockpot.weights.gguf.maps import ARCHITECTURES, Architecture, Keys
 from stockpot.weights.gguf.stretch import FREQUENCIES
 from stockpot.weights.known import drawing_of
+from stockpot.weights.tensors import some
 
 __all__ = ["SAMPLING", "architecture_of", "generation_of", "load_gguf", "load_gguf_model"]
 
@@ -157,11 +158,7 @@ def _check_names(parts: list[Part], shapes: Mapping[str, torch.Size], file: GGUF
             if name in wanted and shape != wanted[name]
         ],
     }
-    told = [
-        f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''})"
-        for fault, names in faults.items()
-        if names
-    ]
+    told = [f"{len(names)} {fault} ({some(names)})" for fault, names in faults.items() if names]
     if told:
         raise CheckpointError(
             f"the tensors do not fit the metadata: {'; '.join(told)}.", "Get the file again."
