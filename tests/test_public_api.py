@@ -22,11 +22,9 @@ def test_every_public_name_exists_and_says_what_it_is(name):
     assert home.startswith("stockpot."), f"{name} comes from {home}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if inspect.isclass(getattr(stockpot, name))])
 def test_every_public_method_is_documented(name):
     value = getattr(stockpot, name)
-    if not inspect.isclass(value):
-        pytest.skip("not a class")
     own = [m for m, f in vars(value).items() if not m.startswith("_") and inspect.isfunction(f)]
     assert [m for m in own if not inspect.getdoc(getattr(value, m))] == []
 
