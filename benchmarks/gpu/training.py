@@ -1,12 +1,13 @@
 """Measure pretraining on one GPU: tokens a second, share of the peak (MFU), memory, beside nanoGPT and nanochat.
 
-    python benchmarks/gpu/training.py [--nanogpt PATH] [--nanochat PATH] [--sizes 124m 350m 1.5b] [--seconds 20] [--out FILE]
+    python benchmarks/gpu/training.py [--nanogpt PATH] [--nanochat PATH] [--sizes 124m 350m 1.5b] [--seconds 20]
+        [--rows 64] [--accumulate 1] [--out FILE]
 
 PATHs are clones of github.com/karpathy/nanoGPT and nanochat. Every contestant is a process of its own and has the card to
 itself; they take turns, two rounds. All train a model of the size on random ids in bfloat16, compiled, with the largest
 micro-batch of powers of two that fits, and the optimizer each comes with. MFU counts operations as in Chowdhery et al. 2022,
 appendix B, for each contestant's own model, over the data sheet's dense bfloat16 peak; the measured peak of matrix
-products stands beside it. Reported: the median step after the first ten.
+products stands beside it. Reported: the median step after the first four.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -41,11 +42,14 @@ SIZES: dict[str, dict[str, int]] = {
 VOCABULARY = 50_304
 OURS: dict[str, dict[str, Any]] = {
     "stockpot, plain": {},
+    "stockpot, narrow states": {"narrow": True},
+    "stockpot, narrow states, AdamW": {"narrow": True, "optimizer": "adamw"},
+    "stockpot, narrow states, 8-bit products": {"narrow": True, "fp8": True},
     "stockpot, packed documents, mask": {"documents": True},
     "stockpot, packed documents, FlexAttention": {"documents": True, "flex": True},
     "stockpot, layers recomputed": {"recompute": True},
 }
-WARM = 10
+WARM, LEAST = 4, 6  # steps that do not count, and those that do at least
 
 
 def main() -> None:
@@ -58,6 +62,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="contestants whose names contain one of these words")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each contestant in a round")
+    parser.add_argument("--rows", type=int, default=64, help="the largest micro-batch tried")
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step, as large as fit")
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
     options = parser.parse_args()
     device = torch.device("cuda")
@@ -101,7 +107,7 @@ def _alone(name: str, size: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _work(line: Any, name: str, size: str, options: argparse.Namespace) -> None:
-    rows = 64
+    rows = options.rows
     while rows:
         try:
             line.send(_measured(name, dict(SIZES[size]), rows, options))
@@ -119,13 +125,14 @@ def _work(line: Any, name: str, size: str, options: argparse.Namespace) -> None:
 def _measured(name: str, sizes: dict[str, int], rows: int, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.cuda.reset_peak_memory_stats()
+    count = options.accumulate
     if name in OURS:
-        seconds, flops = _ours(sizes, rows, options.seconds, **OURS[name])
+        seconds, flops = _ours(sizes, rows, count, options.seconds, **OURS[name])
     elif name == "nanoGPT":
-        seconds, flops = _timed(*_nanogpt(sizes, rows, options.nanogpt), options.seconds)
+        seconds, flops = _timed(*_nanogpt(sizes, rows, count, options.nanogpt), options.seconds)
     else:
-        seconds, flops = _timed(*_nanochat(sizes, rows, options.nanochat), options.seconds)
-    tokens = rows * sizes["context"]
+        seconds, flops = _timed(*_nanochat(sizes, rows, count, options.nanochat), options.seconds)
+    tokens = rows * count * sizes["context"]
     return {
         "rows": rows,
         "steps": len(seconds),
@@ -135,14 +142,18 @@ def _measured(name: str, sizes: dict[str, int], rows: int, options: argparse.Nam
     }
 
 
-def _ours(
+def _ours(  # noqa: PLR0913 - the settings of a contestant
     sizes: dict[str, int],
     rows: int,
+    accumulate: int,
     seconds: float,
     *,
     documents: bool = False,
     flex: bool = False,
     recompute: bool = False,
+    narrow: bool = False,
+    fp8: bool = False,
+    optimizer: Literal["muon", "adamw"] = "muon",
 ) -> tuple[list[float], float]:
     model = Transformer(decoder(vocab_size=VOCABULARY, **sizes)).cuda()
     context, taken = sizes["context"], []
@@ -150,23 +161,27 @@ def _ours(
     def batches() -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(0)
         began = time.perf_counter()
-        while not taken or sum(taken[WARM:]) < seconds or len(taken) < WARM + 5:
-            ids = torch.randint(0, VOCABULARY, (rows, context + 1), generator=generator)
-            mask = None
-            if documents:  # about four in a row
-                ends = torch.rand((rows, context), generator=generator) < 4 / context
-                mask = ends.cumsum(1) + 1
-            yield Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), attention_mask=mask)
+        while not taken or sum(taken[WARM:]) < seconds or len(taken) < WARM + LEAST:
+            for _ in range(accumulate):
+                ids = torch.randint(0, VOCABULARY, (rows, context + 1), generator=generator)
+                mask = None
+                if documents:  # about four in a row
+                    ends = torch.rand((rows, context), generator=generator) < 4 / context
+                    mask = ends.cumsum(1) + 1
+                yield Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), attention_mask=mask)
             torch.cuda.synchronize()
             taken.append(time.perf_counter() - began)
             began = time.perf_counter()
 
     loop = LoopConfig(
         steps=10**6,
-        batch_tokens=rows * context,
+        batch_tokens=rows * context * accumulate,
         dtype="bfloat16",
         compile=True,
         flex=flex,
+        narrow_states=narrow,
+        fp8=fp8,
+        optimizer=optimizer,
         log_every=10**6,
         parallel=ParallelConfig(recompute=recompute),
     )
@@ -176,7 +191,7 @@ def _ours(
 
 def _timed(step: Callable[[], None], flops: float, seconds: float) -> tuple[list[float], float]:
     taken: list[float] = []
-    while sum(taken[WARM:]) < seconds or len(taken) < WARM + 5:
+    while sum(taken[WARM:]) < seconds or len(taken) < WARM + LEAST:
         torch.cuda.synchronize()
         began = time.perf_counter()
         step()
@@ -185,7 +200,9 @@ def _timed(step: Callable[[], None], flops: float, seconds: float) -> tuple[list
     return taken[WARM:], flops
 
 
-def _nanogpt(sizes: dict[str, int], rows: int, path: Path) -> tuple[Callable[[], None], float]:
+def _nanogpt(
+    sizes: dict[str, int], rows: int, accumulate: int, path: Path
+) -> tuple[Callable[[], None], float]:
     sys.path.insert(0, str(path))
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
@@ -205,9 +222,10 @@ def _nanogpt(sizes: dict[str, int], rows: int, path: Path) -> tuple[Callable[[],
     cast = torch.autocast("cuda", torch.bfloat16)
 
     def step() -> None:
-        with cast:
-            _, loss = compiled(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-        loss.backward()
+        for _ in range(accumulate):
+            with cast:
+                _, loss = compiled(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+            (loss / accumulate).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -216,7 +234,9 @@ def _nanogpt(sizes: dict[str, int], rows: int, path: Path) -> tuple[Callable[[],
     return step, 6.0 * weights + 12.0 * sizes["layers"] * sizes["dim"] * sizes["context"]
 
 
-def _nanochat(sizes: dict[str, int], rows: int, path: Path) -> tuple[Callable[[], None], float]:
+def _nanochat(
+    sizes: dict[str, int], rows: int, accumulate: int, path: Path
+) -> tuple[Callable[[], None], float]:
     sys.path.insert(0, str(path))
     from nanochat.gpt import GPT, GPTConfig  # type: ignore[import-not-found]
 
@@ -239,7 +259,8 @@ def _nanochat(sizes: dict[str, int], rows: int, path: Path) -> tuple[Callable[[]
     ids = torch.randint(0, VOCABULARY, (rows, sizes["context"] + 1), device="cuda")
 
     def step() -> None:  # it casts to bfloat16 by itself
-        compiled(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()).backward()
+        for _ in range(accumulate):
+            (compiled(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()) / accumulate).backward()
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)

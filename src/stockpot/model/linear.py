@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stockpot.model import halves
+from stockpot.model import float8, halves
 
 __all__ = ["Linear", "multiply"]
 
@@ -53,11 +53,20 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that multiplies with :func:`multiply`."""
+    """``nn.Linear`` that multiplies with :func:`multiply`, or in training in a shorter type.
+
+    Attributes:
+        eight_bits: train with products in 8-bit floats where they suit (`model.float8`).
+    """
+
+    eight_bits = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(…, outputs)`` for ``(…, inputs)``."""
-        if halves.suit(x, self.weight):
+        if self.eight_bits and float8.suit(x, self.weight):
+            out = float8.multiply(x, self.weight)
+        elif halves.suit(x, self.weight):
             out = halves.multiply(x, self.weight)
-            return out if self.bias is None else out + self.bias
-        return multiply(x, self.weight, self.bias)
+        else:
+            return multiply(x, self.weight, self.bias)
+        return out if self.bias is None else out + self.bias

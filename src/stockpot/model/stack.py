@@ -71,6 +71,7 @@ class Stack(nn.Module):
             False  # in training: keep only what enters a layer, and compute the layer again on the way back
         )
         self.flex = False  # in training on a GPU: documents by FlexAttention instead of a mask
+        self.narrow_states = False  # under autocast: the states between layers have the type of products
         self.positions = nn.Embedding(config.context, config.dim) if config.position == "learned" else None
         self.relative = RelativeBias(config) if config.position == "relative" else None
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
@@ -143,7 +144,7 @@ class Stack(nn.Module):
         self, x: Tensor, views: dict[int | None, View], cache: KVCache, step: CacheStep
     ) -> Tensor:
         """Run the layers in the form that torch compiled; what is hidden becomes a bias, once for all of them."""
-        run = _compiled_layer()
+        run = _compiled_layer(alone=x.shape[0] * x.shape[1] == 1)
         biased = {window: view.as_bias(x.dtype) for window, view in views.items()}
         for index, layer in enumerate(self.layers):
             x = run(layer, x, biased[self.config.windows[index]], cache.slots(index, step))
@@ -173,6 +174,8 @@ class Stack(nn.Module):
             x = x + self._absolute(places, call, x)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
+        if self.narrow_states:
+            x = x.to(_compute_dtype(x))
         return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
 
     def _absolute(self, places: Places, call: _Call, x: Tensor) -> Tensor:
@@ -265,8 +268,10 @@ def run_layer(layer: nn.Module, x: Tensor, view: View, store: SlotCache) -> Tens
 
 
 @functools.cache
-def _compiled_layer() -> Callable[[nn.Module, Tensor, View, SlotCache], Tensor]:
-    return torch.compile(run_layer, dynamic=False)
+def _compiled_layer(*, alone: bool) -> Callable[[nn.Module, Tensor, View, SlotCache], Tensor]:
+    """Compile a layer; a token ``alone`` is then multiplied in kernels that torch writes and tries out itself."""
+    options: dict[str, Any] | None = {"coordinate_descent_tuning": True} if alone else None
+    return torch.compile(run_layer, dynamic=False, options=options)
 
 
 def _angle_tables(config: StackConfig) -> dict[bool, PositionTable]:

@@ -21,8 +21,6 @@ from stockpot.device import keep_freed_memory, pick_dtype
 from stockpot.durable import discard, empty_room, fill_from
 from stockpot.errors import CheckpointError, DataError
 from stockpot.model.halves import are_fastest, multiplying
-from stockpot.model.layers import Block
-from stockpot.model.stack import Stack
 from stockpot.run import Run
 from stockpot.train.ahead import Ahead
 from stockpot.train.behind import Behind, copied
@@ -42,6 +40,7 @@ from stockpot.train.resume import (
     write_parts,
     write_state,
 )
+from stockpot.train.stacks import set_up
 
 __all__ = ["Interrupted", "LoopConfig", "TrainState", "fit"]
 
@@ -64,6 +63,10 @@ class LoopConfig(OptimConfig):
         False,
         description="on CUDA: packed documents by FlexAttention instead of a mask as large as the attention",
     )
+    narrow_states: bool = Field(
+        False, description="in bfloat16: the states between layers in bfloat16, too, not in float32"
+    )
+    fp8: bool = Field(False, description="on CUDA from 8.9, in bfloat16: layers' products in 8-bit floats")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     validate_every: int | None = Field(
         None, ge=1, description="steps between validations; none: a tenth of all"
@@ -203,10 +206,13 @@ class _Loop:
             settings=config.model_dump_json(), data=repr(self.feed.state_dict()), model=_outline(model)
         )
         self.layout = lay_out(model, config.parallel, self.group, self.dtype)
-        for stack in (one for one in self.layout.trained.modules() if isinstance(one, Stack)):
-            stack.recompute, stack.flex = config.parallel.recompute, config.flex
-        if config.compile or (config.compile is None and self.device.type == "cuda" and config.steps >= 1000):
-            _compile_layers(self.layout.trained)
+        compiles = config.compile
+        if compiles is None:
+            compiles = self.device.type == "cuda" and config.steps >= 1000
+        set_up(
+            self.layout.trained, self.device, recompute=config.parallel.recompute, flex=config.flex,
+            narrow_states=config.narrow_states, fp8=config.fp8, compiles=compiles,
+        )  # fmt: skip
         self.optimizer = Optimizer(self.layout.trained, config, config.steps, self.layout)
         rate = 2.0 if self.halves else 1.0  # a vector holds twice as many
         self.meter = Meter(model, self.device, self.dtype, processes=self.group.place.world, rate=rate)
@@ -489,10 +495,3 @@ class _Loop:
 def _outline(model: nn.Module) -> str:
     """Describe the parameters of a model."""
     return " ".join(f"{name}{tuple(p.shape)}{p.requires_grad}" for name, p in model.named_parameters())
-
-
-def _compile_layers(model: nn.Module) -> None:
-    """Compile each layer by itself: equal layers share one compilation, which takes seconds, not minutes."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.compile()
