@@ -8,6 +8,8 @@ from stockpot.data.records import (
     ImageRecord,
     PreferenceRecord,
     TextRecord,
+    asked_of,
+    parse_asked,
     parse_record,
     text_of,
 )
@@ -104,6 +106,33 @@ def test_a_wrong_record_is_told_in_one_line(value, said):
 @pytest.mark.parametrize("value", [5, "text", None, [1], True])
 def test_only_objects_are_records(value):
     assert "a record is an object with named fields" in complaint(value)
+
+
+@pytest.mark.parametrize("extra", [{}, {"id": 7, "completion": None}, {"source": "mine", "tags": ["a"]}])
+def test_a_prompt_that_nobody_has_answered_is_asked_all_the_same(extra):
+    asked = asked_of(parse_asked({"prompt": "Who are you?"} | extra, "a.jsonl:1"))
+    assert asked == ((Message("user", "Who are you?"),), None)
+    assert asked_of(parse_asked({"prompt": HELLO[:1]} | extra, "a.jsonl:1")) == (HELLO_MESSAGES[:1], None)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"prompt": "p", "chosen": "c"}, '"rejected" is missing'),
+        ({"prompt": "p", "complation": "c"}, '"complation" may mean "completion"'),
+        ({"prompt": 5}, '"prompt" must be text, not a number.'),
+        ({"promt": "p"}, '"promt" may mean "prompt"'),
+    ],
+)
+def test_a_wrong_prompt_is_refused_where_no_answer_is_needed_either(value, said):
+    with pytest.raises(DataError) as caught:
+        parse_asked(value, "a.jsonl:1")
+    assert said in str(caught.value)
+
+
+def test_a_record_with_an_answer_is_asked_as_it_was():
+    for value in ({"prompt": "p", "completion": "c"}, {"text": "x"}, {"prompt": "p", "response": "r"}):
+        assert parse_asked(value, "a.jsonl:14") == parse(value)
 
 
 def test_a_long_list_of_keys_is_not_printed_whole():

@@ -56,6 +56,13 @@ def test_the_village_rates_prompts_that_were_kept_from_training(tiny_base):
     assert "n=12" in notes[0]["text"]
 
 
+def test_prompts_need_no_answers(tiny_base, write_lines):
+    prompts = write_lines("prompts.jsonl", [{"prompt": "Who lives in the mill?"}, {"prompt": "Who sings?"}])
+    judge = {"short": lambda replies: [-float(len(one.text)) for one in replies]}
+    found = contest({"a": tiny_base}, judge, (prompts,), max_tokens=4)
+    assert found.prompts == ("Who lives in the mill?", "Who sings?")
+
+
 def test_what_does_not_fit_is_refused(tiny_base):
     with pytest.raises(ConfigError, match="needs models and a judge"):
         contest({"a": tiny_base}, {}, PROMPTS)

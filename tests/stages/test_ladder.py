@@ -19,7 +19,7 @@ def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path
     labels = ("positive", "negative", "neutral")
     data = write_lines("items.jsonl", [{"text": f"It is {n}.", "label": labels[n % 3]} for n in range(24)])
     asked = Questions(task="sentiment", data=data, limit=4, wordings=("slashes", "stars"))
-    kinds = ("wordings", "shots", "retrieval", "soft", "lora")
+    kinds = ("wordings", "shots", "retrieval", "soft", "prefix", "lora")
     config = LadderConfig(questions=asked, kinds=kinds, k=1, chosen_on=4, length=3, steps=2)
     found = ladder(tiny_base, config, out=tmp_path / "ladder")
     names = [one.name for one in found.rungs]
@@ -30,12 +30,14 @@ def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path
         "1 examples",
         "1 retrieved examples",
         "soft prompt of 3",
+        "prefix of 3 in every layer",
         "low-rank adapters, rank 8",
     ]
     assert {one.accuracy.n for one in found.rungs} == {4}
     assert found.rungs[0].gain.value == 0
     trained = {one.name: one.trained for one in found.rungs if one.trained}
     assert trained["soft prompt of 3"] == 3 * 32
+    assert trained["prefix of 3 in every layer"] == 2 * 2 * 3 * 32, "keys and values of two layers"
     assert trained["low-rank adapters, rank 8"] > 1000
     worn = load(tiny_base, adapters=[tmp_path / "ladder" / "soft"])
     (score,) = prompts(worn, asked.model_copy(update={"wordings": (found.wording,)})).scores

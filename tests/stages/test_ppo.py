@@ -112,6 +112,17 @@ def test_answers_are_written_in_the_number_type_of_training(config, tmp_path, ad
     assert abs(run.series("train/kl")[0][1]) < 0.1
 
 
+def test_prompts_need_no_answers_where_the_reward_needs_none(config, tmp_path, write_lines):
+    prompts = write_lines("prompts.jsonl", [{"prompt": f"Who lives in house {n}?"} for n in range(20)])
+    loop = LOOP.model_copy(update={"steps": 4})
+    run = ppo(
+        config.model_copy(update={"data": (prompts,), "loop": loop}), out=tmp_path / "run", reward=shorter
+    )
+    assert run.manifest["prompts"] == 20
+    with pytest.raises(TrainError, match="known answer"):
+        ppo(config.model_copy(update={"data": (prompts,), "reward": ("exact",)}), out=tmp_path / "exact")
+
+
 def test_the_price_of_distance_adapts(config, tmp_path):
     config = config.model_copy(update={"target_kl": 1e-6, "loop": LOOP.model_copy(update={"steps": 12})})
     run = ppo(config, out=tmp_path / "run", reward=shorter)

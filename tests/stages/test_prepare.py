@@ -15,7 +15,7 @@ import pytest
 import stockpot as sp
 from stockpot.data.shards import open_shards
 from stockpot.errors import ConfigError
-from stockpot.stages.prepare import PrepareConfig, prepare
+from stockpot.stages.prepare import PrepareConfig, PrepareReport, prepare
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.village import Village
 
@@ -130,3 +130,10 @@ def test_a_ray_cluster_makes_the_same_bytes(made, settings, tmp_path):
         assert digest(tmp_path / "r") == digest(made.folder)
     finally:
         subprocess.run([*ray, "stop", "--force"], env=env, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("shards", "said"), [(1, "in 1 shard;"), (2, "in 2 shards;"), (1200, "in 1,200 shards;")]
+)
+def test_the_report_counts_as_people_do(tmp_path, shards, said):
+    assert said in str(PrepareReport(tmp_path, shards=shards))

@@ -52,6 +52,13 @@ def test_the_same_seed_gives_the_same_comparisons(config, tmp_path):
     assert other != first
 
 
+def test_prompts_need_no_answers(config, tmp_path, write_lines):
+    prompts = write_lines("prompts.jsonl", [{"prompt": "Who lives in the mill?"}, {"prompt": "Who sings?"}])
+    found = rank(config.model_copy(update={"data": (prompts,), "samples": 8}), out=tmp_path / "out")
+    asked = {json.loads(line)["prompt"] for line in found.path.read_text().splitlines()}
+    assert found.prompts == 2 and asked <= {"Who lives in the mill?", "Who sings?"}
+
+
 def test_a_conversation_is_kept_whole(config, tmp_path, write_lines):
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}]
     prompts = write_lines("prompts.jsonl", [{"messages": said}])

@@ -172,10 +172,15 @@ def ladder(
     ],
     kinds: Annotated[
         str | None,
-        typer.Option(help="Rungs, separated by commas: wordings, shots, steps, retrieval, soft, lora."),
+        typer.Option(
+            help="Rungs, separated by commas: wordings, shots, steps, retrieval, soft, prefix, lora."
+        ),
     ] = None,
     k: Annotated[int | None, typer.Option("--shots", "-k", min=1, help="Examples.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of what is trained.")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Vectors of the soft prompt, and of the prefix in each layer.")
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Finds similar examples, such as minilm.")
     ] = None,
@@ -186,7 +191,7 @@ def ladder(
     from stockpot.stages.ladder import ladder as climb
 
     named = None if kinds is None else tuple(name.strip() for name in kinds.split(",") if name.strip())
-    given = {"kinds": named, "k": k, "steps": steps, "encoder": encoder}
+    given = {"kinds": named, "k": k, "steps": steps, "length": length, "encoder": encoder}
     given |= {"device": flags.device, "dtype": flags.dtype}
     config = build(LadderConfig, flags=given).model_copy(update={"questions": flags.questions()})
     with show.progress(flags) as progress:

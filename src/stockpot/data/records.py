@@ -31,6 +31,7 @@ __all__ = [
     "TextRecord",
     "as_messages",
     "asked_of",
+    "parse_asked",
     "parse_record",
     "text_of",
 ]
@@ -113,6 +114,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 _OPTIONAL = ("margin", "tie", "annotator", "created", "source")
 FIELD_NAMES = frozenset({*(name for names in KINDS.values() for name in names), *_OPTIONAL, *NAMES})
 """Every key that this file reads; columns with other names need not be loaded."""
+_TELLING = FIELD_NAMES - {*_OPTIONAL}
 
 
 def parse_record(value: object, where: str) -> Record:
@@ -134,6 +136,19 @@ def parse_record(value: object, where: str) -> Record:
     if null and not any(fields.keys() >= set(names) for names in KINDS.values()):
         raise DataError(f'{where}: "{null[0]}" is null.', _EXPECTED)
     return _MAKERS[_kind(fields, where)](fields, where)
+
+
+def parse_asked(value: object, where: str) -> Record:
+    """Check one parsed line that asks something: a record of any kind, or a prompt that nobody has answered yet.
+
+    Raises:
+        DataError: as `parse_record`, but for ``{"prompt"}`` alone, which becomes an open conversation.
+    """
+    if isinstance(value, Mapping):
+        keys = {str(key) for key, item in value.items() if item is not None}
+        if keys & _TELLING == {"prompt"} and not any(map(_meant, keys - FIELD_NAMES)):
+            return ChatRecord(as_messages(field.prompt(value["prompt"], where)), where)
+    return parse_record(value, where)
 
 
 def as_messages(prompt: Prompt) -> tuple[Message, ...]:
@@ -203,9 +218,8 @@ def _no_kind(fields: Mapping[str, Any], where: str) -> DataError:
     keys = set(fields)
     if not keys:
         return DataError(f"{where}: the record is empty.", _EXPECTED)
-    known = sorted({name for names in KINDS.values() for name in names})
-    near = {key: difflib.get_close_matches(key, known, n=1, cutoff=0.75) for key in sorted(keys - set(known))}
-    hints = [f'"{shown(str(key), 40)}" may mean "{match[0]}".' for key, match in near.items() if match]
+    near = {key: _meant(key) for key in sorted(keys)}
+    hints = [f'"{shown(str(key), 40)}" may mean "{meant}".' for key, meant in near.items() if meant]
     if hints:
         return DataError(f"{where}: unknown key. {hints[0]} Found: {listed(keys)}.", _EXPECTED)
     hits = {kind: len(keys & set(names)) for kind, names in KINDS.items()}
@@ -217,6 +231,12 @@ def _no_kind(fields: Mapping[str, Any], where: str) -> DataError:
     return DataError(
         f"{where}: {missing} {be} missing (found: {listed(keys)}).", f"Expected: {_spell(kind)}."
     )
+
+
+def _meant(key: str) -> str | None:
+    """Guess which key a misspelled one means."""
+    known = sorted({name for names in KINDS.values() for name in names})
+    return None if key in known else next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.75)), None)
 
 
 def _spell(kind: str) -> str:

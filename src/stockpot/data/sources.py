@@ -7,7 +7,7 @@ goes to a network unless a source names a scheme (``hf://``, ``s3://`` …).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from stockpot.errors import DataError
 __all__ = ["Source", "fingerprint_sources", "read_records", "read_texts"]
 
 Source = str | os.PathLike[str]
+Parse = Callable[[object, str], Record]
 _HUB = "hf://"
 _VILLAGE_RECORDS = {  # unless the source says how many
     "documents": 100_000,
@@ -38,7 +39,11 @@ _VILLAGE = f"village[:{'|'.join(_VILLAGE_RECORDS)}][/val][:SEED[:COUNT]]"
 
 
 def read_records(
-    sources: Source | Sequence[Source], config: ReadConfig | None = None, *, report: ReadReport | None = None
+    sources: Source | Sequence[Source],
+    config: ReadConfig | None = None,
+    *,
+    report: ReadReport | None = None,
+    parse: Parse = parse_record,
 ) -> Iterator[Record]:
     """Stream the records of all sources, which must be of one kind.
 
@@ -49,12 +54,13 @@ def read_records(
             programs; ``/val``: what is kept from training.
         config: how to read them.
         report: counts what was read and what was not; None: only the log tells.
+        parse: checks a line, such as `parse_asked` where prompts need no answer.
 
     Raises:
         DataError: if a source is missing or empty, kinds are mixed, or too many records are bad.
     """
     first: Record | None = None
-    for record in _read(sources, config or ReadConfig(), report or ReadReport()):
+    for record in _read(sources, config or ReadConfig(), report or ReadReport(), parse):
         first = first or record
         if record.kind != first.kind:
             raise DataError(
@@ -113,20 +119,22 @@ def _listed(sources: Source | Sequence[Source]) -> list[Source]:
     return listed
 
 
-def _read(sources: Source | Sequence[Source], config: ReadConfig, report: ReadReport) -> Iterator[Record]:
+def _read(
+    sources: Source | Sequence[Source], config: ReadConfig, report: ReadReport, parse: Parse = parse_record
+) -> Iterator[Record]:
     named = _listed(sources)
     for source in named:
         if _is_village(source):
-            yield from _checked(str(source), _village(str(source)), config, report)
+            yield from _checked(str(source), _village(str(source)), config, report, parse)
         elif _is_hub(source):
-            yield from _checked(str(source), _hub(str(source)), config, report)
+            yield from _checked(str(source), _hub(str(source)), config, report, parse)
         elif is_remote(source):
             for url in find_remote(str(source)):
                 with fetched(url) as path:
-                    yield from _of_file(path, config, report)
+                    yield from _of_file(path, config, report, parse)
         else:
             for path in find(source):
-                yield from _of_file(path, config, report)
+                yield from _of_file(path, config, report, parse)
     report.judge(config)
     report.tell()
     if not report.records:
@@ -134,18 +142,20 @@ def _read(sources: Source | Sequence[Source], config: ReadConfig, report: ReadRe
         raise DataError(f"There is no record in {names}: the data is empty.", "Give files with text in them.")
 
 
-def _of_file(path: Path, config: ReadConfig, report: ReadReport) -> Iterator[Record]:
+def _of_file(path: Path, config: ReadConfig, report: ReadReport, parse: Parse) -> Iterator[Record]:
     for entry in entries(path, max_ratio=config.max_unpack_ratio, left_out=report.left_out):
-        yield from _checked(entry.name, read_entry(entry, config, report), config, report)
+        yield from _checked(entry.name, read_entry(entry, config, report), config, report, parse)
 
 
-def _checked(name: str, raw: Iterator[Raw], config: ReadConfig, report: ReadReport) -> Iterator[Record]:
+def _checked(
+    name: str, raw: Iterator[Raw], config: ReadConfig, report: ReadReport, parse: Parse
+) -> Iterator[Record]:
     """Check each raw record; refuse bad ones, within the limit."""
     before = report.records + report.bad
     report.files += 1
     for place, entry in raw:
         try:
-            records = [parse_record(value, where) for where, value in unfold(place, entry)]
+            records = [parse(value, where) for where, value in unfold(place, entry)]
         except DataError as error:
             report.reject(error, config)
             continue

@@ -20,9 +20,10 @@ from stockpot.generate.request import Prompt
 from stockpot.prompt.items import Item
 from stockpot.prompt.shots import Paper
 
-__all__ = ["AnswerBatches", "Pair", "answer_batch", "answer_pairs"]
+__all__ = ["AnswerBatches", "Pair", "answer_batch", "answer_batches", "answer_pairs"]
 
 Pair = tuple[Prompt, str]
+SORTED_BATCHES = 16  # among whose pairs those of like lengths are put together
 
 
 def answer_pairs(paper: Paper, items: Sequence[Item]) -> list[Pair]:
@@ -37,7 +38,12 @@ def answer_batch(bundle: Bundle, pairs: Sequence[Pair]) -> Batch:
     Raises:
         GenerationError: if a pair does not fit the context.
     """
-    rows, labels = [], []
+    return _stacked(_encoded(bundle, pairs))
+
+
+def _encoded(bundle: Bundle, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
+    """Give the ids and labels of each pair."""
+    rows = []
     for number, (prompt, answer) in enumerate(pairs):
         before, after = prompt_ids(bundle, prompt), completion_ids(bundle, answer)
         whole = [*before, *after]
@@ -46,38 +52,64 @@ def answer_batch(bundle: Bundle, pairs: Sequence[Pair]) -> Batch:
                 f"Pair {number} has {len(whole)} tokens; this model takes {bundle.context}.",
                 "Leave long items out.",
             )
-        rows.append(whole[:-1])  # the last token is only a target
-        labels.append([*[IGNORED] * (len(before) - 1), *after])
-    longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-    wanted = torch.tensor([[*row, *[IGNORED] * (longest - len(row))] for row in labels])
-    real = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+        rows.append((whole[:-1], [*[IGNORED] * (len(before) - 1), *after]))  # the last token is only a target
+    return rows
+
+
+def _stacked(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row, _ in rows])
+    wanted = torch.tensor([[*row, *[IGNORED] * (longest - len(row))] for _, row in rows])
+    real = torch.arange(longest) < torch.tensor([len(row) for row, _ in rows])[:, None]
     return Batch(ids, wanted, attention_mask=None if bool(real.all()) else real)
+
+
+def answer_batches(bundle: Bundle, pairs: Sequence[Pair], size: int) -> list[Batch]:
+    """Encode pairs into batches of like lengths, for measuring; errors as in `answer_batch`."""
+    rows = sorted(_encoded(bundle, pairs), key=lambda row: len(row[0]))
+    return [_stacked(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
 class AnswerBatches:
     """Batches of pairs without end, shuffled anew in each pass; a place in it can be kept and taken up again.
+
+    Pairs of like lengths share a batch, so that hardly any padding is computed.
 
     Args:
         bundle: encodes them.
         pairs: prompts and answers.
         size: pairs of a batch.
         seed: of the order.
+
+    Raises:
+        GenerationError: if a pair does not fit the context.
     """
 
     def __init__(self, bundle: Bundle, pairs: Sequence[Pair], size: int, seed: int = 0) -> None:
-        self._bundle, self._pairs, self._size, self._seed = bundle, pairs, size, seed
+        self._rows, self._size, self._seed = _encoded(bundle, pairs), size, seed
         self._given = 0
 
     def __iter__(self) -> Iterator[Batch]:
+        dealt: tuple[int, list[list[int]]] = (-1, [])
         while True:
-            each = -(-len(self._pairs) // self._size)
-            turn, place = divmod(self._given, each)
-            order = list(range(len(self._pairs)))
-            random.Random(f"{self._seed}:{turn}").shuffle(order)
-            chosen = order[place * self._size : (place + 1) * self._size]
+            turn, place = divmod(self._given, -(-len(self._rows) // self._size))
+            if dealt[0] != turn:
+                dealt = turn, self._deal(turn)
             self._given += 1
-            yield answer_batch(self._bundle, [self._pairs[index] for index in chosen])
+            yield _stacked([self._rows[index] for index in dealt[1][place]])
+
+    def _deal(self, turn: int) -> list[list[int]]:
+        """Deal a pass: shuffle, sort so many batches' worth at a time by length, cut, and shuffle the batches."""
+        dice = random.Random(f"{self._seed}:{turn}")
+        order = dice.sample(range(len(self._rows)), len(self._rows))
+        near = self._size * SORTED_BATCHES
+        for start in range(0, len(order), near):
+            order[start : start + near] = sorted(
+                order[start : start + near], key=lambda index: len(self._rows[index][0])
+            )
+        dealt = [order[start : start + self._size] for start in range(0, len(order), self._size)]
+        dice.shuffle(dealt)
+        return dealt
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the place of the next batch."""

@@ -1,8 +1,8 @@
 """The prompt ladder: every kind of prompting on the same items of one model, with what each costs.
 
 Rungs, from no help to training: the wordings alone (the median one and the best, which is chosen on examples, not on the
-questions), calibrated, with examples, with steps, with similar examples retrieved, with a soft prompt, and with low-rank
-adapters. Every score has its interval; differences to the first rung are paired over the same items.
+questions), calibrated, with examples, with steps, with similar examples retrieved, with a soft prompt, with a prefix in every
+layer, and with low-rank adapters. Every score has its interval; differences to the first rung are paired over the same items.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from stockpot.weights.store import load
 
 __all__ = ["Ladder", "LadderConfig", "Rung", "ladder"]
 
-Kind: TypeAlias = Literal["wordings", "shots", "steps", "retrieval", "soft", "lora"]
+Kind: TypeAlias = Literal["wordings", "shots", "steps", "retrieval", "soft", "prefix", "lora"]
 KINDS: tuple[Kind, ...] = ("wordings", "shots", "steps", "retrieval", "soft")
 STEPS_TOKENS = 96
 
@@ -50,13 +50,13 @@ class LadderConfig(Settings):
 
     questions: Questions = Field(default_factory=Questions, description="the task and its items")
     kinds: tuple[Kind, ...] = Field(
-        KINDS, min_length=1, description="rungs: wordings · shots · steps · retrieval · soft · lora"
+        KINDS, min_length=1, description="rungs: wordings · shots · steps · retrieval · soft · prefix · lora"
     )
     k: int = Field(4, ge=1, description="examples of the rungs that show some")
     chosen_on: int = Field(32, ge=4, description="examples on which the best wording is chosen")
     encoder: str | None = Field(None, description="finds similar examples; none: the model itself")
-    length: int = Field(20, ge=1, description="vectors of the soft prompt")
-    steps: int = Field(150, ge=1, description="optimiser steps of the soft prompt and of the adapters")
+    length: int = Field(20, ge=1, description="vectors of the soft prompt, and of the prefix in each layer")
+    steps: int = Field(150, ge=1, description="optimiser steps of each rung that is trained")
     lora: LoRA = Field(default_factory=LoRA, description="the adapters of the rung lora")
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
     dtype: str | None = Field(
@@ -280,21 +280,30 @@ class _Climb:
 
     def climb_soft(self) -> None:
         """Add the rungs of this kind."""
+        self._climb_tuned("soft", f"soft prompt of {self.config.length}", kind="prompt")
+
+    def climb_prefix(self) -> None:
+        """Add the rungs of this kind."""
+        self._climb_tuned("prefix", f"prefix of {self.config.length} in every layer", kind="prefix")
+
+    def _climb_tuned(self, folder: str, name: str, *, kind: Literal["prompt", "prefix"]) -> None:
+        """Tune what stands before the frozen model; judge it four times only, since few steps are taken."""
         begun = time.monotonic()
         questions = self.config.questions.model_copy(update={"wordings": (self.wording,)})
+        quarter = -(-self.config.steps // 4)
         settings = PromptTuningConfig(
             model=self.model,
             questions=questions,
+            kind=kind,
             length=self.config.length,
-            loop={"steps": self.config.steps},
+            loop={"steps": self.config.steps, "validate_every": quarter, "checkpoint_every": quarter},
             device=self.config.device,
         )
-        run = tune_prompt(settings, out=self.out / "soft")
+        run = tune_prompt(settings, out=self.out / folder, progress=self.report)
         worn = load(self.model, device=self.config.device, dtype=self.config.dtype, adapters=[run.path])
         score = self._score(Engine(worn, slots=16), self.wording, self.pool)
-        trained = self.config.length * worn.model.config.dim
-        right = score.right[self.plain]
-        self._add(f"soft prompt of {self.config.length}", right, score.tokens, begun, trained)
+        trained = int(run.manifest["trained_parameters"])
+        self._add(name, score.right[self.plain], score.tokens, begun, trained)
 
     def climb_lora(self) -> None:
         """Add the rungs of this kind."""

@@ -73,8 +73,9 @@ class PrepareReport:
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{name} {count:,}" for name, count in self.left_out.items()) or "nothing"
+        shards = "1 shard" if self.shards == 1 else f"{self.shards:,} shards"
         return (
-            f"{self.folder}: {self.tokens:,} tokens in {self.shards} shards; {self.kept:,} of {self.read:,} documents kept; "
+            f"{self.folder}: {self.tokens:,} tokens in {shards}; {self.kept:,} of {self.read:,} documents kept; "
             f"left out: {reasons}"
         )
 

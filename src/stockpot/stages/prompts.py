@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stockpot.bundle import Bundle
-from stockpot.data.records import asked_of
+from stockpot.data.records import asked_of, parse_asked
 from stockpot.data.sources import read_records
 from stockpot.errors import DataError
 from stockpot.stages.assemble import Progress
@@ -25,7 +25,7 @@ def read_prompts(
     A model without a chat template is asked on a page of questions and answers.
 
     Args:
-        sources: completion, chat or preference records, or plain texts.
+        sources: completion, chat or preference records, prompts that nobody has answered, or plain texts.
         bundle: the model that will answer, which encodes them.
         max_tokens: longest answer.
         report: hears what was left out.
@@ -36,7 +36,7 @@ def read_prompts(
     """
     found: list[Asked] = []
     overlong, is_chat = 0, bundle.template is not None
-    for record in read_records(sources):
+    for record in read_records(sources, parse=parse_asked):
         if len(found) == limit:
             break
         prompt, answer = asked_of(record)

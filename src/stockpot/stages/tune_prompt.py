@@ -6,7 +6,6 @@ and a run in which they changed fails.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,13 +15,12 @@ from pydantic import Field, field_validator
 from stockpot import device as machine
 from stockpot.bundle import Bundle
 from stockpot.config import Settings
-from stockpot.data.batch import Batch
 from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.model.soft import attach_prefix, attach_soft
 from stockpot.prompt.items import Questions
 from stockpot.prompt.shots import Paper
 from stockpot.prompt.soft import Start, frozen_hash, nearest_tokens, start_heads, start_vectors
-from stockpot.prompt.training import AnswerBatches, Pair, answer_batch, answer_pairs
+from stockpot.prompt.training import AnswerBatches, answer_batches, answer_pairs
 from stockpot.run import Run
 from stockpot.stages.assemble import (
     GentleLoop,
@@ -98,7 +96,8 @@ def tune_prompt(
     held = max(1, min(VALIDATED, len(chosen) // 10))
     paper = Paper(asking, next(iter(asking.wordings)), bundle, chat=config.questions.chat, room=16)
     pairs = answer_pairs(paper, chosen)
-    validation = _batches(bundle, pairs[:held], config.rows)
+    validation = answer_batches(bundle, pairs[:held], config.rows)
+    batches = AnswerBatches(bundle, pairs[held:], config.rows, config.seed)
     before = frozen_hash(model)
     with Run.create(
         out, stage="tune-prompt", recipe={"tune-prompt": config}, parent=config.model, resume=resume
@@ -115,7 +114,7 @@ def tune_prompt(
         report({"kind": "note", "text": shown})
         fit(
             model,
-            AnswerBatches(bundle, pairs[held:], config.rows, config.seed),
+            batches,
             next_token_loss,
             config.loop,
             run=run,
@@ -154,7 +153,3 @@ def _attach(bundle: Bundle, config: PromptTuningConfig, text: str) -> range:
     if config.kind == "prefix":
         return attach_prefix(bundle.model, start_heads(bundle, length, start, text=text, seed=seed))
     return attach_soft(bundle.model, start_vectors(bundle, length, start, text=text, seed=seed))
-
-
-def _batches(bundle: Bundle, pairs: Sequence[Pair], size: int) -> list[Batch]:
-    return [answer_batch(bundle, pairs[i : i + size]) for i in range(0, len(pairs), size)]
