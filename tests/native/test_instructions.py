@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from stockpot.model import quantized
-from stockpot.model.config import decoder
+from stockpot.model.config import decoder, encoder
 from stockpot.model.grids import NativeMatrix, choose_grid
+from stockpot.model.native_encoder import NativeEncoder
 from stockpot.model.quantized import quantize
 from stockpot.model.transformer import Transformer
-from stockpot.native.build import COMPILERS, FLAGS, MAIN, NATIVE, OWN, compile_kernels
+from stockpot.native.build import COMPILERS, ENCODER, FLAGS, MAIN, NATIVE, OWN, compile_kernels
 from stockpot.native.calls import Kernels
+from stockpot.native.encoding import EncoderKernels
 
 COMPILER = next((path for name in COMPILERS if (path := shutil.which(name))), None)
 VERSIONS = {  # flags beside those of the machine: each takes away what the version before it may use
@@ -37,14 +39,13 @@ def version(tmp_path_factory):
     machine = NATIVE.get(platform.machine(), "-O1")
 
     @functools.cache
-    def made(name: str) -> Kernels:
+    def made(name: str, main: str = MAIN) -> Kernels | EncoderKernels:
         if name == "avx2" and platform.machine() not in ("x86_64", "AMD64"):
             pytest.skip("not an x86 processor")
         assert COMPILER is not None
-        compile_kernels(
-            COMPILER, (*FLAGS, *OWN[MAIN], machine, "-O1", *VERSIONS[name]), folder / f"{name}.so"
-        )
-        return Kernels(ctypes.CDLL(str(folder / f"{name}.so")))
+        out = folder / f"{name}-{Path(main).stem}.so"
+        compile_kernels(COMPILER, (*FLAGS, *OWN[main], machine, "-O1", *VERSIONS[name]), out, main)
+        return (Kernels if main == MAIN else EncoderKernels)(ctypes.CDLL(str(out)))
 
     return made
 
@@ -115,3 +116,27 @@ def test_models_are_the_same_to_the_bit(version, name, bits, monkeypatch):
         written = [made(ids[:, at : at + 1], cache=cache).logits for at in range(3)]
         found.append(torch.cat([read, *written], 1))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("in_pairs", [False, True], ids=["floats", "pairs"])
+@pytest.mark.parametrize("name", ["avx2", "plain"])
+def test_encoders_are_the_same_to_the_bit(version, name, in_pairs):
+    torch.manual_seed(0)
+    usual = {
+        "norm": "layer",
+        "norm_bias": True,
+        "norm_place": "post",
+        "final_norm": False,
+        "position": "learned",
+        "ffn": "gelu",
+    }
+    model = Transformer(
+        encoder(layers=2, dim=80, heads=5, vocab_size=60, context=70, qk_norm=None, zero_init=False, **usual)
+    )
+    rows = [torch.randint(60, (length,)).tolist() for length in (1, 5, 16, 33, 70, 12)]
+    found = [
+        NativeEncoder(model.eval(), version(one, ENCODER), in_pairs=in_pairs).run(rows)[0]
+        for one in ("machine", name)
+    ]
+    assert torch.equal(*found)
+    assert not torch.isnan(found[0]).any()

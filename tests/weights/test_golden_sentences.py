@@ -13,7 +13,10 @@ from test_golden_tokenizers import write_folder
 
 from stockpot.bundle import Bundle, Embedding
 from stockpot.errors import CheckpointError, GenerationError
+from stockpot.generate import vectors as vectors_of
 from stockpot.generate.engine import Engine
+from stockpot.model.native_encoder import NativeEncoder
+from stockpot.native.encoding import encoder_kernels
 from stockpot.weights.store import load, save
 
 transformers = pytest.importorskip("transformers")
@@ -32,6 +35,7 @@ OLD_FLAGS = {
     "pooling_mode_max_tokens": False,
     "pooling_mode_mean_sqrt_len_tokens": False,
 }
+KERNELS = encoder_kernels()
 TYPE = "sentence_transformers.models."
 
 
@@ -43,11 +47,11 @@ def modules(*kinds):
     ]
 
 
-def write(folder, steps, pooling, **files):
+def write(folder, steps, pooling, sizes=BERT, **files):
     """Write a BERT with its tokenizer, and the files that sentence-transformers keeps beside them."""
     write_folder(folder, "bert")
     size = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
-    theirs = reference(transformers, "Bert", "Model", **{**BERT, "vocab_size": size})
+    theirs = reference(transformers, "Bert", "Model", **{**sizes, "vocab_size": size})
     theirs.save_pretrained(folder)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
@@ -102,6 +106,38 @@ def test_vectors_are_those_of_sentence_transformers(name, tmp_path):
     torch.testing.assert_close(Engine(again).embed(TEXTS), expected, **NEAR)
     save(tmp_path / "again", Bundle(bundle.model, bundle.tokenizer))
     assert load(tmp_path / "again").embedding is None, "what another model had is not left behind"
+
+
+@pytest.mark.skipif(KERNELS is None or not KERNELS.is_fast, reason="no kernels for this processor")
+@pytest.mark.parametrize("name", CASES)
+def test_vectors_of_our_kernels_are_those_of_sentence_transformers(name, tmp_path, monkeypatch):
+    kinds, pooling, pool = CASES[name]
+    sizes = {**BERT, "hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 208}
+    theirs = write(tmp_path, modules(*kinds), pooling, sizes)
+    bundle, normalise = load(tmp_path), "Normalize" in kinds
+    assert NativeEncoder.fits(bundle.model)
+    monkeypatch.setattr(vectors_of, "WORTH_COMPILING", 0)
+    texts = [*TEXTS, " ".join(TEXTS[:3] * 9), *(" ".join(["fox"] * count) for count in range(1, 40, 3))]
+    expected = vectors(theirs, tmp_path, texts, pool, normalise=normalise, most=64)
+    assert vectors_of._sound_kernels() is not None
+    ran = []
+    monkeypatch.setattr(NativeEncoder, "run", noting(NativeEncoder.run, ran))
+    torch.testing.assert_close(Engine(bundle).embed(texts), expected, **NEAR)
+    assert ran == [len(texts)], "all of them in one call"
+    assert len(bundle.encode(texts[4])) > bundle.context, "one is longer than the context and is cut"
+    monkeypatch.setattr(NativeEncoder, "fits", staticmethod(lambda model: False))
+    torch.testing.assert_close(Engine(bundle).embed(texts), expected, **NEAR)
+    assert len(ran) == 1
+
+
+def noting(run, ran):
+    """Note how many texts are run."""
+
+    def noted(self, rows):
+        ran.append(len(rows))
+        return run(self, rows)
+
+    return noted
 
 
 def test_a_pooling_asked_for_goes_before_the_models_own(tmp_path):

@@ -34,7 +34,8 @@ from stockpot.generate.request import (
     merged,
 )
 from stockpot.generate.scheduler import Scheduler
-from stockpot.generate.scoring import Pooling, embed_texts, fill_gaps, score_pairs
+from stockpot.generate.scoring import fill_gaps, score_pairs
+from stockpot.generate.vectors import Packed, Pooling, embed_texts
 
 __all__ = ["Engine"]
 
@@ -73,6 +74,7 @@ class Engine:
         self._stop_ids = bundle.stop_ids
         self._clock = clock
         self._prefixes = Prefixes(self._model, prefix_mib << 20)
+        self._packed = Packed(self._model)
         most = None if cache_mib is None else cache_mib << 20
         self._scheduler = Scheduler(
             bundle,
@@ -165,7 +167,7 @@ class Engine:
                 state; None: what a sentence encoder was trained with, else the mean.
         """
         with reading_only(self._model):
-            return embed_texts(self.bundle, texts, pool)
+            return embed_texts(self.bundle, texts, pool, self._packed)
 
     def fill(self, text: str, *, top: int = 5) -> list[list[Fill]]:
         """Fill each gap, written with the tokenizer's mask token.

@@ -15,7 +15,7 @@ from torch import Tensor
 from stockpot.model.cache import KVCache
 from stockpot.model.transformer import Transformer
 
-__all__ = ["LEAST", "Held", "Prefixes", "shared_beginning", "shared_length"]
+__all__ = ["LEAST", "Held", "Prefixes", "shared_beginning", "shared_length", "weights_state"]
 
 LEAST = 16  # tokens from which copying is clearly cheaper than computing
 
@@ -110,13 +110,13 @@ class Prefixes:
 
     def _refresh(self) -> None:
         """Drop everything if the model is no longer what it was."""
-        state = _state(self._model)
+        state = weights_state(self._model)
         if state != self._state:
             self.forget()
             self._state = state
 
 
-def _state(model: Transformer) -> tuple[object, ...]:
+def weights_state(model: Transformer) -> tuple[object, ...]:
     """Sum up what tells whether weights changed: where they are, how often they were written, which adapters act."""
     weights = [
         (param.data_ptr(), 0 if param.is_inference() else param._version) for param in model.parameters()

@@ -1,4 +1,4 @@
-"""Questions to a model that need no drawing: how likely is this text, what does it mean, what fits the gap.
+"""Questions to a model that need no drawing: how likely is this text, what fits the gap.
 
 Texts are sorted by length and run in batches; how a decoder's completions are judged is `likelihood`'s. Log-probabilities
 are natural logarithms in float32.
@@ -6,25 +6,18 @@ are natural logarithms in float32.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from stockpot.bundle import Bundle, Embedding
+from stockpot.bundle import Bundle
 from stockpot.errors import GenerationError
 from stockpot.generate.inputs import batches_by_length, completion_ids, pad, prompt_ids
 from stockpot.generate.likelihood import Encoded, Judged, judge_completions, run_decoder
 from stockpot.generate.prefixes import Prefixes
 from stockpot.generate.request import Fill, Prompt, Score
-from stockpot.model.heads import last_real, mean_real
 
-__all__ = ["Pooling", "embed_texts", "fill_gaps", "score_pairs"]
-
-Pooling: TypeAlias = Literal["mean", "cls", "last"]
+__all__ = ["fill_gaps", "score_pairs"]
 
 BATCH_TOKENS = 4096
 
@@ -103,41 +96,6 @@ def _run_seq2seq(bundle: Bundle, pairs: Sequence[Encoded]) -> Iterator[dict[Enco
         states = out.hidden.flatten(0, 1) if real is None else out.hidden[real]
         judged = judge_completions(bundle, states, [completion for _, completion in chosen])
         yield dict(zip(chosen, judged, strict=True))
-
-
-# --- meaning ---
-
-
-def embed_texts(bundle: Bundle, texts: Sequence[str], pool: Pooling | None) -> Tensor:
-    """Turn texts into vectors ``(batch, dim)``; see :meth:`stockpot.Engine.embed`."""
-    if isinstance(texts, str):
-        raise TypeError("embed takes a list of texts; put the text into a list")
-    config = bundle.model.config
-    own = bundle.embedding or Embedding()
-    context = min((config.encoder or config.main).context, own.most_tokens or sys.maxsize)
-    rows = [bundle.encode(own.prompt + text, most=context) for text in texts]
-    for number, row in enumerate(rows):
-        if not row:
-            raise GenerationError(f"Text {number} is empty and has no vector.", "Leave empty texts out.")
-    vectors = torch.empty(len(rows), config.dim)
-    for batch in batches_by_length([len(row) for row in rows], BATCH_TOKENS):
-        ids, real = pad([rows[index] for index in batch], bundle.model.device)
-        if config.shape == "encoder_decoder":
-            hidden = bundle.model.encode(ids, real)
-        else:
-            hidden = bundle.model(ids, attention_mask=real, last=0).hidden
-        vectors[batch] = _pooled(hidden, real, pool or own.pool).float().cpu()
-    return F.normalize(vectors) if own.normalise else vectors
-
-
-def _pooled(hidden: Tensor, real: Tensor | None, pool: Pooling) -> Tensor:
-    if pool == "cls":
-        return hidden[:, 0]
-    if pool == "last":
-        return last_real(hidden, real)
-    if pool == "mean":
-        return mean_real(hidden, real)
-    raise ValueError(f"pool is {pool!r}; expected mean, cls or last")
 
 
 # --- gaps ---

@@ -1,6 +1,6 @@
 """Kernels of our own, in C++, and one for GPUs in Triton (``triton_swiglu``).
 
-``calls``: products of whole numbers and a decoder's whole forward pass; ``training``: what training does between its matrix
-products. Compiled on this machine on first use (``build``). What they compute is decided in ``model``, which also checks
-that they compute rightly; without a compiler ``model`` does the same with torch alone, more slowly.
+``calls``: products of whole numbers and a decoder's whole forward pass; ``encoding``: an encoder's; ``training``: what training
+does between its matrix products. Compiled on this machine on first use (``build``). What they compute is decided in ``model``,
+which also checks that they compute rightly; without a compiler ``model`` does the same with torch alone, more slowly.
 """

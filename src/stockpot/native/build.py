@@ -21,15 +21,16 @@ from pathlib import Path
 from stockpot.durable import write_atomically
 from stockpot.home import home
 
-__all__ = ["compile_kernels", "is_compiled", "library", "reason", "training_library"]
+__all__ = ["compile_kernels", "encoder_library", "is_compiled", "library", "reason", "training_library"]
 
 FOLDER = Path(__file__).parent
-MAIN, TRAINING = "transformer.cpp", "training.cpp"
+MAIN, TRAINING, ENCODER = "transformer.cpp", "training.cpp", "encoder.cpp"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 # Contraction is off in inference, since it would round differently from one processor to the next.
 OWN = {
     MAIN: ("-ffp-contract=off", "-pthread"),
+    ENCODER: ("-ffp-contract=off", "-pthread"),
     TRAINING: ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"),
 }
 NATIVE = {
@@ -51,12 +52,17 @@ def training_library() -> ctypes.CDLL | None:
     return _library(TRAINING)[0]
 
 
+def encoder_library() -> ctypes.CDLL | None:
+    """Return the kernels of an encoder's pass, as :func:`library` does."""
+    return _library(ENCODER)[0]
+
+
 @functools.cache
-def is_compiled() -> bool:
-    """Tell whether :func:`library` has its file already, and need not compile."""
+def is_compiled(main: str = MAIN) -> bool:
+    """Tell whether a library has its file already, and need not be compiled."""
     compiler = _compiler()
     try:
-        return compiler is not None and os.name == "posix" and _path(compiler, MAIN).exists()
+        return compiler is not None and os.name == "posix" and _path(compiler, main).exists()
     except (OSError, subprocess.SubprocessError):
         return False
 

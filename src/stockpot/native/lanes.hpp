@@ -76,6 +76,16 @@ inline Sums add_products(Sums s, Digits w, const int16_t* pair) {
   std::memcpy(&both, pair, 4);
   return {_mm512_dpwssd_epi32(s.v, w.v, _mm512_set1_epi32(both))};
 }
+// The instruction itself: GCC 12 keeps a copy of every sum, so that many do not fit the registers.
+inline Sums add_pairs(Sums s, Digits w, Digits pairs) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(s.v) : "v"(w.v), "v"(pairs.v));
+  return s;
+}
+inline Digits fill_pairs(const int16_t* pair) {
+  int32_t both;
+  std::memcpy(&both, pair, 4);
+  return {_mm512_set1_epi32(both)};
+}
 inline Partial no_partial() { return {_mm512_setzero_si512()}; }
 inline Partial add_products(Partial s, Digits w, const int8_t* four) {
   int32_t all;
@@ -154,12 +164,15 @@ inline Digits low_bits(Digits d, int16_t mask) {
 template <int BITS> inline Digits shifted(Digits d) {
   return {_mm256_srli_epi16(d.a, BITS), _mm256_srli_epi16(d.b, BITS)};
 }
-inline Sums add_products(Sums s, Digits w, const int16_t* pair) {
+inline Sums add_pairs(Sums s, Digits w, Digits x) {
+  return {_mm256_add_epi32(s.a, _mm256_madd_epi16(w.a, x.a)), _mm256_add_epi32(s.b, _mm256_madd_epi16(w.b, x.b))};
+}
+inline Digits fill_pairs(const int16_t* pair) {
   int32_t both;
   std::memcpy(&both, pair, 4);
-  const __m256i x = _mm256_set1_epi32(both);
-  return {_mm256_add_epi32(s.a, _mm256_madd_epi16(w.a, x)), _mm256_add_epi32(s.b, _mm256_madd_epi16(w.b, x))};
+  return {_mm256_set1_epi32(both), _mm256_set1_epi32(both)};
 }
+inline Sums add_products(Sums s, Digits w, const int16_t* pair) { return add_pairs(s, w, fill_pairs(pair)); }
 inline Partial no_partial() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Partial add_products(Partial s, Digits w, const int8_t* four) {
   int32_t all;
@@ -269,11 +282,16 @@ inline Sums widened(Partial s) { return s; }
 inline void store_bytes(int8_t* p, Lanes a) {
   for (int i = 0; i < LANES; ++i) p[i] = int8_t(std::nearbyint(a.v[i]));
 }
-inline Sums add_products(Sums s, Digits w, const int16_t* pair) {
-  const int32_t x = pair[0], y = pair[1];
-  for (int i = 0; i < LANES; ++i) s.v[i] += w.v[2 * i] * x + w.v[2 * i + 1] * y;
+inline Sums add_pairs(Sums s, Digits w, Digits x) {
+  for (int i = 0; i < LANES; ++i) s.v[i] += w.v[2 * i] * x.v[2 * i] + w.v[2 * i + 1] * x.v[2 * i + 1];
   return s;
 }
+inline Digits fill_pairs(const int16_t* pair) {
+  Digits d;
+  for (int i = 0; i < 2 * LANES; ++i) d.v[i] = pair[i % 2];
+  return d;
+}
+inline Sums add_products(Sums s, Digits w, const int16_t* pair) { return add_pairs(s, w, fill_pairs(pair)); }
 
 #endif
 

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -146,5 +147,21 @@ class Team {
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> next_{0};
 };
+
+// One call at a time: they would only take each other's processors.
+inline std::mutex& entrance() {
+  static std::mutex one;
+  return one;
+}
+
+inline Team& team_of(int threads) {
+  static std::unique_ptr<Team> team;
+  if (team && !team->is_here()) team.release();  // after a fork the threads are elsewhere
+  if (!team || team->size() != threads) {
+    team.reset();
+    team = std::make_unique<Team>(threads);
+  }
+  return *team;
+}
 
 }  // namespace stockpot

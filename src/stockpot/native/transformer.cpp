@@ -4,12 +4,11 @@
 // padding. Stages of a layer: norm, queries/keys/values (rotated and stored on the spot), attention, output, norm,
 // feed-forward. Weights are whole numbers of 8 or 4 bits, everything else is float32; the cache holds halves.
 #include <atomic>
-#include <memory>
-#include <new>
 
 #include "attention.hpp"
 #include "packing.hpp"
 #include "products.hpp"
+#include "room.hpp"
 #include "team.hpp"
 
 namespace stockpot {
@@ -56,12 +55,6 @@ constexpr int QUERY_TOKENS = 8;              // tokens of a prompt whose queries
 constexpr int MOST_QUERIES = QUERY_TOKENS * 64;  // with up to 64 query heads a key head
 constexpr int MOST_TOKENS = 256;             // tokens that go through the layers together
 constexpr int REDUNDANT = 2;                 // up to so many tokens every thread makes the inputs itself, not waiting
-
-struct Free { void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); } };
-template <class T> using Room = std::unique_ptr<T[], Free>;
-template <class T> Room<T> make_room(int64_t count) {
-  return Room<T>(static_cast<T*>(::operator new(size_t(count) * sizeof(T) + 64, std::align_val_t(64))));
-}
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 inline int sweeps(int64_t rows) { return rows > REDUNDANT ? Team::MANY : Team::SWEEPS; }
@@ -415,18 +408,6 @@ void forward(const Model& model, const Call& whole, Team& team) {
   }
 }
 
-std::mutex entrance;                         // one call at a time: they would only take each other's processors
-
-Team& team_of(int threads) {
-  static std::unique_ptr<Team> team;
-  if (team && !team->is_here()) team.release();  // after a fork the threads are elsewhere
-  if (!team || team->size() != threads) {
-    team.reset();
-    team = std::make_unique<Team>(threads);
-  }
-  return *team;
-}
-
 }  // namespace stockpot
 
 using namespace stockpot;
@@ -447,7 +428,7 @@ const char* stockpot_lanes() {
 
 int stockpot_forward(const Model* model, const Call* call) {
   if (!are_inside(*model, *call)) return OUTSIDE;
-  std::lock_guard<std::mutex> hold(entrance);
+  std::lock_guard<std::mutex> hold(entrance());
   try {
     forward(*model, *call, team_of(int(call->threads)));
   } catch (const std::exception&) {
@@ -457,7 +438,7 @@ int stockpot_forward(const Model* model, const Call* call) {
 }
 
 int stockpot_multiply(const Matrix* matrix, const float* rows, int64_t count, int64_t width, float* out, int threads) {
-  std::lock_guard<std::mutex> hold(entrance);
+  std::lock_guard<std::mutex> hold(entrance());
   try {
     Team& team = team_of(threads);
     Product product(*matrix, rows, count, width, out, team);
@@ -474,7 +455,7 @@ void stockpot_read_rows(const Matrix* matrix, const int64_t* ids, int64_t count,
 
 // Weights (outputs, inputs) to digits on a grid; the matrix says where they go.
 int stockpot_pack(const float* weight, int64_t outputs, int64_t inputs, int paired, const Matrix* to, int threads) {
-  std::lock_guard<std::mutex> hold(entrance);
+  std::lock_guard<std::mutex> hold(entrance());
   try {
     const Packing packing{weight, outputs, inputs, paired != 0, *to};
     Team& team = team_of(threads);
@@ -489,7 +470,7 @@ int stockpot_pack(const float* weight, int64_t outputs, int64_t inputs, int pair
 
 // The largest size of a number.
 float stockpot_top(const float* numbers, int64_t count, int threads) {
-  std::lock_guard<std::mutex> hold(entrance);
+  std::lock_guard<std::mutex> hold(entrance());
   Team& team = team_of(threads);
   constexpr int64_t PIECE = 1 << 16;
   std::vector<float> tops(size_t(count / PIECE + 1), 0.0f);
@@ -508,7 +489,7 @@ float stockpot_top(const float* numbers, int64_t count, int threads) {
 int stockpot_decode(int kind, const uint8_t* bytes, int64_t blocks, float* out, int32_t* finite, int threads) {
   const Block size = block_of(kind);
   if (size.bytes == 0) return OUTSIDE;
-  std::lock_guard<std::mutex> hold(entrance);
+  std::lock_guard<std::mutex> hold(entrance());
   try {
     Team& team = team_of(threads);
     std::atomic<bool> all{true};
@@ -528,7 +509,7 @@ int stockpot_decode(int kind, const uint8_t* bytes, int64_t blocks, float* out, 
 
 // Read a buffer once with all threads, to see what the memory gives.
 int32_t stockpot_read(const uint8_t* bytes, int64_t count, int threads) {
-  std::lock_guard<std::mutex> hold(entrance);
+  std::lock_guard<std::mutex> hold(entrance());
   Team& team = team_of(threads);
   std::atomic<int32_t> seen{0};
   constexpr int64_t PIECE = 1 << 16;
