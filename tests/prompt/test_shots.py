@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 import torch
 
 from stockpot.errors import ConfigError, GenerationError
+from stockpot.generate.engine import Engine
+from stockpot.judge.prompts import ask_wording
 from stockpot.prompt import shots as module
-from stockpot.prompt.items import Item, Pool
+from stockpot.prompt.items import Item, Pool, Questions
 from stockpot.prompt.shots import Paper, Shots, choose, shown_answers
 from stockpot.prompt.wordings import find_asking
 
@@ -65,6 +68,31 @@ def test_examples_stand_before_the_question_in_the_same_wording(pool, make_bundl
     example = shown[0][0]
     assert prompt == f"{example.item.key} // {example.answer.capitalize()}\n\nquestion 0 //"
     assert paper.answer("neutral") == " Neutral"
+
+
+def test_the_lectures_finance_sentences_stand_labelled_before_the_open_one(tmp_path, make_bundle):
+    shown = {
+        "Revenue from subscriptions rose by 5 % in Finland.": "positive",
+        "The buyer kept the price to itself.": "neutral",
+        "Paying the debt back will hurt for years.": "negative",
+    }
+    asked = {"The company expects its profit to improve.": "positive"}
+    files = []
+    for name, texts in (("shown", shown), ("asked", asked)):
+        lines = [json.dumps({"text": text, "label": label}) for text, label in texts.items()]
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("\n".join(lines), encoding="utf-8")
+    questions = Questions(task="sentiment", data=str(files[1]), examples=str(files[0]), wordings=("slashes",))
+    asking, pool = questions.open()
+    bundle = make_bundle(context=256)
+    rows = choose(pool, Shots(k=3), pool.questions)
+    (prompt,) = Paper(asking, "slashes", bundle).prompts(pool.questions, rows)
+    *before, last = prompt.split("\n\n")
+    assert sorted(before) == sorted(f"{text} // {label.capitalize()}" for text, label in shown.items())
+    assert last == "The company expects its profit to improve. //"
+    score = ask_wording(Engine(bundle), asking, "slashes", pool, rows)
+    (plain,) = Engine(bundle).score([(prompt, " Positive")])
+    assert score.log_prob.value == pytest.approx(plain.log_prob, rel=1e-4)
 
 
 def test_what_does_not_fit_is_left_out_from_the_front_and_counted(pool, make_bundle):
