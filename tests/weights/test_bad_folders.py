@@ -94,6 +94,17 @@ def test_a_sparse_file_of_a_gigabyte_is_refused_unread(name, folder):
     assert peak.grown_kib() < 200_000
 
 
+def test_an_id_far_beyond_the_others_is_refused_before_what_lies_between_is_listed(folder):
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = document["model"]["vocab"]
+    vocabulary[next(iter(vocabulary))] = 2**31
+    (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    peak = Peak()
+    with pytest.raises(StockpotError, match="has ids of 16777216 and more"):
+        load(folder)
+    assert peak.grown_kib() < 200_000
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_folder_or_a_pipe_in_a_files_place_is_not_waited_for(name, folder):
     def look():

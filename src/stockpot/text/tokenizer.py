@@ -98,18 +98,18 @@ class Tokenizer:
     ) -> None:
         self._engine = open_engine(source)
         self._engine.encode_special_tokens = True
+        vocabulary = self._engine.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        if self.vocab_size > MAX_IDS:  # before the engine writes itself out: it would list every id that is missing
+            raise TokenizerError(
+                f"tokenizer.json has ids of {MAX_IDS} and more.", "Copy or train the tokenizer again."
+            )
         self._spec: dict[str, Any] = json.loads(self._engine.to_str())
         self._pieces: dict[int, str] = {}
         self.chat_template = chat_template
         self.kind = kind_of(self._spec)
         added = self._engine.get_added_tokens_decoder()
         self.special_ids = {token.content: number for number, token in sorted(added.items()) if token.special}
-        vocabulary = self._engine.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        if self.vocab_size > MAX_IDS:
-            raise TokenizerError(
-                f"tokenizer.json has ids of {MAX_IDS} and more.", "Copy or train the tokenizer again."
-            )
         self._tokens: dict[int, str] = {number: token for token, number in vocabulary.items()}
         self.roles = self._find_roles(roles or {})
         self.adds_bos = begins_with(self._spec, self.roles.get("bos"), adds_bos)
