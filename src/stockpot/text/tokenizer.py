@@ -100,7 +100,7 @@ class Tokenizer:
         self._engine.encode_special_tokens = True
         vocabulary = self._engine.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        if self.vocab_size > MAX_IDS:  # before the engine writes itself out: it would list every id that is missing
+        if self.vocab_size > MAX_IDS:  # writing the engine out would list every id that is missing
             raise TokenizerError(
                 f"tokenizer.json has ids of {MAX_IDS} and more.", "Copy or train the tokenizer again."
             )
