@@ -1,7 +1,8 @@
 // Attention for training: scores, weights and averages of one head at a time, kept in the cache, with a backward pass that
 // computes the weights again. Heads are taken out of the product of all of them and put back without a copy between.
 //
-// The right side of a product lies in panels of 32 columns, so that neighbours in depth are neighbours in memory.
+// The right side of a product lies in panels of 32 columns, so that neighbours in depth are neighbours in memory. With bfloat16
+// activations its sides are rounded to that type where the processor multiplies it (`training_pairs.hpp`), as torch's are.
 //
 // Sources: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; for the backward pass Dao et al. 2022, arXiv:2205.14135,
 // appendix B.2.
@@ -12,72 +13,14 @@
 
 #include "numbers.hpp"
 #include "training_heads.hpp"
+#include "training_pairs.hpp"
 
 namespace stockpot {
 namespace attention_detail {
 
-typedef float Lane __attribute__((vector_size(64), aligned(4), may_alias));
-constexpr int64_t LANE = 16;
-constexpr int64_t PANEL = 2 * LANE;
 constexpr int64_t BLOCK = 32;                // queries whose keys have one limit
 constexpr int64_t AHEAD = 8;                 // rows that memory is asked for in advance
 constexpr int64_t STRETCH = 4 * BLOCK;       // queries after which the slopes of keys and values are added to
-#if defined(__AVX512F__)
-constexpr int ROWS = 8;                      // of a product computed together: what the registers hold
-#else
-constexpr int ROWS = 2;
-#endif
-
-inline int64_t padded(int64_t n) { return (n + LANE - 1) / LANE * LANE; }
-
-// --- products ---
-
-template <int COUNT, int WIDE, bool ADDS>
-inline void tile(const float* a, int64_t across, int64_t down, const float* b, float* c, int64_t c_row, int64_t depth) {
-  Lane sums[COUNT][WIDE];
-#pragma GCC unroll 8
-  for (int i = 0; i < COUNT; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < WIDE; ++j) sums[i][j] = ADDS ? *reinterpret_cast<const Lane*>(c + i * c_row + j * LANE) : Lane{};
-  for (int64_t k = 0; k < depth; ++k) {
-    Lane right[WIDE];
-#pragma GCC unroll 8
-    for (int j = 0; j < WIDE; ++j) right[j] = *reinterpret_cast<const Lane*>(b + (k * WIDE + j) * LANE);
-#pragma GCC unroll 8
-    for (int i = 0; i < COUNT; ++i) {
-      const float left = a[i * across + k * down];
-#pragma GCC unroll 8
-      for (int j = 0; j < WIDE; ++j) sums[i][j] += left * right[j];
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < COUNT; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < WIDE; ++j) *reinterpret_cast<Lane*>(c + i * c_row + j * LANE) = sums[i][j];
-}
-
-template <int COUNT, int WIDE, bool ADDS>
-inline int64_t tiles(const float* a, int64_t across, int64_t down, const float* b, float* c, int64_t c_row, int64_t high,
-                     int64_t depth) {
-  int64_t i = 0;
-  for (; i + COUNT <= high; i += COUNT) tile<COUNT, WIDE, ADDS>(a + i * across, across, down, b, c + i * c_row, c_row, depth);
-  if constexpr (COUNT > 1)
-    if (i < high)
-      tiles<COUNT / 2, WIDE, ADDS>(a + i * across, across, down, b, c + i * c_row, c_row, high - i, depth);
-  return i;
-}
-
-// c (high, wide) = or += a (high, depth) · b (depth, wide); element (i, k) of a is a[i * across + k * down]; b lies in
-// panels that are `panel` long in depth, of which the product begins at the first row; `wide` is padded.
-template <bool ADDS>
-inline void multiply(const float* a, int64_t across, int64_t down, const float* b, int64_t panel, float* c, int64_t c_row,
-                     int64_t high, int64_t wide, int64_t depth, int64_t from = 0) {
-  int64_t j = 0;
-  for (; j + PANEL <= wide; j += PANEL)
-    tiles<ROWS, 2, ADDS>(a, across, down, b + j * panel + from * PANEL, c + j, c_row, high, depth);
-  if (j < wide) tiles<ROWS, 1, ADDS>(a, across, down, b + j * panel + from * LANE, c + j, c_row, high, depth);
-}
-
 // --- room, and how things lie in it ---
 
 // The room one thread works in; grows to the largest head it has seen.
@@ -91,34 +34,6 @@ struct Room {
 inline Room& room() {
   static thread_local Room own;
   return own;
-}
-
-// Rows (count, wide) to rows `first` and following of panels over (panel, wide).
-inline void to_panels(const float* rows, int64_t count, int64_t wide, float* out, int64_t panel, int64_t first) {
-  for (int64_t j = 0; j < wide; j += PANEL) {
-    const int64_t width = std::min(PANEL, wide - j);
-    for (int64_t row = 0; row < count; ++row)
-      for (int64_t i = 0; i < width; i += LANE)
-        *reinterpret_cast<Lane*>(out + j * panel + (first + row) * width + i) =
-            *reinterpret_cast<const Lane*>(rows + row * wide + j + i);
-  }
-}
-
-// Rows (count, wide) that begin at a multiple of PANEL to columns `first` and following of panels over (dim, keys).
-inline void turn(const float* rows, int64_t count, int64_t wide, float* out, int64_t dim, int64_t keys, int64_t first) {
-  for (int64_t start = 0; start < count; start += LANE) {
-    const int64_t column = first + start, panel = column / PANEL * PANEL, width = std::min(PANEL, keys - panel);
-    float* to = out + panel * dim + column % PANEL;
-    const int64_t some = std::min(LANE, count - start);
-    for (int64_t i = 0; i < dim; ++i) {
-      if (some == LANE) {
-#pragma omp simd
-        for (int64_t row = 0; row < LANE; ++row) to[i * width + row] = rows[(start + row) * wide + i];
-      } else {
-        for (int64_t row = 0; row < LANE; ++row) to[i * width + row] = row < some ? rows[(start + row) * wide + i] : 0.0f;
-      }
-    }
-  }
 }
 
 // Asks for a head of a later row: rows lie so far apart that the processor does not guess the next one.
@@ -258,21 +173,27 @@ inline void weigh_back(float* row, float* slopes, int64_t wide, float log_sum, f
 // What the queries of one head of keys and values share.
 struct Sizes {
   int64_t dim, wide, keys, stride, group;    // wide, keys: padded; stride: of a row of scores, no power of two
-  explicit Sizes(const AttentionFacts& f)
-      : dim(f.head_dim), wide(padded(dim)), keys(padded(f.seq)), stride(keys + LANE), group(f.heads / f.kv_heads) {}
+  int64_t deep, length;                      // a head's numbers and the positions, in units of depth
+  Sizes(const AttentionFacts& f, int64_t depth)
+      : dim(f.head_dim), wide(padded(dim)), keys(padded(f.seq)), stride(keys + LANE), group(f.heads / f.kv_heads),
+        deep((dim + depth - 1) / depth), length((f.seq + depth - 1) / depth) {}
 };
 
 template <class T, class A>
 void attend_task(const AttentionFacts& f, int64_t item, int64_t kv) {
-  const Sizes s(f);
-  float* turned = room().get(s.dim * s.keys + f.seq * s.wide + BLOCK * (2 * s.wide + s.stride));
-  float *v = turned + s.dim * s.keys, *q = v + f.seq * s.wide, *out = q + BLOCK * s.wide, *scores = out + BLOCK * s.wide;
+  using W = typename Held<T>::Way;
+  using Unit = typename W::Unit;
+  const Sizes s(f, W::DEPTH);
+  float* q = room().get(s.deep * s.keys + s.length * s.wide + BLOCK * (2 * s.wide + s.stride + s.keys + s.wide));
+  float *out = q + BLOCK * s.wide, *scores = out + BLOCK * s.wide;
+  Unit *turned = reinterpret_cast<Unit*>(scores + BLOCK * s.stride), *v = turned + s.deep * s.keys, *left = v + s.length * s.wide;
   for (int64_t start = 0; start < f.seq; start += BLOCK) {
     const int64_t rows = std::min(BLOCK, f.seq - start);
     open_rows<T, A>(f, item, f.heads + kv, start, rows, q, s.wide);
-    turn(q, rows, s.wide, turned, s.dim, s.keys, start);
+    const Left<Unit> keys = W::hold(q, rows, s.wide, s.wide, left);
+    turn(keys.at, rows, keys.across, turned, s.deep, s.keys, start);
     open_rows<T, A>(f, item, f.heads + f.kv_heads + kv, start, rows, q, s.wide);
-    to_panels(q, rows, s.wide, v, f.seq, start);
+    to_panels<W>(q, rows, s.wide, v, s.length, start);
   }
   for (int64_t head = kv * s.group; head < (kv + 1) * s.group; ++head) {
     float* log_sums = f.log_sums + (item * f.heads + head) * f.seq;
@@ -282,7 +203,9 @@ void attend_task(const AttentionFacts& f, int64_t item, int64_t kv) {
       const int64_t from = range.from, wide = padded(range.to) - from;
       float shares[BLOCK];
       open_rows<T, A>(f, item, head, start, rows, q, s.wide);
-      multiply<false>(q, s.wide, 1, turned + from * s.dim, s.dim, scores + from, s.stride, rows, wide, s.dim);
+      const Left<Unit> queries = W::hold(q, rows, s.wide, s.wide, left);
+      multiply<W, false>(queries.at, queries.across, 1, turned + from * s.deep, s.deep, scores + from, s.stride, rows, wide,
+                         s.deep);
       for (int64_t row = 0; row < rows; ++row) {
         const int64_t query = start + row;
         ask(static_cast<const T*>(f.qkv) + in_product(f, item, query + BLOCK, head), s.dim);
@@ -290,7 +213,9 @@ void attend_task(const AttentionFacts& f, int64_t item, int64_t kv) {
         hide(f, item, query, range, scores + row * s.stride);
         log_sums[query] = weigh(scores + row * s.stride + from, wide, shares + row);
       }
-      multiply<false>(scores + from, s.stride, 1, v, f.seq, out, s.wide, rows, s.wide, range.to - from, from);
+      const Left<Unit> weights = W::hold(scores + from, rows, wide, s.stride, left);
+      multiply<W, false>(weights.at, weights.across, 1, v, s.length, out, s.wide, rows, s.wide,
+                         (range.to - from + W::DEPTH - 1) / W::DEPTH, from / W::DEPTH);
       for (int64_t row = 0; row < rows; ++row) {
         T* to = static_cast<T*>(f.mixed) + in_result(f, item, start + row, head);
         narrow_row(out + row * s.wide, shares[row], to, s.dim);
@@ -301,29 +226,36 @@ void attend_task(const AttentionFacts& f, int64_t item, int64_t kv) {
 
 // What one task of the way back works with.
 template <class T, class A> struct BackTask {
+  using W = typename Held<T>::Way;
+  using Unit = typename W::Unit;
   const AttentionFacts& f;
   const Sizes s;
   const int64_t item, kv, plane;
-  float *k, *k_turned, *v_turned, *to_k, *to_v, *q, *slope;  // the last two in panels, of a stretch
-  float *rows_q, *rows_slope, *part, *weights, *slopes;
+  float *to_k, *to_v, *rows_q, *rows_slope, *part, *rows_weight, *rows_score;  // the last two of a block
+  Unit *k, *k_turned, *v_turned, *q, *slope;  // in panels, the last two of a stretch
+  Unit *weights, *scores, *left;             // weights and the scores' slopes of a stretch, by query; a left side
 
   BackTask(const AttentionFacts& facts, int64_t of_item, int64_t of_kv)
-      : f(facts), s(facts), item(of_item), kv(of_kv), plane(std::max(s.wide * f.seq, s.dim * s.keys)) {
-    k = room().get(5 * plane + STRETCH * 2 * (s.wide + s.stride) + 3 * BLOCK * s.wide);
-    k_turned = k + plane, v_turned = k_turned + plane, to_k = v_turned + plane, to_v = to_k + plane;
-    q = to_v + plane, slope = q + STRETCH * s.wide, rows_q = slope + STRETCH * s.wide;
-    rows_slope = rows_q + BLOCK * s.wide, part = rows_slope + BLOCK * s.wide;
-    weights = part + BLOCK * s.wide, slopes = weights + STRETCH * s.stride;
+      : f(facts), s(facts, W::DEPTH), item(of_item), kv(of_kv),
+        plane(std::max(s.wide * (f.seq + 1), (s.dim + 1) * s.keys)) {
+    to_k = room().get(5 * plane + STRETCH * 2 * (s.wide + s.stride) + BLOCK * (4 * s.wide + 2 * s.stride + s.keys));
+    to_v = to_k + plane, rows_q = to_v + plane, rows_slope = rows_q + BLOCK * s.wide, part = rows_slope + BLOCK * s.wide;
+    rows_weight = part + BLOCK * s.wide, rows_score = rows_weight + BLOCK * s.stride;
+    k = reinterpret_cast<Unit*>(rows_score + BLOCK * s.stride), k_turned = k + plane, v_turned = k_turned + plane;
+    q = v_turned + plane, slope = q + STRETCH * s.wide, weights = slope + STRETCH * s.wide;
+    scores = weights + STRETCH * s.stride, left = scores + STRETCH * s.stride;
   }
 
   void run(float* gains) {
     for (int64_t start = 0; start < f.seq; start += BLOCK) {
       const int64_t rows = std::min(BLOCK, f.seq - start);
       open_rows<T, A>(f, item, f.heads + kv, start, rows, rows_q, s.wide);
-      to_panels(rows_q, rows, s.wide, k, f.seq, start);
-      turn(rows_q, rows, s.wide, k_turned, s.dim, s.keys, start);
+      to_panels<W>(rows_q, rows, s.wide, k, s.length, start);
+      const Left<Unit> keys = W::hold(rows_q, rows, s.wide, s.wide, left);
+      turn(keys.at, rows, keys.across, k_turned, s.deep, s.keys, start);
       open_rows<T, A>(f, item, f.heads + f.kv_heads + kv, start, rows, rows_q, s.wide);
-      turn(rows_q, rows, s.wide, v_turned, s.dim, s.keys, start);
+      const Left<Unit> values = W::hold(rows_q, rows, s.wide, s.wide, left);
+      turn(values.at, rows, values.across, v_turned, s.deep, s.keys, start);
     }
     std::fill(to_k, to_k + 2 * plane, 0.0f);
     for (int64_t head = kv * s.group; head < (kv + 1) * s.group; ++head)
@@ -346,16 +278,19 @@ template <class T, class A> struct BackTask {
   void queries(int64_t head, int64_t begin, int64_t start, int64_t rows, Range all, float* gains) {
     const Range range = range_of(f, item, start, rows);
     const int64_t from = range.from, wide = padded(range.to) - from, at = start - begin;
-    float *weight = weights + at * s.stride, *to_score = slopes + at * s.stride;
+    float *weight = rows_weight, *to_score = rows_score;
+    if constexpr (W::DEPTH == 1) weight = weights + at * s.stride, to_score = scores + at * s.stride;
     open_rows<T, A>(f, item, head, start, rows, rows_q, s.wide);
-    to_panels(rows_q, rows, s.wide, q, STRETCH, at);
+    to_panels<W>(rows_q, rows, s.wide, q, STRETCH / W::DEPTH, at);
     for (int64_t row = 0; row < rows; ++row) {
       const T* from = static_cast<const T*>(f.slope) + in_result(f, item, start + row, head);
       widen_row(from, rows_slope + row * s.wide, s.dim, s.wide);
     }
-    to_panels(rows_slope, rows, s.wide, slope, STRETCH, at);
-    multiply<false>(rows_q, s.wide, 1, k_turned + from * s.dim, s.dim, weight + from, s.stride, rows, wide, s.dim);
-    multiply<false>(rows_slope, s.wide, 1, v_turned + from * s.dim, s.dim, to_score + from, s.stride, rows, wide, s.dim);
+    to_panels<W>(rows_slope, rows, s.wide, slope, STRETCH / W::DEPTH, at);
+    const Left<Unit> queries = W::hold(rows_q, rows, s.wide, s.wide, left);
+    multiply<W, false>(queries.at, queries.across, 1, k_turned + from * s.deep, s.deep, weight + from, s.stride, rows, wide, s.deep);
+    const Left<Unit> rises = W::hold(rows_slope, rows, s.wide, s.wide, left);
+    multiply<W, false>(rises.at, rises.across, 1, v_turned + from * s.deep, s.deep, to_score + from, s.stride, rows, wide, s.deep);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t query = start + row;
       ask_for_next(query + BLOCK, head);
@@ -370,8 +305,22 @@ template <class T, class A> struct BackTask {
         std::fill(line + from + wide, line + std::max(from + wide, all.to), 0.0f);
       }
     }
-    multiply<false>(to_score + from, s.stride, 1, k, f.seq, part, s.wide, rows, s.wide, range.to - from, from);
+    if constexpr (W::DEPTH != 1) keep(at, rows, all);
+    const Left<Unit> slopes = W::hold(to_score + from, rows, wide, s.stride, left);
+    multiply<W, false>(slopes.at, slopes.across, 1, k, s.length, part, s.wide, rows, s.wide,
+                       (range.to - from + W::DEPTH - 1) / W::DEPTH, from / W::DEPTH);
     close_rows<T, A>(f, item, head, start, rows, part, s.wide, gains);
+  }
+
+  // Puts a block's weights and scores' slopes to those of its stretch, neighbouring queries together.
+  void keep(int64_t at, int64_t rows, Range all) {
+    for (int64_t row = 0; row < rows; row += W::DEPTH)
+      for (int64_t j = all.from; j < padded(all.to); j += LANE) {
+        const int64_t own = row * s.stride + j, next = own + s.stride, to = (at + row) / W::DEPTH * s.stride + j;
+        const bool has_next = row + 1 < rows;
+        *reinterpret_cast<typename W::Many*>(weights + to) = W::beside(rows_weight + own, has_next ? rows_weight + next : nullptr);
+        *reinterpret_cast<typename W::Many*>(scores + to) = W::beside(rows_score + own, has_next ? rows_score + next : nullptr);
+      }
   }
 
   // What a query of the next block will need.
@@ -386,9 +335,10 @@ template <class T, class A> struct BackTask {
   void keys_and_values(int64_t begin, int64_t end, Range seen) {
     for (int64_t start = seen.from; start < seen.to; start += BLOCK) {
       const int64_t rows = std::min(BLOCK, f.seq - start), from = f.causal ? std::max(start - begin, int64_t{0}) : 0;
-      const int64_t depth = end - begin - from, column = from * s.stride + start;
-      multiply<true>(slopes + column, 1, s.stride, q, STRETCH, to_k + start * s.wide, s.wide, rows, s.wide, depth, from);
-      multiply<true>(weights + column, 1, s.stride, slope, STRETCH, to_v + start * s.wide, s.wide, rows, s.wide, depth, from);
+      const int64_t depth = (end - begin - from + W::DEPTH - 1) / W::DEPTH, first = from / W::DEPTH;
+      const int64_t column = first * s.stride + start, panel = STRETCH / W::DEPTH;
+      multiply<W, true>(scores + column, 1, s.stride, q, panel, to_k + start * s.wide, s.wide, rows, s.wide, depth, first);
+      multiply<W, true>(weights + column, 1, s.stride, slope, panel, to_v + start * s.wide, s.wide, rows, s.wide, depth, first);
     }
   }
 };
