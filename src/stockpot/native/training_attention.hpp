@@ -318,8 +318,8 @@ template <class T, class A> struct BackTask {
       for (int64_t j = all.from; j < padded(all.to); j += LANE) {
         const int64_t own = row * s.stride + j, next = own + s.stride, to = (at + row) / W::DEPTH * s.stride + j;
         const bool has_next = row + 1 < rows;
-        *reinterpret_cast<typename W::Many*>(weights + to) = W::beside(rows_weight + own, has_next ? rows_weight + next : nullptr);
-        *reinterpret_cast<typename W::Many*>(scores + to) = W::beside(rows_score + own, has_next ? rows_score + next : nullptr);
+        W::join(rows_weight + own, has_next ? rows_weight + next : nullptr, weights + to);
+        W::join(rows_score + own, has_next ? rows_score + next : nullptr, scores + to);
       }
   }
 

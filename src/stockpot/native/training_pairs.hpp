@@ -32,7 +32,9 @@ struct Singles {
   static constexpr int64_t DEPTH = 1;
   static void add(Lane& sum, float left, Many right) { sum += left * right; }
   // Sixteen units of neighbouring columns from rows that follow each other in depth; a null row is 0.
-  static Many beside(const float* first, const float*) { return *reinterpret_cast<const Lane*>(first); }
+  static void join(const float* first, const float*, float* to) {
+    *reinterpret_cast<Lane*>(to) = *reinterpret_cast<const Lane*>(first);
+  }
   // Rows (count, wide), `wide` a multiple of LANE, as a left side, in `room` unless they are one already.
   static Left<float> hold(const float* rows, int64_t, int64_t, int64_t stride, float*) { return {rows, stride}; }
 };
@@ -50,9 +52,9 @@ struct Pairs {
   static __m512i half(const float* at) {
     return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(at))));
   }
-  static Many beside(const float* first, const float* second) {
+  static void join(const float* first, const float* second, uint32_t* to) {
     const __m512i low = half(first), high = second ? _mm512_slli_epi32(half(second), 16) : _mm512_setzero_si512();
-    return reinterpret_cast<Many>(_mm512_or_si512(low, high));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, high));
   }
   static Left<uint32_t> hold(const float* rows, int64_t count, int64_t wide, int64_t stride, uint32_t* room) {
     for (int64_t row = 0; row < count; ++row)
@@ -132,8 +134,7 @@ inline void to_panels(const float* rows, int64_t count, int64_t wide, typename W
     for (int64_t row = 0; row < count; row += W::DEPTH) {
       const float* own = rows + row * wide + j;
       for (int64_t i = 0; i < width; i += LANE)
-        *reinterpret_cast<typename W::Many*>(out + j * panel + (first + row) / W::DEPTH * width + i) =
-            W::beside(own + i, row + 1 < count ? own + wide + i : nullptr);
+        W::join(own + i, row + 1 < count ? own + wide + i : nullptr, out + j * panel + (first + row) / W::DEPTH * width + i);
     }
   }
 }
