@@ -103,3 +103,10 @@ def test_a_model_compares_answers(tiny_base, tmp_path):
     assert told.exit_code == 0, told.stderr
     assert "the same answer won in both orders" in told.stderr
     assert len((out / "comparisons.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("verb", ["sft", "align-image"])
+def test_a_model_that_takes_more_than_a_step_holds_can_be_planned(verb, tiny_base, tmp_path):
+    told = ask(verb, tiny_base, "--set", "loop.batch_tokens=64", "--out", tmp_path / "run", "--dry-run")
+    assert told.exit_code == 0, told.stderr  # the model takes 128
+    assert "tokens/s" in told.stdout

@@ -14,7 +14,7 @@ from stockpot.data.sources import read_texts
 from stockpot.errors import ConfigError
 from stockpot.stages.ai_feedback import FeedbackConfig
 from stockpot.stages.align_image import AlignImageConfig
-from stockpot.stages.assemble import open_to_tune, silent, with_steps
+from stockpot.stages.assemble import ROW_TOKENS, open_to_tune, silent, with_steps
 from stockpot.stages.comparisons import ComparisonConfig, read_comparisons
 from stockpot.stages.cook import PRETRAIN_SHARE, CookConfig
 from stockpot.stages.diffusion import DrawConfig
@@ -50,7 +50,7 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
         case PretrainConfig():
             return plan_pretraining(config)[1]
         case SFTConfig():
-            return _tuning(config.model, config.loop, config.device)
+            return _tuning(config.model, config.loop, config.device, context=config.context)
         case DrawConfig():
             return f"{config.loop.steps:,} steps of {config.loop.batch_tokens} pictures of {config.size} × {config.size}"
         case PromptTuningConfig() | AlignImageConfig():
@@ -76,11 +76,13 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
             raise ConfigError(f"There is no plan for {type(config).__name__}.", "Leave out --dry-run.")
 
 
-def _tuning(model: str | None, loop: LoopConfig, device: str | None) -> Plan:
+def _tuning(model: str | None, loop: LoopConfig, device: str | None, *, context: int | None = None) -> Plan:
+    """Measure steps on rows of ``context`` tokens, by default of as many as tuning's records mostly fill."""
     if model is None:
         raise ConfigError("There is no model to tune.", "Name one: stockpot sft MODEL.")
     shape = load(model, device="cpu", dtype="float32").model.config
-    speed = training_speed(shape, loop=loop, device=machine.pick_device(device))
+    context = context or min(shape.context, ROW_TOKENS, loop.batch_tokens)
+    speed = training_speed(shape, loop=loop, device=machine.pick_device(device), context=context)
     tokens = loop.steps * loop.batch_tokens
     return estimate(shape, tokens=tokens, tokens_per_s=speed, batch_tokens=loop.batch_tokens)
 

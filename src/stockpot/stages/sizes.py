@@ -118,11 +118,21 @@ def estimate(model: ModelConfig, *, tokens: int, tokens_per_s: float, batch_toke
     )
 
 
-def training_speed(model: ModelConfig, *, loop: LoopConfig, device: torch.device) -> float:
-    """Measure real training steps of ``model`` on random ids; returns tokens per second, optimizer included."""
+def training_speed(
+    model: ModelConfig, *, loop: LoopConfig, device: torch.device, context: int | None = None
+) -> float:
+    """Measure real training steps of ``model`` on random ids; returns tokens per second, optimizer included.
+
+    Args:
+        model: built with random weights.
+        loop: optimizer and tokens of a step.
+        device: where to.
+        context: tokens of a row; None: as many as the model takes.
+    """
     network = Transformer(model).to(device)
-    rows, _ = micro_batch_for(loop.batch_tokens, model.context)
-    ids = torch.randint(0, model.vocab_size, (rows, model.context))
+    context = context or model.context
+    rows, _ = micro_batch_for(loop.batch_tokens, context)
+    ids = torch.randint(0, model.vocab_size, (rows, context))
     losses: dict[str, LossFn] = {
         "decoder": next_token_loss,
         "encoder": masked_token_loss,
