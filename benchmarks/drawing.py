@@ -1,6 +1,6 @@
 """What steers a drawing: the same small diffusion model on four kinds of text, judged by a classifier with its own error.
 
-    .venv/bin/python benchmarks/drawing.py --out runs/drawing [--seeds 0 1 2] [--minutes 8] [--minilm minilm]
+    .venv/bin/python benchmarks/drawing.py --out runs/drawing [--seeds 0 1 2] [--minutes 16] [--minilm minilm]
 
 For each seed: an encoder is pretrained on the village's texts and scenes' descriptions; then the denoiser is trained with (a)
 that encoder's states, (b) MiniLM's, (c) one-hot words with their places, (d) nothing, for the same steps on the same pictures
@@ -30,7 +30,7 @@ from stockpot.run import Run
 from stockpot.village import Village
 from stockpot.village.scenes import paint
 
-WHOLE = 8.0  # minutes of one seed at the default steps, one core
+WHOLE = 16.0  # minutes of one seed at the default steps, one core
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's 97.5 % points, n - 1 degrees of freedom
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=WHOLE, help="of one seed, about, on one core")
     parser.add_argument("--limit", type=int, default=200, help="pictures drawn")
     parser.add_argument("--minilm", default="minilm", help="the other encoder")
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     reader = train_scene_reader()
@@ -136,17 +136,38 @@ def _report(found: Sequence[dict[str, Any]], options: argparse.Namespace) -> str
         cells = [_cell([one[name]["scores"][metric] for one in found]) for name in names]
         chance = found[0]["painted"]["chance"][metric]
         lines.append(f"| {metric} | {' | '.join(cells)} | {'' if chance is None else f'{chance:.2f}'} |")
+    if len(found) > 1:
+        lines += ["", *_differences(found)]
     seconds = [f"{name} {found[0][name]['seconds']:.0f}" for name in names if "seconds" in found[0][name]]
     lines.append(f"\nSeconds of seed {options.seeds[0]}: {', '.join(seconds)}. Seeds: {len(found)}.")
     return "\n".join(lines)
+
+
+def _differences(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Compare kinds of text on the same seed: mean and Student's interval over the seeds."""
+    pairs = (("own encoder", "nothing"), ("own encoder", "one-hot words"), ("MiniLM", "one-hot words"))
+    lines = [
+        f"| | {' | '.join(f'{one} − {other}' for one, other in pairs)} |",
+        "|---|" + "---:|" * len(pairs),
+    ]
+    for metric in found[0]["painted"]["scores"]:
+        cells = []
+        for one, other in pairs:
+            gains = [seed[one]["scores"][metric][0] - seed[other]["scores"][metric][0] for seed in found]
+            cells.append(f"{statistics.mean(gains):+.3f} ± {_half(gains):.3f}")
+        lines.append(f"| {metric} | {' | '.join(cells)} |")
+    return lines
+
+
+def _half(values: Sequence[float]) -> float:
+    return T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _cell(scores: Sequence[Sequence[float]]) -> str:
     values = [one[0] for one in scores]
     if len(values) == 1:
         return f"{values[0]:.3f} [{scores[0][1]:.3f}, {scores[0][2]:.3f}] n={scores[0][3]}"
-    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.3f} ± {half:.3f} ({' '.join(f'{one:.2f}' for one in values)})"
+    return f"{statistics.mean(values):.3f} ± {_half(values):.3f} ({' '.join(f'{one:.2f}' for one in values)})"
 
 
 if __name__ == "__main__":

@@ -76,6 +76,19 @@ def test_guidance_goes_beyond_the_plain_model_where_there_are_words(runs):
         assert np.array_equal(plain, guided) != guides, kind
 
 
+@pytest.mark.parametrize("kind", ["encoder", "words", "nothing"])
+def test_a_run_leaves_a_sheet_of_what_it_draws(runs, kind):
+    """Two rows of six, four pixels of the file for each; their texts stand beside it, in order."""
+    samples = runs[kind].path / "samples"
+    texts = (samples / "drawings.txt").read_text().splitlines()
+    assert len(texts) == len(set(texts)) == 12
+    sheet = Image(samples / "drawings.png").pixels()
+    assert sheet.shape == (2 * 64, 6 * 64, 3)
+    last = draw(runs[kind].path, texts)[11]
+    found = sheet[64:, -64:][::4, ::4]
+    assert np.abs(found.astype(int) - last.astype(int)).max() <= 2  # rounding, as with other texts beside it
+
+
 def test_folding_comes_back():
     pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     for fold in (1, 2, 4):

@@ -30,7 +30,7 @@ def measure(material: Material) -> Sequence[Finding]:
                     data=f"village:scenes:{seed}:8000", encoder=source, loop={"steps": steps}, seed=seed
                 )
                 train_draw(config, out=out, progress=material.report)
-            drawn = draw(out, [scene.facts.caption for scene in scenes], guidance=3.0, seed=seed)
+            drawn = draw(out, [scene.facts.caption for scene in scenes], guidance=2.0, seed=seed)
             right.setdefault(name, []).append(
                 judge_drawings(reader, drawn, scenes).attributes["colour"].value
             )

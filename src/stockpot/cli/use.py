@@ -270,7 +270,7 @@ def draw(
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of denoising.")] = 25,
     guidance: Annotated[
         float, typer.Option(min=0, help="How closely to follow the text; 1: no more than learned.")
-    ] = 3.0,
+    ] = 2.0,
     zoom: Annotated[int, typer.Option(min=1, max=32, help="Pixels of the file for each that is drawn.")] = 4,
 ) -> None:
     """Draw what a text says, with a diffusion model."""
