@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 
-from stockpot.errors import ConfigError, DataError
+from stockpot.errors import ConfigError, DataError, TrainError
+from stockpot.run import Run
 from stockpot.stages.contest import Contest, Entry, contest
 from stockpot.stages.rewards import reward_from
 
@@ -61,6 +63,23 @@ def test_prompts_need_no_answers(tiny_base, write_lines):
     judge = {"short": lambda replies: [-float(len(one.text)) for one in replies]}
     found = contest({"a": tiny_base}, judge, (prompts,), max_tokens=4)
     assert found.prompts == ("Who lives in the mill?", "Who sings?")
+
+
+def test_a_run_that_broke_off_is_told(tiny_base, tmp_path):
+    with pytest.raises(TrainError), Run.create(tmp_path / "run", stage="grpo", recipe={}) as run:
+        run.checkpoint(3, lambda folder: shutil.copytree(tiny_base, folder, dirs_exist_ok=True), keep=1)
+        raise TrainError("The policy has collapsed.")
+    notes = []
+    contest(
+        {"a": tiny_base, "b": tmp_path / "run"},
+        {"n": lambda replies: [0.0] * len(replies)},
+        PROMPTS,
+        max_tokens=4,
+        limit=2,
+        progress=notes.append,
+    )
+    told = [one["text"] for one in notes if "status" in one["text"]]
+    assert told == ["b: its run did not end well (status: failed); its checkpoint of step 3 answers"]
 
 
 def test_what_does_not_fit_is_refused(tiny_base):

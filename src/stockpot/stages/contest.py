@@ -19,6 +19,7 @@ import torch
 from stockpot.bundle import Bundle
 from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.judge.metrics import Estimate, mean_estimate, paired_difference
+from stockpot.run import Run, is_run
 from stockpot.stages.assemble import Progress, as_sources, silent
 from stockpot.stages.drift import Drift
 from stockpot.stages.prompts import read_prompts
@@ -195,6 +196,7 @@ def contest(
     prompts: tuple[str, ...] = ()
     entries: list[Entry] = []
     for name, model in models.items():
+        _tell_unfinished(name, model, report)
         bundle = model if isinstance(model, Bundle) else load(model, dtype="float32")
         first = first or bundle
         asked = read_prompts(sources, bundle, max_tokens, silent, limit=limit)
@@ -206,6 +208,13 @@ def contest(
         report({"kind": "note", "text": f"{name}: {ratings}"})
     _check_shared(entries)
     return Contest(prompts, tuple(entries))
+
+
+def _tell_unfinished(name: str, model: str | Path | Bundle, report: Progress) -> None:
+    """Say where a run that broke off stands in with a checkpoint: what answers is not what was meant to."""
+    if not isinstance(model, Bundle) and is_run(model) and (run := Run.open(model)).status != "done":
+        text = f"{name}: its run did not end well (status: {run.status}); its checkpoint of step {run.model_step} answers"
+        report({"kind": "note", "text": text})
 
 
 def _enter(
