@@ -235,3 +235,15 @@ def test_mutated_directories_are_refused_in_one_line(write):
 @pytest.mark.slow
 def test_ten_thousand_mutated_directories_are_refused_in_one_line(write):
     assert hammer(write, seed=2, count=12_000) > 8000
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["a", "", "é", "日本"], ["a\0b", "\0", "c"], ["\0"]], ids=repr)
+def test_an_array_of_texts_gives_them_back(texts):
+    data = b"".join(text(one) for one in texts)
+    assert Array(STRING, len(texts), data).texts() == texts
+
+
+def test_a_letter_cut_in_two_between_texts_is_no_text():
+    data = b"".join(text(one) for one in (b"\xc3", b"\xa9"))
+    with pytest.raises(UnicodeDecodeError):
+        Array(STRING, 2, data).texts()

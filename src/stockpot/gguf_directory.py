@@ -104,9 +104,12 @@ class Array:
         found, at, data, length = [], 0, self.data, struct.Struct("<Q").unpack_from
         for _ in range(self.count):
             end = at + 8 + length(data, at)[0]
-            found.append(data[at + 8 : end].decode())
+            found.append(data[at + 8 : end])
             at = end
-        return found
+        joined = b"\0".join(found)
+        if joined.count(0) == self.count - 1:  # the usual case: all are decoded at once
+            return joined.decode().split("\0")
+        return [one.decode() for one in found]
 
     def numbers(self) -> tuple[Any, ...]:
         """Return the numbers of an array of numbers.

@@ -16,11 +16,12 @@ from stockpot.bundle import Bundle
 from stockpot.errors import CheckpointError, ConfigError, StockpotError, TokenizerError
 from stockpot.gguf_directory import GGUFTensor, read_directory
 from stockpot.model.config import RopeScaling
+from stockpot.model.quantized import quantize as quantize_model
 from stockpot.native.calls import DECODED, kernels
 from stockpot.text.chat import Message
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.weights.family import canonical
-from stockpot.weights.gguf import blocks
+from stockpot.weights.gguf import blocks, reading
 from stockpot.weights.gguf.blocks import KINDS, PIECE, decode_into
 from stockpot.weights.gguf.stretch import find_llama3, llama3_factors
 from stockpot.weights.store import load, load_model, save
@@ -115,6 +116,34 @@ def test_packed_weights_are_near(quantize, error, make_bundle, tmp_path):
         assert (off <= error * blocks.abs().amax(1)).all(), name
     full = save(tmp_path / "full.gguf", before)
     assert path.stat().st_size < full.stat().st_size
+
+
+@pytest.mark.parametrize("packed", [None, "q8_0", "q4_0"])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_rounded_on_the_way_are_those_rounded_afterwards(name, kind, packed, make_bundle, tmp_path):
+    path = save(tmp_path / "model.gguf", make_bundle(**MODELS[name][1]), quantize=packed)
+    direct, later = load(path, quantize=kind), load(path)
+    assert direct.model.bits == int(kind[3:])
+    assert not any(param.is_meta for param in direct.model.parameters())
+    later.model = quantize_model(later.model, int(kind[3:]))
+    ids = torch.arange(1, 25).view(2, 12)
+    assert torch.equal(direct.model(ids).logits, later.model(ids).logits)
+
+
+def test_weights_rounded_on_the_way_are_never_all_there(make_bundle, tmp_path, monkeypatch):
+    path = save(tmp_path / "model.gguf", make_bundle(layers=6))
+    places = []
+    decode = reading.decode_into
+    monkeypatch.setattr(
+        reading,
+        "decode_into",
+        lambda target, *rest: places.append((target.ndim, target.data_ptr())) or decode(target, *rest),
+    )
+    load(path, quantize="int8")
+    matrices = [place for ndim, place in places if ndim == 2]
+    assert len(matrices) > 6 * 4
+    assert len(set(matrices)) <= 4, "one room for all; queries, keys and values lie behind each other in it"
 
 
 def test_rows_that_are_no_whole_blocks_stay_float16(make_bundle, tmp_path):
@@ -312,6 +341,16 @@ def test_a_file_that_contradicts_itself_is_refused(name, file):
         load(path)
     assert str(path) in caught.value.what
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_broken_weights_are_refused_where_they_are_rounded_on_the_way(kind, file):
+    name = "blk.1.ffn_down.weight"
+    numbers = np.zeros(read_directory(file).tensors[name].shape, np.float32)
+    numbers[3, 4] = np.nan
+    path = rewrite(file, tensors={name: numbers})
+    with pytest.raises(CheckpointError, match=r"1 tensors hold NaN or infinity .blk.1.ffn_down.weight"):
+        load(path, quantize=kind)
 
 
 def test_a_file_written_again_unchanged_is_the_same(file, bundle):

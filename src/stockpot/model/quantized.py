@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from stockpot.model.transformer import Output, Transformer
 from stockpot.native.build import reason
 from stockpot.native.calls import Kernels, kernels
 
-__all__ = ["QuantizedEmbedding", "QuantizedLinear", "QuantizedTransformer", "quantize"]
+__all__ = ["QuantizedEmbedding", "QuantizedLinear", "QuantizedTransformer", "quantize", "rounded_names"]
 
 TABLE_BITS = 8
 
@@ -134,13 +135,22 @@ class QuantizedTransformer(Transformer):
 
 
 @torch.no_grad()
-def quantize(model: Transformer, bits: int) -> QuantizedTransformer:
+def quantize(
+    model: Transformer, bits: int, *, weight_of: Callable[[str], Tensor] | None = None
+) -> QuantizedTransformer:
     """Turn a model on the CPU into one with weights of 8 or 4 bits; the given model must not be used afterwards.
+
+    Args:
+        model: what is rounded.
+        bits: 8 or 4.
+        weight_of: gives the weight of each name in :func:`rounded_names`, only until the next is asked for, so that they are
+            never there all at once; None: the model has them.
 
     Raises:
         ValueError: if the model is elsewhere than on the CPU, or quantised already.
     """
-    if isinstance(model, QuantizedTransformer) or model.device.type != "cpu":
+    is_here = weight_of is not None or model.device.type == "cpu"
+    if isinstance(model, QuantizedTransformer) or not is_here:
         raise ValueError("only a model with float weights on the CPU can be quantised")
     found = _sound_kernels()
     if found is None:
@@ -149,7 +159,7 @@ def quantize(model: Transformer, bits: int) -> QuantizedTransformer:
     made = object.__new__(QuantizedTransformer)
     made.__dict__.update(model.__dict__)  # the parts themselves, which are then replaced one by one
     made.bits, made.kernel = bits, "torch" if found is None else found.name
-    _replace_parts(made, bits, found)
+    _replace_parts(made, bits, found, weight_of)
     made.float().requires_grad_(False).eval()
     fits = found is not None and NativeDecoder.fits(made.config)
     made._native = NativeDecoder(made, found) if fits and found is not None else None
@@ -174,18 +184,33 @@ def _sound_kernels() -> Kernels | None:
     return found
 
 
-def _replace_parts(model: nn.Module, bits: int, found: Kernels | None) -> None:
+def rounded_names(model: Transformer) -> list[str]:
+    """Return the names of the weights that become digits."""
+    return [f"{path}.weight" for _, _, path in _rounded(model)]
+
+
+def _rounded(model: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, str, str]]:
+    """Yield the parts whose matrix becomes digits: what holds them, their names in it, their names in the model."""
     for name, child in list(model.named_children()):
-        if isinstance(child, nn.Embedding) and name == "embed":
-            setattr(model, name, QuantizedEmbedding(_matrix(child.weight, TABLE_BITS, found)))
-        elif isinstance(child, Linear):
-            is_paired = isinstance(model, FeedForward) and model.is_gated and name == "up"
-            is_paired = is_paired and child.out_features % 32 == 0
-            child_bits = TABLE_BITS if name == "head" else bits
-            matrix = _matrix(child.weight, child_bits, found, is_paired=is_paired)
-            setattr(model, name, QuantizedLinear(matrix, child.bias))
+        if (isinstance(child, nn.Embedding) and name == "embed") or isinstance(child, Linear):
+            yield model, name, path + name
         else:
-            _replace_parts(child, bits, found)
+            yield from _rounded(child, f"{path}{name}.")
+
+
+def _replace_parts(
+    model: nn.Module, bits: int, found: Kernels | None, weight_of: Callable[[str], Tensor] | None
+) -> None:
+    for owner, name, path in _rounded(model):
+        child: Any = getattr(owner, name)
+        weight = child.weight if weight_of is None else weight_of(f"{path}.weight")
+        if isinstance(child, nn.Embedding):
+            setattr(owner, name, QuantizedEmbedding(_matrix(weight, TABLE_BITS, found)))
+            continue
+        is_paired = isinstance(owner, FeedForward) and owner.is_gated and name == "up"
+        is_paired = is_paired and child.out_features % 32 == 0
+        matrix = _matrix(weight, TABLE_BITS if name == "head" else bits, found, is_paired=is_paired)
+        setattr(owner, name, QuantizedLinear(matrix, child.bias))
 
 
 def _matrix(weight: Tensor, bits: int, found: Kernels | None, *, is_paired: bool = False) -> Matrix:

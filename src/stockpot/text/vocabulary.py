@@ -236,12 +236,15 @@ def _source(tokens: list[str], kinds: Sequence[int], merges: list[str], rule: st
 def _merges(merges: list[str], vocabulary: Mapping[str, int]) -> list[list[str]]:
     if len(merges) > 4 * len(vocabulary):
         raise TokenizerError(f"{HERE}merges lists {len(merges):,} for {len(vocabulary):,} tokens.")
-    pairs = []
-    for merge in merges:
-        pair = merge.split(" ")
-        if len(pair) != 2 or pair[0] + pair[1] not in vocabulary:
-            raise TokenizerError(f"{HERE}merges holds {merge[:80]!r}, which makes no known token.")
-        pairs.append(pair)
+    pairs = [merge.split(" ") for merge in merges]
+    made = ["".join(pair) for pair in pairs]
+    if any(len(pair) != 2 for pair in pairs) or not vocabulary.keys() >= set(made):
+        wrong = next(
+            m
+            for m, pair, one in zip(merges, pairs, made, strict=True)
+            if len(pair) != 2 or one not in vocabulary
+        )
+        raise TokenizerError(f"{HERE}merges holds {wrong[:80]!r}, which makes no known token.")
     return pairs
 
 

@@ -89,7 +89,9 @@ def load(
         ConfigError: if ``quantize`` is unknown or meets a device other than the CPU.
     """
     if quantize is not None:
-        bits = _bits(quantize, device)
+        bits, file = _bits(quantize, device), find_known(ref) or ref
+        if not adapters and is_gguf(file):
+            return load_gguf(file, device=torch.device("cpu"), dtype=_dtype(dtype), bits=bits)
         bundle = load(ref, device="cpu", dtype=dtype, adapters=adapters)
         refuse_soft(bundle.model, "run with rounded weights")
         return replace(bundle, model=quantized(bundle.model, bits))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from stockpot.errors import CheckpointError, TokenizerError
 from stockpot.gguf_directory import GGUFile, read_directory
 from stockpot.model.config import ModelConfig, StackConfig
 from stockpot.model.outline import outline
+from stockpot.model.quantized import quantize, rounded_names
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import ChatTemplate
 from stockpot.text.tokenizer import Tokenizer
@@ -40,8 +41,14 @@ SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": 
 }
 
 
-def load_gguf(path: str | os.PathLike[str], *, device: torch.device, dtype: torch.dtype | None) -> Bundle:
-    """Open a GGUF file as a bundle.
+def load_gguf(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    bits: int | None = None,
+) -> Bundle:
+    """Open a GGUF file as a bundle; with ``bits`` its weights are rounded on the way, and never all there as floats.
 
     Raises:
         CheckpointError: if it is damaged, contradicts itself, or holds a model that we do not have.
@@ -52,7 +59,7 @@ def load_gguf(path: str | os.PathLike[str], *, device: torch.device, dtype: torc
         tokenizer = Tokenizer.of(*read_vocabulary(file.values))
     except TokenizerError as error:
         raise TokenizerError(f"{file.path}: {error.what}", error.todo) from error
-    model = _model(file, device, dtype, least=tokenizer.vocab_size)
+    model = _model(file, device, dtype, least=tokenizer.vocab_size, bits=bits)
     template = None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
     family = file.values["general.architecture"]  # spelled as Hugging Face's model_type
     generation = drawing_of(file.path) | _generation(file.values, tokenizer)
@@ -77,7 +84,13 @@ def load_gguf_model(
     return _model(read_directory(path), device, dtype)
 
 
-def _model(file: GGUFile, device: torch.device, dtype: torch.dtype | None, least: int = 0) -> Transformer:
+def _model(
+    file: GGUFile,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    least: int = 0,
+    bits: int | None = None,
+) -> Transformer:
     try:
         architecture, config = _settings(file)
         _refuse_absurd(config, file)
@@ -87,11 +100,19 @@ def _model(file: GGUFile, device: torch.device, dtype: torch.dtype | None, least
         _check_names(parts, shapes, file)
         if least > config.vocab_size:
             raise CheckpointError(f"the tokenizer has {least} ids, the model {config.vocab_size}.")
-        params = _read(file, parts, shapes, _orders(architecture, parts, config.main), device, dtype)
+        kind = dtype or _main_dtype(file)
+        orders = _orders(architecture, parts, config.main)
+        later = rounded_names(model) if bits is not None and kind == torch.float32 else []
+        with file.path.open("rb", buffering=0) as handle:
+            weights = _Weights(file, handle, orders, {part.ours: part for part in parts}, shapes)
+            now = [part.ours for part in parts if part.ours not in later]
+            params = weights.read(now, kind, device)
+            model.load_state_dict(params, strict=not later, assign=True)
+            if bits is None:
+                return model.requires_grad_(True).eval()
+            return quantize(model, bits, weight_of=weights.one_by_one(later) if later else None)
     except CheckpointError as error:
         raise CheckpointError(f"{file.path}: {error.what}", error.todo) from error
-    model.load_state_dict(params, strict=True, assign=True)
-    return model.requires_grad_(True).eval()
 
 
 # --- settings ---
@@ -203,34 +224,58 @@ def rows_in_turns(heads: int, width: int) -> Tensor:
     return torch.arange(heads * width).view(heads, 2, width // 2).transpose(1, 2).reshape(-1)
 
 
-def _read(
-    file: GGUFile,
-    parts: list[Part],
-    shapes: Mapping[str, torch.Size],
-    orders: Mapping[str, Tensor],
-    device: torch.device,
-    dtype: torch.dtype | None,
-) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    broken: list[str] = []
-    kind = dtype or _main_dtype(file)
-    with file.path.open("rb", buffering=0) as handle:
-        for part in parts:
-            whole = torch.empty(shapes[part.ours], dtype=kind, device=device)
-            start = 0
-            for name in part.theirs:
-                stored = file.tensors[name]
-                target = whole[start : start + stored.shape[0]]
-                if not decode_into(target, handle, stored, orders.get(name)):
-                    broken.append(name)
-                start += stored.shape[0]
-            found[part.ours] = whole
-    if broken:
+class _Weights:
+    """Reads a file's tensors into parameters."""
+
+    def __init__(
+        self,
+        file: GGUFile,
+        handle: BinaryIO,
+        orders: Mapping[str, Tensor],
+        parts: Mapping[str, Part],
+        shapes: Mapping[str, torch.Size],
+    ) -> None:
+        self._file, self._handle, self._orders = file, handle, orders
+        self._parts, self._shapes = parts, shapes
+
+    def read(self, names: Sequence[str], kind: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """Return parameters by name."""
+        found: dict[str, Tensor] = {}
+        broken: list[str] = []
+        for name in names:
+            found[name] = torch.empty(self._shapes[name], dtype=kind, device=device)
+            broken += self._fill(name, found[name])
+        _refuse_broken(broken)
+        return found
+
+    def one_by_one(self, names: Sequence[str]) -> Callable[[str], Tensor]:
+        """Return what reads one of these parameters as floats, into memory that the next one takes over."""
+        room = torch.empty(max(self._shapes[name].numel() for name in names))
+
+        def read(name: str) -> Tensor:
+            whole = room[: self._shapes[name].numel()].view(self._shapes[name])
+            _refuse_broken(self._fill(name, whole))
+            return whole
+
+        return read
+
+    def _fill(self, name: str, whole: Tensor) -> list[str]:
+        """Read a parameter; return which of its tensors are not finite."""
+        broken, start = [], 0
+        for theirs in self._parts[name].theirs:
+            stored = self._file.tensors[theirs]
+            target = whole[start : start + stored.shape[0]]
+            if not decode_into(target, self._handle, stored, self._orders.get(theirs)):
+                broken.append(theirs)
+            start += stored.shape[0]
+        return broken
+
+
+def _refuse_broken(names: Sequence[str]) -> None:
+    if names:
         raise CheckpointError(
-            f"{len(broken)} tensors hold NaN or infinity ({', '.join(broken[:SHOWN])}).",
-            "Get the file again.",
+            f"{len(names)} tensors hold NaN or infinity ({', '.join(names[:SHOWN])}).", "Get the file again."
         )
-    return found
 
 
 def _main_dtype(file: GGUFile) -> torch.dtype:
