@@ -133,6 +133,21 @@ def test_an_index_cannot_lead_out_of_its_folder(name, bundle, tmp_path):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    "name", ["a" * 10_000, "\ud800", "a\0b", "a\nb", "fehlt.safetensors"], ids=lambda name: ascii(name)[:9]
+)
+def test_an_index_with_names_that_no_file_can_have_is_refused_in_one_line(name, bundle, tmp_path):
+    folder = save(tmp_path / "m", bundle, max_shard_gib=4e-5)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][next(iter(index["weight_map"]))] = name
+    path.write_text(json.dumps(index))
+    with pytest.raises(StockpotError, match=r"is missing \(1 in all\)") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_broken_number_names_its_tensor_and_its_folder(value, bundle, tmp_path):
     from safetensors.torch import load_file, save_file

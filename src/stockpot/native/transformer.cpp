@@ -494,11 +494,11 @@ int stockpot_decode(int kind, const uint8_t* bytes, int64_t blocks, float* out, 
     Team& team = team_of(threads);
     std::atomic<bool> all{true};
     team.run([&](int) {
-      for (int piece; (piece = team.take(int((blocks + HALVES - 1) / HALVES))) >= 0;) {
+      team.share(int((blocks + HALVES - 1) / HALVES), Team::SWEEPS, [&](int piece) {
         const int64_t from = int64_t(piece) * HALVES;
         const int count = int(std::min<int64_t>(HALVES, blocks - from));
         if (!decode(kind, bytes + from * size.bytes, count, out + from * size.numbers)) all = false;
-      }
+      });
     });
     *finite = all;
   } catch (const std::exception&) {

@@ -23,6 +23,7 @@ __all__ = ["INDEX", "SINGLE", "find_folder", "inside", "read_json", "read_list",
 
 ABSENT: dict[str, Any] = {}
 LARGEST_JSON = 32 * 2**20
+LONGEST_SHOWN = 80  # letters of a name in an error
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model"]
@@ -170,16 +171,22 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
                 raise CheckpointError(
                     f"{folder / INDEX} names the file {name[:80]!r}, not one beside it.", ""
                 )
-        files = [inside(folder, name) for name in names]
-        absent = [file.name for file in files if not file.is_file()]
+        beside = {file.name for file in folder.iterdir() if file.is_file()}
+        absent = [
+            name for name in names if name not in beside
+        ]  # not asked of the system: a name may be one it cannot take
         if absent:
             raise CheckpointError(
-                f"{folder}: {absent[0]} is missing ({len(absent)} in all).", "Copy it again."
+                f"{folder}: {_printable(absent[0])} is missing ({len(absent)} in all).", "Copy it again."
             )
-        return files, places
+        return [inside(folder, name) for name in names], places
     if inside(folder, SINGLE).is_file():
         return [folder / SINGLE], None
     raise CheckpointError(f"{folder} holds no {SINGLE}.", _what_else(folder))
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() and len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]!r}"
 
 
 def _what_else(folder: Path) -> str:
