@@ -6,6 +6,7 @@ Every import that costs time (torch, pydantic, the stages) happens inside the ve
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import sys
@@ -75,6 +76,7 @@ def stockpot(
 def main() -> None:
     """Run the program with this process's arguments."""
     gc.set_threshold(*GARBAGE)
+    atexit.register(gc.freeze)  # nor look through it all at the end, when all of it goes
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             # A terminal that cannot show a character shows "?" instead of ending the program.
