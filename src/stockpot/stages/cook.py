@@ -40,7 +40,7 @@ __all__ = ["CookConfig", "EvaluateConfig", "cook"]
 
 # Shares of the minutes; those of the later stages stand in align; what is left is for reading data, ranking, judging, the
 # ledger and the report.
-PRETRAIN_SHARE, SFT_SHARE = 0.55, 0.12
+PRETRAIN_SHARE, SFT_SHARE = 0.48, 0.12
 PROBED, PROBED_PASSAGES = ("pos", "entities", "coreference"), 150
 FULL_MINUTES = 10.0  # from here on, as many questions are asked as the settings say
 
