@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from stockpot.cli.main import app
 from stockpot.config import build, read_recipe, shipped_recipes
+from stockpot.run import Run
 from stockpot.stages.cluster import PlanConfig, plan
 from stockpot.stages.cook import CookConfig
 from stockpot.stages.prepare import PrepareConfig
@@ -120,3 +121,16 @@ def test_every_shipped_recipe_fits_its_stage(name):
         assert build(SFTConfig, table="sft", recipe_files=[name]).loop.steps > 0
     else:
         assert build(CookConfig, recipe_files=[name]).evaluate.limit > 0
+
+
+def test_a_cook_ends_with_its_report_and_how_to_chat(monkeypatch, tmp_path):
+    from stockpot.stages import cook
+
+    def cooked(config, *, out, **_):
+        with Run.create(out / "sft", stage="sft", recipe={"sft": {}}, parent=None) as run:
+            run.log(1, **{"train/loss": 1.0})
+        return run
+
+    monkeypatch.setattr(cook, "cook", cooked)
+    monkeypatch.chdir(tmp_path)
+    assert do("cook --out pot --quiet") == {"report": "pot/report.html", "to chat": "stockpot chat pot/sft"}

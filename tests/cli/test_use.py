@@ -78,6 +78,15 @@ def test_stdin_that_is_not_text_is_a_known_error(models):
     assert "not UTF-8" in found.stderr
 
 
+def test_generate_says_where_to_ask_when_the_model_ends_at_once(models, monkeypatch):
+    from stockpot.generate.engine import Engine
+
+    monkeypatch.setattr(Engine, "stream", lambda *_: iter(()))
+    found = ask("generate", models / "chat", "the cat")
+    assert (found.exit_code, found.stdout) == (0, "\n")
+    assert f"stockpot chat {models / 'chat'}" in found.stderr
+
+
 def test_generate_json_holds_every_completion(models):
     words = ("generate", models / "chat", "the", "--n", 3, "--temperature", 1, "--seed", 0, "--max-tokens", 4)
     value = json.loads(ask(*words, "--json").stdout)

@@ -309,12 +309,11 @@ def cook(flags: Making, minutes: Minutes = None) -> None:
     if flags.dry_run:
         maker.print_plan(config, minutes=minutes)
         return
-    ending = {"report": str(maker.out / "report.html")}
     maker.make(
         lambda progress: stage(
             config, out=maker.out, minutes=minutes, resume=flags.resume, progress=progress
         ),
-        ending,
+        lambda run: {"report": str(maker.out / "report.html"), "to chat": f"stockpot chat {run.path}"},
     )
 
 
@@ -397,9 +396,11 @@ class Maker:
         check_folder(self.out, stage=self.verb, resume=self.resume)
 
     def make(
-        self, stage: Callable[[show.Progress], Run | Path], ending: dict[str, Any] | None = None
+        self,
+        stage: Callable[[show.Progress], Any],
+        ending: Callable[[Any], dict[str, Any]] | None = None,
     ) -> None:
-        """Run the stage and print what came out."""
+        """Run the stage and print what came out; ``ending`` says what to print in place of what can be told of it."""
         from stockpot.cli.identify import identify
 
         with tell_how_to_go_on(self.verb, self.out), show.progress(self.flags) as progress:
@@ -408,10 +409,13 @@ class Maker:
                 raise KeyboardInterrupt
         if not self.is_first:
             return
-        found = identify(getattr(made, "path", Path(str(made))))
-        left_out = ("command", "started", "ended", "newest checkpoint")
-        facts = {name: value for name, value in found.facts.items() if name not in left_out}
-        facts = {found.kind: str(found.path)} | facts | (ending or {})
+        if ending is not None:
+            facts = ending(made)
+        else:
+            found = identify(getattr(made, "path", Path(str(made))))
+            left_out = ("command", "started", "ended", "newest checkpoint")
+            facts = {name: value for name, value in found.facts.items() if name not in left_out}
+            facts = {found.kind: str(found.path)} | facts
         show.result(self.flags, show.facts(facts), facts)
 
     def print_plan(self, config: Settings, expected: Any = None, **budget: Any) -> None:

@@ -162,11 +162,13 @@ def generate(
     sampling = _over_defaults(given, bundle)
     engine = Engine(bundle)
     if sampling.n == 1 and sampling.beams is None and not flags.json:
-        reason = None
+        reason, wrote = None, False
         for chunk in engine.stream(given_to_it, sampling):
             show.stream(chunk.text)
-            reason = chunk.finish_reason
+            reason, wrote = chunk.finish_reason, wrote or bool(chunk.text)
         show.stream("\n")
+        if not wrote:
+            print(f"The model ended the text at once. To ask it: stockpot chat {model}", file=sys.stderr)
         _refuse_half_json(sampling, [reason])
         return
     completions = engine.generate([given_to_it], sampling)

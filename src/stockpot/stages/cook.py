@@ -95,7 +95,7 @@ def cook(
         progress: receives events.
 
     Returns:
-        The run of the last training stage, whose model answers questions.
+        The run of the model that it offers to chat with.
     """
     del resume
     asked = config or CookConfig()
@@ -125,8 +125,9 @@ def cook(
     kitchen.report({"kind": "stage", "name": "report"})
     page = summarise(kitchen.folder, kitchen.state, reports, judged, seed=config.seed)
     kitchen.report({"kind": "note", "text": f"report: {page}"})
-    kitchen.report({"kind": "note", "text": f"to chat: stockpot chat {models[_liked_best(judged, reports)]}"})
-    return Run.open(list(models.values())[-1])
+    offered = models[_liked_best(judged, reports)]
+    kitchen.report({"kind": "note", "text": f"to chat: stockpot chat {offered}"})
+    return Run.open(offered)
 
 
 def _write_settled(folder: Path, config: CookConfig) -> None:

@@ -145,7 +145,9 @@ def training_speed(
     short = loop.model_copy(update={"steps": MEASURED_STEPS, "batch_tokens": ids.numel(), "log_every": 1})
     events: list[dict[str, Any]] = []
     fit(network, batches, loss_fn, short, progress=events.append)
-    return SUSTAINED * max(float(event["tokens_per_s"]) for event in events[1:])  # the first step pays for set-up
+    return SUSTAINED * max(
+        float(event["tokens_per_s"]) for event in events[1:]
+    )  # the first step pays for set-up
 
 
 def tokens_that_fit(
