@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from stockpot.cli.main import app
 from stockpot.config import build, read_recipe, shipped_recipes
 from stockpot.run import Run
+from stockpot.stages.align_image import AlignImageConfig
 from stockpot.stages.cluster import PlanConfig, plan
 from stockpot.stages.cook import CookConfig
 from stockpot.stages.prepare import PrepareConfig
@@ -117,6 +118,8 @@ def test_every_shipped_recipe_fits_its_stage(name):
         return
     if tables == {"pretrain"}:
         assert build(PretrainConfig, table="pretrain", recipe_files=[name]).loop.steps > 0
+    elif tables == {"align-image"}:
+        assert build(AlignImageConfig, table="align-image", recipe_files=[name]).loop.steps > 0
     elif tables == {"sft"}:
         assert build(SFTConfig, table="sft", recipe_files=[name]).loop.steps > 0
     else:
