@@ -65,7 +65,8 @@ def pot(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("align") / "pot"
     events = []
     run = cook(config, out=folder, progress=events.append)
-    assert run.path == folder / "ppo"
+    told = [event["text"] for event in events if event["kind"] == "note"]
+    assert f"to chat: stockpot chat {run.path}" in told  # the model it offers, aligned or not
     return folder, [event["name"] for event in events if event["kind"] == "stage"]
 
 
