@@ -17,7 +17,7 @@ from stockpot.native.encoding import encoder_kernels
 TEXTS = ["the cat", "", "a", "the cat sat on the mat " * 30, "on the mat", "the dog, the cat and the mat"]
 KERNELS = encoder_kernels()
 NO_KERNELS = pytest.mark.skipif(
-    KERNELS is None or not KERNELS.is_fast, reason="no kernels for this processor"
+    KERNELS is None or not KERNELS.is_fast, reason="no kernels here, or none that are fast on this processor"
 )
 
 

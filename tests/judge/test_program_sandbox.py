@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from confining import confined
 
 from stockpot.errors import ConfigError
 from stockpot.judge.sandbox import Limits, Verdict, check_sandbox, run_c, run_tests
@@ -19,17 +20,6 @@ from stockpot.judge.seccomp import filter_bytes
 
 GOOD, TESTS = "def f(x):\n    return x + 1\n", "assert f(1) == 2\nassert f(-1) == 0\n"
 QUICK = Limits(wall_s=2.0, total_mib=256)
-
-
-def _confined() -> bool:
-    try:
-        check_sandbox()
-    except ConfigError:
-        return False
-    return True
-
-
-confined = pytest.mark.skipif(not _confined(), reason="programs cannot be confined here (no bubblewrap)")
 
 
 @confined

@@ -8,24 +8,14 @@ import json
 from pathlib import Path
 
 import pytest
+from confining import confined
 
 from stockpot.errors import ConfigError, DataError
 from stockpot.judge.asking import Outcome
 from stockpot.judge.programs import c_tests, check_running, pass_at_k, program_of, run_programs
 from stockpot.judge.readings import READINGS
-from stockpot.judge.sandbox import Limits, Verdict, check_sandbox
+from stockpot.judge.sandbox import Limits, Verdict
 from stockpot.judge.tasks import Item, Scorer
-
-
-def _confined() -> bool:
-    try:
-        check_sandbox()
-    except ConfigError:
-        return False
-    return True
-
-
-confined = pytest.mark.skipif(not _confined(), reason="programs cannot be confined here (no bubblewrap)")
 
 ADD_ONE = {  # after the lecture: add one with bit operations only, carry by carry
     "id": "add_one",

@@ -35,7 +35,7 @@ NEAR = {
     "floats": 2e-5,
     "pairs": 4e-3,
 }  # of hidden states of size 1; the second: what digits of 13 bits and more lose
-pytestmark = pytest.mark.skipif(encoder_kernels() is None, reason="no C++ compiler here")
+pytestmark = pytest.mark.skipif(encoder_kernels() is None, reason="the kernels could not be compiled here")
 
 
 @pytest.fixture(params=KINDS)

@@ -31,7 +31,7 @@ SHAPES = {
     "squared relu": {"ffn": "relu2", "head_dim": 48},
     "untied": {"tied": False},
 }
-NO_KERNELS = pytest.mark.skipif(kernels() is None, reason="no C++ compiler here")
+NO_KERNELS = pytest.mark.skipif(kernels() is None, reason="the kernels could not be compiled here")
 
 
 def build(**choices):

@@ -159,7 +159,7 @@ def test_rows_that_are_no_whole_blocks_stay_float16(make_bundle, tmp_path):
 def test_every_kind_of_numbers_is_decoded_as_the_package_does(name, own, tmp_path, monkeypatch):
     kind = KINDS[name]
     if own and kernels() is None:
-        pytest.skip("no C++ compiler here")
+        pytest.skip("the kernels could not be compiled here")
     monkeypatch.setattr(blocks, "kernels_at_hand", kernels if own else lambda: None)
     width, rows = 512, 3 * PIECE // 512 + 5  # several pieces, the last one short
     raw = np.random.default_rng(0).integers(0, 255, (rows, width // kind.block * kind.size), np.uint8)

@@ -108,7 +108,9 @@ def test_vectors_are_those_of_sentence_transformers(name, tmp_path):
     assert load(tmp_path / "again").embedding is None, "what another model had is not left behind"
 
 
-@pytest.mark.skipif(KERNELS is None or not KERNELS.is_fast, reason="no kernels for this processor")
+@pytest.mark.skipif(
+    KERNELS is None or not KERNELS.is_fast, reason="no kernels here, or none that are fast on this processor"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_vectors_of_our_kernels_are_those_of_sentence_transformers(name, tmp_path, monkeypatch):
     kinds, pooling, pool = CASES[name]

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stockpot.model.compiled import product_dtype
+
 __all__ = ["are_fast", "multiply", "suit"]
 
 SIDE = 16  # what the products' sides must be multiples of
@@ -28,9 +30,9 @@ def are_fast(device: torch.device) -> bool:
 
 def suit(x: Tensor, weight: Tensor) -> bool:
     """Tell whether a linear layer's product can be computed so: in training in bfloat16, with sides that fit."""
-    narrow = torch.bfloat16 in (x.dtype, _product_type(x))
     sides = (*weight.shape, x.numel() // max(x.shape[-1], 1))
-    return narrow and torch.is_grad_enabled() and all(side % SIDE == 0 < side for side in sides)
+    is_narrow = product_dtype(x) == torch.bfloat16
+    return is_narrow and torch.is_grad_enabled() and all(side % SIDE == 0 < side for side in sides)
 
 
 def multiply(
@@ -80,8 +82,3 @@ def _product(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, *, exact: bool = 
 
 def _by_column(x: Tensor) -> Tensor:
     return x.T.contiguous().T
-
-
-def _product_type(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

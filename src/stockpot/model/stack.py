@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stockpot.model.attention import Trace, View
 from stockpot.model.cache import CacheStep, KVCache, LayerCache, SlotCache
+from stockpot.model.compiled import product_dtype
 from stockpot.model.config import ABSOLUTE, StackConfig
 from stockpot.model.flex import document_blocks
 from stockpot.model.halves import again
@@ -175,7 +176,7 @@ class Stack(nn.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         if self.narrow_states:
-            x = x.to(_compute_dtype(x))
+            x = x.to(product_dtype(x))
         return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
 
     def _absolute(self, places: Places, call: _Call, x: Tensor) -> Tensor:
@@ -245,7 +246,7 @@ class Stack(nn.Module):
         else:
             slopes = self._slopes.upto(1, x, torch.float32)[: self.config.heads]
             bias = -slopes[:, None, None] * distance.abs()[:, None]
-        bias = bias.to(_compute_dtype(x))
+        bias = bias.to(product_dtype(x))
         return bias if seen is None else bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
 
     def _rotary(self, call: _Call, window: int | None, x: Tensor) -> Tensor | None:
@@ -257,7 +258,7 @@ class Stack(nn.Module):
         length = call.keys
         if call.step is not None and call.step.slots is not None:
             places = call.step.slots.clamp(max=max(call.keys - 1, 0))
-        rows = table.rows(places, x, length, _compute_dtype(x))
+        rows = table.rows(places, x, length, product_dtype(x))
         return rows[None, :, None] if rows.ndim == 2 else rows[:, :, None]
 
 
@@ -300,10 +301,3 @@ def _open_keys(call: _Call) -> tuple[Tensor, Tensor] | None:
     slots = call.step.slots.clamp(max=call.keys)
     keys = torch.zeros(slots.shape[0], call.keys + 1, dtype=torch.bool, device=slots.device)
     return call.open_, keys.scatter(1, slots, call.open_)[:, : call.keys]
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the type that matrix products will have: autocast's, or the stream's own."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
