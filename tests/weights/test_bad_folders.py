@@ -122,13 +122,19 @@ def test_a_folder_or_a_pipe_in_a_files_place_is_not_waited_for(name, folder):
     look()
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ""])
-def test_an_index_cannot_lead_out_of_its_folder(name, bundle, tmp_path):
+def sharded(bundle, tmp_path, name):
+    """Save a model in shards, whose index names one file so."""
     folder = save(tmp_path / "m", bundle, max_shard_gib=4e-5)
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"][next(iter(index["weight_map"]))] = name
     path.write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ""])
+def test_an_index_cannot_lead_out_of_its_folder(name, bundle, tmp_path):
+    folder = sharded(bundle, tmp_path, name)
     with pytest.raises(StockpotError, match=r"index\.json names the file"):
         load(folder)
 
@@ -137,11 +143,7 @@ def test_an_index_cannot_lead_out_of_its_folder(name, bundle, tmp_path):
     "name", ["a" * 10_000, "\ud800", "a\0b", "a\nb", "fehlt.safetensors"], ids=lambda name: ascii(name)[:9]
 )
 def test_an_index_with_names_that_no_file_can_have_is_refused_in_one_line(name, bundle, tmp_path):
-    folder = save(tmp_path / "m", bundle, max_shard_gib=4e-5)
-    path = folder / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"][next(iter(index["weight_map"]))] = name
-    path.write_text(json.dumps(index))
+    folder = sharded(bundle, tmp_path, name)
     with pytest.raises(StockpotError, match=r"is missing \(1 in all\)") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
