@@ -38,9 +38,8 @@ __all__ = [
     "swiglu",
 ]
 
-# Positions up to which a head is cheaper to do in the cache than as separate products (benchmarks/notes.md); these are
-# cheaper where a matrix unit does them.
-LONGEST = 128 if torch.cpu._is_amx_tile_supported() else 1024
+# Positions up to which a head is cheaper to do in the cache than as separate products (benchmarks/notes.md).
+LONGEST = 1024
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 

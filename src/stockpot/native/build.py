@@ -39,6 +39,7 @@ NATIVE = {
     "aarch64": "-mcpu=native",
     "arm64": "-mcpu=native",
 }
+WIDEST = "-mprefer-vector-width=512"  # compilers shy away from it where early processors slowed down
 TIME_LIMIT_S = 300
 
 
@@ -101,7 +102,9 @@ def _compiler() -> str | None:
 
 
 def _flags(main: str) -> tuple[str, ...]:
-    return (*FLAGS, *OWN[main], NATIVE.get(platform.machine(), "-O3"))
+    native = NATIVE.get(platform.machine(), "-O3")
+    widest = (WIDEST,) if main == TRAINING and native == NATIVE["x86_64"] else ()
+    return (*FLAGS, *OWN[main], native, *widest)
 
 
 def _path(compiler: str, main: str) -> Path:

@@ -5,61 +5,27 @@
 #pragma once
 
 #include "lanes.hpp"
+#include "matrix_unit.hpp"
 
-#if STOCKPOT_AVX512 && defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__linux__) && !defined(STOCKPOT_NO_AMX)
+#if STOCKPOT_AVX512 && STOCKPOT_TILES && defined(__AMX_INT8__)
 #define STOCKPOT_AMX 1
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 namespace stockpot {
 
-constexpr int TILE_ROWS = 16;                // rows of inputs a tile loads, wherever it begins: so many more have room
-
 #if STOCKPOT_AMX
-
-// Ask the system for the unit, once for the whole process; it may refuse.
-inline bool has_tiles() {
-  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  static const bool granted = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-  return granted;
-}
 
 // What the tiles are: sums, inputs and weights of spans of 64 inputs (wide) and of 32 (narrow).
 enum TileName { SUMS, LOW_SUMS, WIDE_HIGH, WIDE_LOW, WIDE_WEIGHTS, NARROW_INPUTS, NARROW_WEIGHTS };
 
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 32, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 8};
-};
+inline bool has_byte_tiles() { return has_tiles(); }
 
-// The instructions themselves, since compilers differ in what they believe these read and write.
-template <int T> inline void tile_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(T)); }
-template <int T> inline void tile_load(const void* from, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
+inline TileShapes byte_shapes() {
+  TileShapes shapes;
+  shapes.row_bytes[NARROW_INPUTS] = 32;
+  shapes.rows[NARROW_WEIGHTS] = 8;
+  return shapes;
 }
-template <int T> inline void tile_store(void* to) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(int64_t(64)), "i"(T) : "memory");
-}
-template <int C, int A, int B> inline void tile_signed() {     // C += A (signed) * B (unsigned)
-  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-}
-template <int C, int A, int B> inline void tile_unsigned() {   // C += A (unsigned) * B (unsigned)
-  asm volatile("tdpbuud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-}
-
-// Holds the unit of this thread for the length of a job; while it is held, changing threads costs more.
-class TileWork {
- public:
-  TileWork() {
-    const TileShapes shapes;
-    if (has_tiles()) asm volatile("ldtilecfg %0" ::"m"(shapes));
-  }
-  ~TileWork() {
-    if (has_tiles()) asm volatile("tilerelease");
-  }
-};
 
 // 64 inputs of 16 bits -> their high bytes, then their low bytes, each four in the order (0, 2, 1, 3) that weights have.
 inline void split_span(const int16_t* digits, int8_t* out) {
@@ -81,8 +47,8 @@ inline Sums loaded(const int32_t* sums) { return {_mm512_load_si512(sums)}; }
 
 #else
 
-inline bool has_tiles() { return false; }
-struct TileWork { TileWork() {} };
+inline bool has_byte_tiles() { return false; }
+inline TileShapes byte_shapes() { return {}; }
 inline void split_span(const int16_t*, int8_t*) {}
 
 #endif

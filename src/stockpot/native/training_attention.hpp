@@ -125,7 +125,7 @@ inline Range range_of(const AttentionFacts& f, int64_t item, int64_t start, int6
   return found;
 }
 
-// Hides what a query must not see of a range: later keys, those that the mask names, and the padding.
+// Hides what a query must not see of a range: later keys, those that the mask names, and the padding. `row` begins at key 0.
 inline void hide(const AttentionFacts& f, int64_t item, int64_t query, Range range, float* row) {
   const uint8_t* seen = mask_row(f, item, query);
   const int64_t keys = f.causal ? std::min(query + 1, range.to) : range.to;
@@ -133,39 +133,24 @@ inline void hide(const AttentionFacts& f, int64_t item, int64_t query, Range ran
 #pragma omp simd
     for (int64_t j = range.from; j < keys; ++j) row[j] = seen[j] ? row[j] : -INFINITY;
   }
-  for (int64_t j = keys; j < padded(range.to); ++j) row[j] = -INFINITY;
+  for (int64_t j = std::max(keys, range.from); j < padded(range.to); ++j) row[j] = -INFINITY;
 }
 
-// Turns a row of scores, `wide` a multiple of LANE, into weights before they are divided by their sum; what is hidden gets 0.
-// Returns the log of the sum of e^score, and what to multiply with.
-inline float weigh(float* row, int64_t wide, float* share) {
-  Lane tops = *reinterpret_cast<const Lane*>(row), sums = {};
+// Turns a row of scores, `wide` a multiple of LANE, into weights before they are divided by their sum: row `row` of a left side;
+// what is hidden gets 0. Returns the log of the sum of e^score, and what to multiply with.
+template <class W>
+inline float weigh(float* scores, int64_t wide, int64_t row, typename W::Unit* left, float* share) {
+  Lane tops = *reinterpret_cast<const Lane*>(scores);
   for (int64_t j = LANE; j < wide; j += LANE) {
-    const Lane here = *reinterpret_cast<const Lane*>(row + j);
+    const Lane here = *reinterpret_cast<const Lane*>(scores + j);
     tops = here > tops ? here : tops;
   }
-  float top = tops[0], sum = 0.0f;
+  float top = tops[0];
   for (int i = 1; i < LANE; ++i) top = std::max(top, tops[i]);
-  *share = 0.0f;
-  if (top == -INFINITY) {                    // sees nothing
-    std::fill(row, row + wide, 0.0f);
-    return INFINITY;
-  }
-#pragma omp simd
-  for (int64_t j = 0; j < wide; ++j) row[j] = fast_exp(row[j] - top);
-  for (int64_t j = 0; j < wide; j += LANE) sums += *reinterpret_cast<const Lane*>(row + j);
-  for (int i = 0; i < LANE; ++i) sum += sums[i];
-  *share = 1.0f / sum;
-  return top + std::log(sum);
-}
-
-// The weights once more, from the log of their sum, and the scores' slopes from theirs.
-inline void weigh_back(float* row, float* slopes, int64_t wide, float log_sum, float along) {
-#pragma omp simd
-  for (int64_t j = 0; j < wide; ++j) {
-    row[j] = fast_exp(row[j] - log_sum);
-    slopes[j] = row[j] * (slopes[j] - along);
-  }
+  const bool sees = top != -INFINITY;
+  const float sum = W::raise(scores, wide, sees ? top : 0.0f, row, left);
+  *share = sees ? 1.0f / sum : 0.0f;
+  return sees ? top + std::log(sum) : INFINITY;
 }
 
 // --- one head ---
@@ -183,6 +168,7 @@ template <class T, class A>
 void attend_task(const AttentionFacts& f, int64_t item, int64_t kv) {
   using W = typename Held<T>::Way;
   using Unit = typename W::Unit;
+  [[maybe_unused]] const typename W::Work held;
   const Sizes s(f, W::DEPTH);
   float* q = room().get(s.deep * s.keys + s.length * s.wide + BLOCK * (2 * s.wide + s.stride + s.keys + s.wide));
   float *out = q + BLOCK * s.wide, *scores = out + BLOCK * s.wide;
@@ -211,9 +197,9 @@ void attend_task(const AttentionFacts& f, int64_t item, int64_t kv) {
         ask(static_cast<const T*>(f.qkv) + in_product(f, item, query + BLOCK, head), s.dim);
         ask_to_write(static_cast<T*>(f.mixed) + in_result(f, item, query, head), s.dim);
         hide(f, item, query, range, scores + row * s.stride);
-        log_sums[query] = weigh(scores + row * s.stride + from, wide, shares + row);
+        log_sums[query] = weigh<W>(scores + row * s.stride + from, wide, row, left, shares + row);
       }
-      const Left<Unit> weights = W::hold(scores + from, rows, wide, s.stride, left);
+      const Left<Unit> weights = W::raised(scores + from, s.stride, wide, left);
       multiply<W, false>(weights.at, weights.across, 1, v, s.length, out, s.wide, rows, s.wide,
                          (range.to - from + W::DEPTH - 1) / W::DEPTH, from / W::DEPTH);
       for (int64_t row = 0; row < rows; ++row) {
@@ -224,29 +210,34 @@ void attend_task(const AttentionFacts& f, int64_t item, int64_t kv) {
   }
 }
 
-// What one task of the way back works with.
+// What one task of the way back works with. The slopes of keys and values add up over queries, whose pairs are a product's depth:
+// in vectors their rows are positions; with tiles, which want such pairs on the right, positions are columns.
 template <class T, class A> struct BackTask {
   using W = typename Held<T>::Way;
   using Unit = typename W::Unit;
+  static constexpr int64_t DEEP = STRETCH / W::DEPTH;  // a stretch in units
   const AttentionFacts& f;
   const Sizes s;
   const int64_t item, kv, plane;
-  float *to_k, *to_v, *rows_q, *rows_slope, *part, *rows_weight, *rows_score;  // the last two of a block
+  const bool has_tiles = W::has_tiles();
+  float *to_k, *to_v, *rows_q, *rows_slope, *part, *block_score, *block_slope;
   Unit *k, *k_turned, *v_turned, *q, *slope;  // in panels, the last two of a stretch
+  Unit *q_turned, *slope_turned;             // of a stretch: (wide, DEEP)
   Unit *weights, *scores, *left;             // weights and the scores' slopes of a stretch, by query; a left side
 
   BackTask(const AttentionFacts& facts, int64_t of_item, int64_t of_kv)
-      : f(facts), s(facts, W::DEPTH), item(of_item), kv(of_kv),
-        plane(std::max(s.wide * (f.seq + 1), (s.dim + 1) * s.keys)) {
-    to_k = room().get(5 * plane + STRETCH * 2 * (s.wide + s.stride) + BLOCK * (4 * s.wide + 2 * s.stride + s.keys));
+      : f(facts), s(facts, W::DEPTH), item(of_item), kv(of_kv), plane(s.wide * std::max(f.seq + 1, s.keys)) {
+    to_k = room().get(5 * plane + STRETCH * (4 * s.wide + 2 * s.stride) + BLOCK * (4 * s.wide + 2 * PANEL + s.keys));
     to_v = to_k + plane, rows_q = to_v + plane, rows_slope = rows_q + BLOCK * s.wide, part = rows_slope + BLOCK * s.wide;
-    rows_weight = part + BLOCK * s.wide, rows_score = rows_weight + BLOCK * s.stride;
-    k = reinterpret_cast<Unit*>(rows_score + BLOCK * s.stride), k_turned = k + plane, v_turned = k_turned + plane;
-    q = v_turned + plane, slope = q + STRETCH * s.wide, weights = slope + STRETCH * s.wide;
+    block_score = part + BLOCK * s.wide, block_slope = block_score + BLOCK * PANEL;
+    k = reinterpret_cast<Unit*>(block_slope + BLOCK * PANEL), k_turned = k + plane, v_turned = k_turned + plane;
+    q = v_turned + plane, slope = q + STRETCH * s.wide, q_turned = slope + STRETCH * s.wide;
+    slope_turned = q_turned + STRETCH * s.wide, weights = slope_turned + STRETCH * s.wide;
     scores = weights + STRETCH * s.stride, left = scores + STRETCH * s.stride;
   }
 
   void run(float* gains) {
+    [[maybe_unused]] const typename W::Work held;
     for (int64_t start = 0; start < f.seq; start += BLOCK) {
       const int64_t rows = std::min(BLOCK, f.seq - start);
       open_rows<T, A>(f, item, f.heads + kv, start, rows, rows_q, s.wide);
@@ -268,59 +259,50 @@ template <class T, class A> struct BackTask {
         }
         for (int64_t start = begin; start < end; start += BLOCK)
           queries(head, begin, start, std::min(BLOCK, end - start), seen, gains);
-        keys_and_values(begin, end, seen);
+        if (has_tiles) by_columns(begin, end, seen);
+        else by_rows(begin, end, seen);
       }
-    close_rows<T, A>(f, item, f.heads + kv, 0, f.seq, to_k, s.wide, gains);
-    close_rows<T, A>(f, item, f.heads + f.kv_heads + kv, 0, f.seq, to_v, s.wide, gains);
+    close_rows<T, A>(f, item, f.heads + kv, 0, f.seq, in_rows(to_k), s.wide, gains);
+    close_rows<T, A>(f, item, f.heads + f.kv_heads + kv, 0, f.seq, in_rows(to_v), s.wide, gains);
   }
 
   // Weights, the scores' slopes and the queries' of one block of a stretch that begins at `begin` and looks at `all`.
   void queries(int64_t head, int64_t begin, int64_t start, int64_t rows, Range all, float* gains) {
     const Range range = range_of(f, item, start, rows);
-    const int64_t from = range.from, wide = padded(range.to) - from, at = start - begin;
-    float *weight = rows_weight, *to_score = rows_score;
-    if constexpr (W::DEPTH == 1) weight = weights + at * s.stride, to_score = scores + at * s.stride;
+    const int64_t from = range.from, to = padded(range.to), at = start - begin, own = at / W::DEPTH * s.stride;
     open_rows<T, A>(f, item, head, start, rows, rows_q, s.wide);
-    to_panels<W>(rows_q, rows, s.wide, q, STRETCH / W::DEPTH, at);
+    to_panels<W>(rows_q, rows, s.wide, q, DEEP, at);
+    float along[BLOCK];
     for (int64_t row = 0; row < rows; ++row) {
-      const T* from = static_cast<const T*>(f.slope) + in_result(f, item, start + row, head);
-      widen_row(from, rows_slope + row * s.wide, s.dim, s.wide);
+      const int64_t place = in_result(f, item, start + row, head);
+      widen_row(static_cast<const T*>(f.slope) + place, rows_slope + row * s.wide, s.dim, s.wide);
+      along[row] = dot(rows_slope + row * s.wide, static_cast<const T*>(f.mixed) + place, s.dim);
+      ask_for_next(start + row + BLOCK, head);
+      ask_to_write(static_cast<T*>(f.to_qkv) + in_product(f, item, start + row, head), s.dim);
     }
-    to_panels<W>(rows_slope, rows, s.wide, slope, STRETCH / W::DEPTH, at);
+    to_panels<W>(rows_slope, rows, s.wide, slope, DEEP, at);
     const Left<Unit> queries = W::hold(rows_q, rows, s.wide, s.wide, left);
-    multiply<W, false>(queries.at, queries.across, 1, k_turned + from * s.deep, s.deep, weight + from, s.stride, rows, wide, s.deep);
-    const Left<Unit> rises = W::hold(rows_slope, rows, s.wide, s.wide, left);
-    multiply<W, false>(rises.at, rises.across, 1, v_turned + from * s.deep, s.deep, to_score + from, s.stride, rows, wide, s.deep);
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t query = start + row;
-      ask_for_next(query + BLOCK, head);
-      ask_to_write(static_cast<T*>(f.to_qkv) + in_product(f, item, query, head), s.dim);
-      hide(f, item, query, range, weight + row * s.stride);
-      const T* mixed = static_cast<const T*>(f.mixed) + in_result(f, item, query, head);
-      const float along = dot(rows_slope + row * s.wide, mixed, s.dim);
-      weigh_back(weight + row * s.stride + from, to_score + row * s.stride + from, wide,
-                 f.log_sums[(item * f.heads + head) * f.seq + query], along);
-      for (float* line : {weight + row * s.stride, to_score + row * s.stride}) {
-        std::fill(line + all.from, line + from, 0.0f);
-        std::fill(line + from + wide, line + std::max(from + wide, all.to), 0.0f);
-      }
+    const Left<Unit> rises = W::hold(rows_slope, rows, s.wide, s.wide, left + BLOCK * s.wide / W::DEPTH);
+    Unit* slopes = left + 2 * BLOCK * s.wide / W::DEPTH;
+    const int64_t across = (to - from) / W::DEPTH;
+    for (int64_t j = from; j < to; j += PANEL) {
+      const int64_t wide = std::min(PANEL, to - j);
+      multiply<W, false>(queries.at, queries.across, 1, k_turned + j * s.deep, s.deep, block_score, PANEL, rows, wide, s.deep);
+      multiply<W, false>(rises.at, rises.across, 1, v_turned + j * s.deep, s.deep, block_slope, PANEL, rows, wide, s.deep);
+      for (int64_t row = 0; row < rows; ++row)
+        hide(f, item, start + row, {j, std::min(j + wide, range.to)}, block_score + row * PANEL - j);
+      const Scores block{block_score, block_slope, f.log_sums + (item * f.heads + head) * f.seq + start, along, rows, wide};
+      W::settle(block, weights + own + j, scores + own + j, s.stride, slopes + (j - from) / W::DEPTH, across);
     }
-    if constexpr (W::DEPTH != 1) keep(at, rows, all);
-    const Left<Unit> slopes = W::hold(to_score + from, rows, wide, s.stride, left);
-    multiply<W, false>(slopes.at, slopes.across, 1, k, s.length, part, s.wide, rows, s.wide,
+    for (int64_t row = 0; row < rows; row += W::DEPTH)
+      for (Unit* line : {weights + own + row / W::DEPTH * s.stride, scores + own + row / W::DEPTH * s.stride}) {
+        std::fill(line + all.from, line + from, Unit{});
+        std::fill(line + to, line + std::max(to, padded(all.to)), Unit{});
+      }
+    const Left<Unit> moved = W::raised(scores + own + from, s.stride, to - from, slopes);
+    multiply<W, false>(moved.at, moved.across, 1, k, s.length, part, s.wide, rows, s.wide,
                        (range.to - from + W::DEPTH - 1) / W::DEPTH, from / W::DEPTH);
     close_rows<T, A>(f, item, head, start, rows, part, s.wide, gains);
-  }
-
-  // Puts a block's weights and scores' slopes to those of its stretch, neighbouring queries together.
-  void keep(int64_t at, int64_t rows, Range all) {
-    for (int64_t row = 0; row < rows; row += W::DEPTH)
-      for (int64_t j = all.from; j < padded(all.to); j += LANE) {
-        const int64_t own = row * s.stride + j, next = own + s.stride, to = (at + row) / W::DEPTH * s.stride + j;
-        const bool has_next = row + 1 < rows;
-        W::join(rows_weight + own, has_next ? rows_weight + next : nullptr, weights + to);
-        W::join(rows_score + own, has_next ? rows_score + next : nullptr, scores + to);
-      }
   }
 
   // What a query of the next block will need.
@@ -331,15 +313,60 @@ template <class T, class A> struct BackTask {
     ask(static_cast<const T*>(f.mixed) + place, s.dim);
   }
 
-  // What keys and values get from a stretch of queries.
-  void keys_and_values(int64_t begin, int64_t end, Range seen) {
+  // What keys and values get from a stretch of queries, where their positions are rows.
+  void by_rows(int64_t begin, int64_t end, Range seen) {
     for (int64_t start = seen.from; start < seen.to; start += BLOCK) {
       const int64_t rows = std::min(BLOCK, f.seq - start), from = f.causal ? std::max(start - begin, int64_t{0}) : 0;
       const int64_t depth = (end - begin - from + W::DEPTH - 1) / W::DEPTH, first = from / W::DEPTH;
-      const int64_t column = first * s.stride + start, panel = STRETCH / W::DEPTH;
-      multiply<W, true>(scores + column, 1, s.stride, q, panel, to_k + start * s.wide, s.wide, rows, s.wide, depth, first);
-      multiply<W, true>(weights + column, 1, s.stride, slope, panel, to_v + start * s.wide, s.wide, rows, s.wide, depth, first);
+      const int64_t column = first * s.stride + start;
+      multiply<W, true>(scores + column, 1, s.stride, q, DEEP, to_k + start * s.wide, s.wide, rows, s.wide, depth, first);
+      multiply<W, true>(weights + column, 1, s.stride, slope, DEEP, to_v + start * s.wide, s.wide, rows, s.wide, depth, first);
     }
+  }
+
+  // The same where their positions are columns.
+  void by_columns([[maybe_unused]] int64_t begin, [[maybe_unused]] int64_t end, [[maybe_unused]] Range seen) {
+#if STOCKPOT_PAIR_TILES
+    if constexpr (W::DEPTH == 2) {
+      const int64_t pairs = (end - begin + 1) / 2, deep = (pairs + SIDE - 1) / SIDE * SIDE, until = padded(seen.to);
+      for (int64_t row = pairs; row < deep; ++row)  // what fills the last tile counts nothing
+        for (Unit* line : {weights + row * s.stride, scores + row * s.stride}) std::fill(line + seen.from, line + until, Unit{});
+      turn_panels(q, pairs, deep, q_turned);
+      turn_panels(slope, pairs, deep, slope_turned);
+      for (int64_t start = seen.from; start < until; start += BLOCK) {
+        const int64_t wide = std::min(BLOCK, until - start), first = f.causal ? std::max(start - begin, int64_t{0}) / 2 : 0;
+        const int64_t column = first * s.stride + start;
+        multiply_tiles<true>(q_turned + first, DEEP, scores + column, s.stride, to_k + start, s.keys, s.wide, wide, deep - first);
+        multiply_tiles<true>(slope_turned + first, DEEP, weights + column, s.stride, to_v + start, s.keys, s.wide, wide, deep - first);
+      }
+    }
+#endif
+  }
+
+#if STOCKPOT_PAIR_TILES
+  // Panels of a stretch, of which `pairs` rows are filled, to (wide, DEEP) with zeros up to `deep`.
+  void turn_panels(Unit* panels, int64_t pairs, int64_t deep, Unit* out) const {
+    for (int64_t j = 0; j < s.wide; j += PANEL) {
+      const int64_t width = std::min(PANEL, s.wide - j);
+      Unit* panel = panels + j * DEEP;
+      std::fill(panel + pairs * width, panel + deep * width, Unit{});
+      for (int64_t row = 0; row < deep; row += SIDE)
+        for (int64_t i = 0; i < width; i += SIDE) turn_square(panel + row * width + i, width, out + (j + i) * DEEP + row, DEEP);
+    }
+  }
+#endif
+
+  // The slopes of keys or values with a row for each position; uses up the keys' panels.
+  float* in_rows(float* slopes) {
+#if STOCKPOT_PAIR_TILES
+    if (has_tiles) {
+      float* rows = reinterpret_cast<float*>(k);
+      for (int64_t i = 0; i < s.wide; i += SIDE)
+        for (int64_t j = 0; j < s.keys; j += SIDE) turn_square(slopes + i * s.keys + j, s.keys, rows + j * s.wide + i, s.wide);
+      return rows;
+    }
+#endif
+    return slopes;
   }
 };
 

@@ -59,7 +59,7 @@ constexpr int REDUNDANT = 2;                 // up to so many tokens every threa
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 inline int sweeps(int64_t rows) { return rows > REDUNDANT ? Team::MANY : Team::SWEEPS; }
 inline bool are_tiled(int64_t rows, const Matrix& m) {
-  return rows >= (m.bits == 8 ? WIDE_TILED : NARROW_TILED) && has_tiles();
+  return rows >= (m.bits == 8 ? WIDE_TILED : NARROW_TILED) && has_byte_tiles();
 }
 
 // Inputs of a product, of some rows.
@@ -113,7 +113,7 @@ class Forward {
   }
 
   void work(int member) {
-    const TileWork held;
+    const TileWork held(byte_shapes());
     Bench& bench = benches[member];
     embed();
     team.meet();
@@ -359,7 +359,7 @@ class Product {
   }
 
   void work(int member) {
-    const TileWork held;
+    const TileWork held(byte_shapes());
     for (int t; (t = team.take(int(count))) >= 0;)
       make_inputs(rows + t * width, width, m, are_tiled(count, m), shelf.row(t));
     team.meet();
@@ -418,7 +418,7 @@ enum Outcome { DONE, NO_MEMORY, OUTSIDE };
 
 const char* stockpot_lanes() {
 #if STOCKPOT_AVX512
-  return has_tiles() ? "avx512-amx" : "avx512-vnni";
+  return has_byte_tiles() ? "avx512-amx" : "avx512-vnni";
 #elif STOCKPOT_AVX2
   return "avx2";
 #else
