@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/quantised.py MODEL [--gguf FILE ...] [--streams 1 16] [--rounds 3] [--out FILE]
 
 MODEL is anything stockpot opens (smollm2). Each --gguf file is run by llama.cpp (package llama-cpp-python, called at its lowest
-level, the likeliest id taken by numpy). All write greedily after random prompts of 128 ids, 128 new ones, in turn round after
+level, the likeliest id taken by numpy) in a process of its own: it keeps the matrix unit's tiles set up for good, which others in
+the same process do not. All write greedily after random prompts of 128 ids, 128 new ones, in turn round after
 round, so that a busy machine hurts them alike. Reported: median tokens per second of reading and of writing, the spread, the
 weights read for one token, and what share of the memory's measured speed that is.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import multiprocessing as mp
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,7 @@ def main() -> None:
             f"stockpot {kind}": ours(bundle, part) for kind, bundle in bundles.items()
         }
         racers |= {
-            f"llama.cpp {Path(path).stem}": llama(path, part, options.threads) for path in options.gguf
+            f"llama.cpp {Path(path).stem}": apart(path, part, options.threads) for path in options.gguf
         }
         if options.transformers:
             racers["transformers float32"] = theirs(options.transformers, part)
@@ -158,6 +161,27 @@ def theirs(folder: Path, prompts: list[list[int]]) -> Callable[[], Speeds]:
         return len(prompts) * PROMPT / times[0], len(prompts) * (NEW // 4 - 1) / (times[1] - times[0])
 
     return run
+
+
+def apart(path: str, prompts: list[list[int]], threads: int) -> Callable[[], Speeds]:
+    """Return what makes llama.cpp read and write in its own process."""
+    context = mp.get_context("spawn")
+    line, end = context.Pipe()
+    context.Process(target=_answer, args=(end, path, prompts, threads), daemon=True).start()
+
+    def run() -> Speeds:
+        line.send(None)
+        speeds: Speeds = line.recv()
+        return speeds
+
+    return run
+
+
+def _answer(line: Connection, path: str, prompts: list[list[int]], threads: int) -> None:
+    run = llama(path, prompts, threads)
+    while True:
+        line.recv()
+        line.send(run())
 
 
 def llama(path: str, prompts: list[list[int]], threads: int) -> Callable[[], Speeds]:
