@@ -17,7 +17,19 @@ for stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
     assert manifest["status"] == "done" or may_stop, (stage, manifest["status"])
 figures = json.loads((folder / "report.json").read_text(encoding="utf-8"))
 names = [stage["name"] for stage in figures["stages"]]
-STAGES = ["tokenizer", "pretrain", "sft", "rank", "reward", "dpo", "ppo", "contest", "evaluate", "ledger"]
+STAGES = [
+    "tokenizer",
+    "pretrain",
+    "ladder",
+    "sft",
+    "rank",
+    "reward",
+    "dpo",
+    "ppo",
+    "contest",
+    "evaluate",
+    "ledger",
+]
 assert names == STAGES, names
 rows = figures["alignment"]["rows"]
 assert {row["judge"] for row in rows} == {"gold", "reward model"}, "the roads were not judged by both"
@@ -26,7 +38,9 @@ for row in rows:
         assert figure is None or figure["low"] <= figure["value"] <= figure["high"], row
     assert row["rating"]["n"] > 0, row
 assert {row["model"] for row in figures["alignment"]["tax"]} == {"after DPO", "after PPO"}
-pictures = "ledger, pretraining, tuning, scores, the two roads, PPO's course, layers, attention, lineage"
+pictures = (
+    "ledger, ladder, pretraining, tuning, scores, the two roads, PPO's course, layers, attention, lineage"
+)
 assert report.count("<svg") == len(pictures.split(", ")), pictures
 lines = json.loads((folder / "ledger" / "ledger.json").read_text(encoding="utf-8"))["lines"]
 assert lines[0]["name"] == "random model" and lines[-1]["name"] == "+ RLHF", [line["name"] for line in lines]

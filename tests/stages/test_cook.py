@@ -13,8 +13,10 @@ import pytest
 from stockpot.config import build
 from stockpot.errors import CheckpointError
 from stockpot.judge.harness import Report
+from stockpot.prompt.items import Questions
 from stockpot.run import Run
 from stockpot.stages.cook import CookConfig, EvaluateConfig, cook
+from stockpot.stages.ladder import LadderConfig
 from stockpot.stages.ledger import LedgerConfig
 from stockpot.stages.pretrain import PretrainConfig
 from stockpot.stages.sft import SFTConfig
@@ -95,7 +97,7 @@ def cook_again(config, folder):
             worked.append(current)
         elif event.get("text", "").startswith("unchanged"):
             worked.remove(current)
-    return [name for name in worked if name in (*STAGES, "ledger")]
+    return [name for name in worked if name in (*STAGES, "ladder", "ledger")]
 
 
 def test_every_stage_leaves_a_whole_result_that_names_where_it_comes_from(cooked):
@@ -190,6 +192,21 @@ def test_the_ledger_is_kept_where_it_is_asked_for(config, pot):
     )
     page = (pot / "report.html").read_text(encoding="utf-8")
     assert lines["+ retrieval"]["sentence"] in page and "What the layers know" in page
+
+
+def test_the_ladder_is_climbed_where_it_is_asked_for(config, pot):
+    asking = Questions(task="sums", wordings=("question-answer", "therefore"), limit=2)
+    asked = LadderConfig(questions=asking, kinds=("wordings", "shots"), k=1, chosen_on=4)
+    assert cook_again(config.model_copy(update={"ladder": asked}), pot) == ["ladder"]
+    (pot / "ladder" / "left.txt").write_text("by an interrupted climb")
+    state = json.loads((pot / "cook.json").read_text(encoding="utf-8"))
+    state["ladder"]["status"] = "started"
+    (pot / "cook.json").write_text(json.dumps(state))
+    assert cook_again(config.model_copy(update={"ladder": asked}), pot) == ["ladder"]
+    assert not (pot / "ladder" / "left.txt").exists()
+    figures = json.loads((pot / "report.json").read_text(encoding="utf-8"))
+    assert [rung["name"] for rung in figures["ladder"]["rungs"]][-1] == "1 example"
+    assert "Kinds of prompting" in (pot / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_interrupted_cook_goes_on_in_the_midst_of_its_stage(config, cooked, tmp_path):

@@ -27,8 +27,8 @@ def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path
         "median of 2 wordings",
         "chosen wording, plain",
         "chosen wording, calibrated",
-        "1 examples",
-        "1 retrieved examples",
+        "1 example",
+        "1 retrieved example",
         "soft prompt of 3",
         "prefix of 3 in every layer",
         "low-rank adapters, rank 8",
@@ -44,7 +44,7 @@ def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path
     soft = next(one for one in found.rungs if one.name == "soft prompt of 3")
     assert soft.accuracy.value == sum(score.right["plain"]) / 4, "what was trained is not rescaled"
     tokens = {one.name: one.tokens for one in found.rungs}
-    assert tokens["1 examples"] > tokens["chosen wording, plain"]
+    assert tokens["1 example"] > tokens["chosen wording, plain"]
     saved = json.loads((tmp_path / "ladder" / "ladder.json").read_text())
     assert [one["name"] for one in saved["rungs"]] == names
     assert "<svg" in (tmp_path / "ladder" / "ladder.svg").read_text()

@@ -1,12 +1,13 @@
 """The main job: from a corpus to a model that answers, with a report of what each step added.
 
-Runs tokenizer, pretraining, instruction tuning, evaluation, and the three stages that learn from comparisons, one after
-another in one folder. What is there and unchanged is kept; see `kitchen`.
+Runs tokenizer, pretraining, the ladder of prompting, instruction tuning, evaluation, and the three stages that learn from
+comparisons, one after another in one folder. What is there and unchanged is kept; see `kitchen`.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from stockpot.stages.assemble import Progress, silent
 from stockpot.stages.contest import Contest
 from stockpot.stages.dpo import DPOConfig
 from stockpot.stages.kitchen import Kitchen, discard
+from stockpot.stages.ladder import LadderConfig, ladder
 from stockpot.stages.ledger import LedgerConfig, ledger
 from stockpot.stages.ppo import PPOConfig
 from stockpot.stages.pretrain import PretrainConfig, plan_pretraining, pretrain
@@ -57,6 +59,10 @@ class CookConfig(Settings):
 
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
+    ladder: LadderConfig | None = Field(
+        None,
+        description="every kind of prompting on the base model, the same items each time; none: left out",
+    )
     sft: SFTConfig = Field(default_factory=SFTConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     align: bool = Field(True, description="learn from comparisons, too: reward model, DPO, PPO")
@@ -111,6 +117,8 @@ def cook(
         lambda path, _: discard(train_tokenizer(config.tokenizer, out=path)),
     )
     base, base_config = _pretrain(kitchen, config, tokenizer, minutes)
+    if config.ladder is not None:
+        _climb(kitchen, config.ladder, base)
     tuned = _tune(kitchen, config, base, base_config, minutes)
     models = {"base": base, "tuned": tuned}
     judged: Contest | None = None
@@ -190,11 +198,16 @@ def _asking_less(config: CookConfig, minutes: float | None) -> CookConfig:
         "rank": config.rank,
         "ledger": config.ledger,
     }
-    few = {
+    few: dict[str, Settings] = {
         name: one.model_copy(update={"limit": min(one.limit, max(10, round(one.limit * share)))})
         for name, one in asking.items()
         if one is not None
     }
+    if config.ladder is not None:
+        questions = config.ladder.questions
+        limit = min(questions.limit, max(10, round(questions.limit * share)))
+        fewer = questions.model_copy(update={"limit": limit})
+        few["ladder"] = config.ladder.model_copy(update={"questions": fewer})
     return config.model_copy(update=few)
 
 
@@ -216,6 +229,17 @@ def _pretrain(
     )
 
     return kitchen.train("pretrain", pretrain, settled, inputs), settled
+
+
+def _climb(kitchen: Kitchen, config: LadderConfig, base: Path) -> None:
+    """Ask the base model in every way; what an interrupted climb has left is asked again."""
+
+    def work(path: Path, _: bool) -> None:
+        if path.exists():
+            shutil.rmtree(path)
+        ladder(base, config, out=path, progress=kitchen.report)
+
+    kitchen.stage("ladder", [config.model_dump(mode="json"), kitchen.state["pretrain"]["key"]], work)
 
 
 def _tune(

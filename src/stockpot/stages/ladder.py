@@ -235,14 +235,14 @@ class _Climb:
         """Add the rungs of this kind."""
         begun = time.monotonic()
         score = self._score(self.engine, self.wording, self.pool, Shots(k=self.config.k))
-        self._add(f"{self.config.k} examples", score.right[self.way], score.tokens, begun)
+        self._add(_examples(self.config.k), score.right[self.way], score.tokens, begun)
 
     def climb_retrieval(self) -> None:
         """Add the rungs of this kind."""
         begun = time.monotonic()
         shots = Shots(k=self.config.k, select="similar", order="similar-last")
         score = self._score(self.engine, self.wording, self.pool, shots)
-        self._add(f"{self.config.k} retrieved examples", score.right[self.way], score.tokens, begun)
+        self._add(_examples(self.config.k, "retrieved "), score.right[self.way], score.tokens, begun)
 
     def climb_steps(self) -> None:
         """Add the rungs of this kind."""
@@ -324,3 +324,7 @@ class _Climb:
         score = self._score(Engine(bundle, slots=16), self.wording, self.pool)
         name = f"low-rank adapters, rank {self.config.lora.rank}"
         self._add(name, score.right[self.plain], score.tokens, begun, trained)
+
+
+def _examples(count: int, kind: str = "") -> str:
+    return f"{count} {kind}example{'' if count == 1 else 's'}"

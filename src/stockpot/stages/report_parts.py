@@ -1,4 +1,4 @@
-"""Further parts of a cook's report: where each model comes from, the ledger, what the layers know, and where the model looked.
+"""Further parts of a cook's report: where models come from, ladder and ledger, what layers know, where the model looked.
 
 Figures come from the stages' own files; only the attention picture runs the model, on one question.
 """
@@ -20,7 +20,7 @@ from stockpot.run import Run
 from stockpot.stages.ledger_book import Ledger
 from stockpot.weights.store import load
 
-__all__ = ["attention_chart", "ledger_figures", "lineage", "lineage_chart", "probe_charts"]
+__all__ = ["attention_chart", "ladder_chart", "ledger_figures", "lineage", "lineage_chart", "probe_charts"]
 
 Chart = tuple[str, str, str]
 ASKED = 8  # questions whose replies of every line are shown
@@ -42,6 +42,20 @@ def ledger_figures(book: Ledger) -> dict[str, Any]:
         for one in list(shown.values())[:ASKED]
     ]
     return {"lines": value["lines"], "about": book.about(), "samples": samples}
+
+
+def ladder_chart(folder: Path, found: Mapping[str, Any]) -> Chart:
+    """Show every kind of prompting on the base model, and say what the best one gained."""
+    first, *others = found["rungs"]
+    best = max(others, key=lambda rung: rung["gain"]["value"], default=first)
+    gain, n = best["gain"], first["accuracy"]["n"]
+    text = (
+        f"The base model asked {n} times for “{found['task']}” ({found['source']}), the same items each time, "
+        f"with 95 % intervals. Always saying the commonest label scores {found['commonest'] or 0:.2f}. "
+        f"Most gained against {first['name']}: {best['name']}, {gain['value']:+.2f} "
+        f"({gain['low']:+.2f} to {gain['high']:+.2f}, paired)."
+    )
+    return "Kinds of prompting", (folder / "ladder.svg").read_text(encoding="utf-8"), text
 
 
 # --- lineage ---

@@ -19,6 +19,7 @@ from stockpot.stages.ledger_book import Ledger
 from stockpot.stages.report import curve_chart, score_chart, write_report
 from stockpot.stages.report_parts import (
     attention_chart,
+    ladder_chart,
     ledger_figures,
     lineage,
     lineage_chart,
@@ -73,12 +74,16 @@ def summarise(
         "samples": samples,
         "tokenizer": _tokenizer(folder / "tokenizer", before_and_after),
         "alignment": None if contest is None else alignment_figures(folder, contest, reports),
+        "ladder": None,
         "ledger": None,
         "lineage": models,
         "again": f"stockpot cook --recipe {folder / 'settled.toml'} --out NEW",
         "environment": {"seed": seed, **_flat(origin.hardware()), **origin.versions()},
     }
     charts = _charts(runs, scores)
+    if "ladder" in state and (folder / "ladder" / "ladder.json").is_file():
+        figures["ladder"] = json.loads((folder / "ladder" / "ladder.json").read_text(encoding="utf-8"))
+        charts.append(ladder_chart(folder / "ladder", figures["ladder"]))
     if contest is not None:
         charts += alignment_charts(folder, contest)
     drawn = {"lineage": lineage_chart(models)}
@@ -118,8 +123,10 @@ def _stages(
     results = {
         "tokenizer": f"{tokenizer.vocab_size:,} tokens, kind {tokenizer.kind}",
         "pretrain": f"{runs['pretrain'].last('val/bits_per_byte'):.3f} bits per byte on held-out text",
-        "sft": f"{runs['sft'].last('val/loss'):.3f} nats per answer token on held-out conversations",
     }
+    if "ladder" in state:
+        results["ladder"] = "every kind of prompting on the base model, the same items each time"
+    results["sft"] = f"{runs['sft'].last('val/loss'):.3f} nats per answer token on held-out conversations"
     if (ranked := folder / "rank" / "rank.json").is_file():
         found = json.loads(ranked.read_text(encoding="utf-8"))
         results["rank"] = f"{found['pairs']:,} comparisons of its own answers to {found['prompts']:,} prompts"
@@ -138,6 +145,7 @@ def _stages(
         "tokenizer": f"stockpot train-tokenizer --recipe {folder / 'recipe.toml'} --out NEW",
         "rank": f"stockpot rank {folder / 'sft'} --recipe {folder / 'recipe.toml'} --out NEW",
         "contest": f"stockpot cook --recipe {folder / 'recipe.toml'} --out NEW",
+        "ladder": f"stockpot cook --recipe {folder / 'recipe.toml'} --out NEW",
         "ledger": f"stockpot ledger {folder} --out NEW",
         "evaluate": f"stockpot eval {' '.join(str(folder / one) for one in runs if one != 'reward')}",
     }
