@@ -122,6 +122,34 @@ def test_an_interval_over_copies_is_refused(tmp_path):
         check_cooks((tmp_path,))
 
 
+def test_a_task_that_nothing_learns_is_no_jump_and_no_mirage(tmp_path):
+    """Where exact match is noise about 0 its largest step is its whole range: that must not count as a jump of the metric."""
+    learned = family_task("learned", "sharp", exact=[0.0, 0.0, 1.0, 1.0], smooth=[3.0, 2.0, 1.0, 0.0])
+    flat = family_task("flat", "flat", exact=[0.0, 0.001, 0.0, 0.001], smooth=[3.0, 2.0, 1.0, 0.0])
+    folder = tmp_path / "family"
+    folder.mkdir()
+    (folder / "emergence.json").write_text(json.dumps({"tasks": [learned, flat]}))
+    settings = {"widths": [8, 16, 24, 32], "seeds": 3, "rows": 64}
+    (folder / "family.json").write_text(json.dumps({"steps": 1500, "settings": settings}))
+    known = {one.name: one for one in CLAIMS}
+    jump = run_claim(known["emergence"], nothing(tmp_path))
+    assert jump.findings[0].by_seed == (1.0, 0.001)
+    assert "4 sizes was trained 3 times, 1,500 steps of 64" in jump.facts["told"][0]
+    mirage = run_claim(known["mirage"], nothing(tmp_path))
+    assert mirage.findings[1].by_seed == (pytest.approx(2 / 3), 0.0)
+    assert mirage.facts["told"][1:] == ["learned.", "flat."]
+    assert "interval over tasks] | task by task" in page_of({"mirage": mirage})
+
+
+def family_task(name: str, form: str, *, exact: list[float], smooth: list[float]) -> dict[str, object]:
+    points = [
+        {"scores": {"exact": {"value": a}} | {one: {"value": b} for one in ("edit", "nats", "brier")}}
+        for a, b in zip(exact, smooth, strict=True)
+    ]
+    curves = [{"metric": "exact", "shapes": {"form": form}}]
+    return {"points": points, "curves": curves, "off": 0.01, "sentence": f"{name}."}
+
+
 def fake_cook(folder: Path, *, base: int, tuned: int) -> Path:
     for stage, seed in (("pretrain", base), ("sft", tuned)):
         model = folder / stage / "checkpoints" / "step-000001"

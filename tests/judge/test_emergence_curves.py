@@ -95,13 +95,13 @@ def test_one_sentence_says_what_became_of_the_jump():
     smooth = compare_shapes(X, resampled([x / 6 for x in X]))
     flat = compare_shapes(X, resampled([0.0] * 7))
 
-    def say(exact, edit, nats):
+    def say(exact, edit, nats, largest=0.9):
         forms = {
             "exact": ("exact match", exact),
             "edit": ("edit distance", edit),
             "nats": ("likelihood", nats),
         }
-        return sentence_of("t", forms, off=0.01, largest=0.9, unseen=0.003)
+        return sentence_of("t", forms, off=0.01, largest=largest, unseen=0.003)
 
     assert "edit distance rise smoothly though" not in say(sharp, smooth, smooth)
     assert "does not survive" in say(sharp, smooth, smooth)
@@ -110,7 +110,9 @@ def test_one_sentence_says_what_became_of_the_jump():
     )
     assert "the jump survives" in say(sharp, sharp, sharp)
     assert "there is no jump" in say(smooth, sharp, sharp)
-    assert "does not rise (fewer than 0.003" in say(flat, smooth, smooth)
+    assert "does not rise (fewer than 0.003" in say(flat, smooth, smooth, largest=0.002)
+    lucky = say(flat, smooth, smooth, largest=0.333)  # one seed of three learned it
+    assert "match is 0.333" in lucky and "not decided" in lucky and "does not rise" not in lucky
 
 
 def test_curves_need_four_models_of_different_compute():

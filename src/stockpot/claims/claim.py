@@ -112,6 +112,7 @@ class Claim:
         remark: what to know when reading the figures, failures above all.
         needs_cooks: whether it is measured on cooks.
         on_base: whether it is about base models, so that cooks that share one count once.
+        over: what each value of a finding stands for, as a plural.
     """
 
     row: int
@@ -123,6 +124,7 @@ class Claim:
     remark: str = ""
     needs_cooks: bool = True
     on_base: bool = False
+    over: str = "seeds"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ HEAD = """# Claims and verdicts
 
 What the lecture and its sources say, tried in miniature on models made from nothing in ten minutes on two cores, or in
 the minutes that stand there. Original figures are facts to compare with, not targets. An effect counts only if its whole 95 %
-interval over seeds (Student's) lies beyond the bar. *Partly*: some of a claim's findings pass. *Undecided*: one seed alone was
-tried. A claim that does not reproduce stands here as such.
+interval (Student's) over seeds, or over tasks where that stands there, lies beyond the bar. *Partly*: some of a claim's findings
+pass. *Undecided*: one seed alone was tried. A claim that does not reproduce stands here as such.
 
 ```bash
 stockpot claims                                         # list
@@ -70,7 +70,9 @@ def _section(claim: Claim, result: Result | None) -> Iterator[str]:
     if result is None:
         yield "Not run yet.\n"
         return
-    yield "| finding | mean [95 % interval over seeds] | seed by seed | items | bar | passes |\n|---|---:|---|---:|---|---|"
+    single = claim.over.removesuffix("s")
+    yield f"| finding | mean [95 % interval over {claim.over}] | {single} by {single} | items | bar | passes |"
+    yield "|---|---:|---|---:|---|---|"
     for one in result.findings:
         seeds = " · ".join(_number(value) for value in one.by_seed)
         yield f"| {one.what} | {_figure(one)} | {seeds} | {one.n or '–'} | {one.bar} | {'yes' if one.passes else 'no'} |"

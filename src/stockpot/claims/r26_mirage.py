@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from stockpot.claims.claim import Claim, Finding, Material, above, below
 from stockpot.claims.family import family_of
@@ -17,24 +18,30 @@ def measure(material: Material) -> Sequence[Finding]:
     for task in family_of(material):
         if task["off"] is not None:
             off.append(task["off"])
-        exact = _step([one["scores"]["exact"]["value"] for one in task["points"]])
-        others = [
-            _step([one["scores"][name]["value"] for one in task["points"]])
-            for name in task["points"][0]["scores"]
-            if name.startswith(SMOOTH)
-        ]
-        smoother.append(exact - sum(others) / len(others))
+        smoother.append(_gap(task))
+        material.told.append(task["sentence"])
     return [
         below(
             "distance of exact match from p^n of the tokens' likelihood, mean over sizes", off, 0.05, n=1000
         ),
         above(
-            "largest step: exact match minus smooth measures, as shares of their ranges",
+            "largest step: exact match minus smooth measures, as shares of their ranges (0 where exact match is flat)",
             smoother,
             0.0,
             n=1000,
         ),
     ]
+
+
+def _gap(task: dict[str, Any]) -> float:
+    """Give how much larger the largest step of exact match is; 0 where exact match is flat and its steps are noise."""
+    forms = {one["metric"]: one["shapes"]["form"] for one in task["curves"]}
+    if forms["exact"] == "flat":
+        return 0.0
+    steps = {
+        name: _step([one["scores"][name]["value"] for one in task["points"]]) for name in ("exact", *SMOOTH)
+    }
+    return steps["exact"] - sum(steps[name] for name in SMOOTH) / len(SMOOTH)
 
 
 def _step(values: Sequence[float]) -> float:
@@ -53,8 +60,9 @@ CLAIM = Claim(
     "arXiv:2304.15004)",
     "the same outputs as for emergence under token edit distance, log-likelihood a token and Brier score; p^n beside exact match",
     measure,
-    "Exact match is p^n of the tokens, as the paper says. Where a smaller model has not found the rule and a "
-    "larger one has, the smooth "
-    "measures of the same outputs jump, too: that jump is no mirage.",
+    "Exact match is p^n of the tokens, as the paper says. The other half needs a jump that is there for sure: the default "
+    "family has none, since the seeds of one width differ (row 25). In a shorter record with one seed the smooth measures jumped "
+    "as exact match did (`benchmarks/results/emergence.md`), and such a jump is no mirage.",
     needs_cooks=False,
+    over="tasks",
 )

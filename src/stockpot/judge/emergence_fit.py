@@ -144,6 +144,11 @@ def sentence_of(
     predicted = (
         "" if off is None else f"; p^n from the likelihood of tokens is {off:.3f} away from it on average"
     )
+    if exact.form == "flat" and unseen is not None and largest > unseen:
+        return (
+            f"{task}: the largest model's exact match is {largest:.3f}, but its interval reaches down to the smaller models': "
+            "whether exact match rises is not decided."
+        )
     if exact.form == "flat":
         limit = "" if unseen is None else f" (fewer than {unseen:.3f} cannot be seen with these items)"
         return f"{task}: exact match does not rise{limit}, so there is no jump to explain."
