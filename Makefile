@@ -31,7 +31,7 @@ cook: $(READY)   ## village, tokenizer, pretraining, instruction tuning, DPO, PP
 	@$(BIN)/stockpot cook --minutes $(MINUTES) --out $(OUT)
 
 chat: $(READY)   ## talk to the model that `make cook` made, or else to SmolLM2 (98 MB, fetched once)
-	@if [ -d $(OUT)/sft ]; then $(BIN)/stockpot chat $(OUT)/sft; \
+	@if [ -f $(OUT)/offered ]; then $(BIN)/stockpot chat $(OUT)/$$(cat $(OUT)/offered); \
 	else $(BIN)/stockpot pull smollm2 >/dev/null && $(BIN)/stockpot chat smollm2; fi
 
 test: $(DEV)   ## the default tests (no network, no GPU), two files at a time

@@ -115,6 +115,7 @@ def test_every_stage_leaves_a_whole_result_that_names_where_it_comes_from(cooked
     assert load(folder / "pretrain").template is None
     assert load(folder / "sft").template is not None, "the tuned model holds conversations"
     assert f"to chat: stockpot chat {folder / 'sft'}" in notes(events)
+    assert (folder / "offered").read_text() == "sft\n", "what `make chat` opens"
 
 
 def test_the_same_questions_are_asked_before_and_after(cooked):

@@ -44,6 +44,7 @@ __all__ = ["CookConfig", "EvaluateConfig", "cook"]
 # ledger and the report.
 PRETRAIN_SHARE, SFT_SHARE = 0.48, 0.12
 PROBED, PROBED_PASSAGES = ("pos", "entities", "coreference"), 150
+OFFERED = "offered"  # the file that names the stage whose model the cook offers to chat with
 FULL_MINUTES = 10.0  # from here on, as many questions are asked as the settings say
 
 
@@ -134,6 +135,7 @@ def cook(
     page = summarise(kitchen.folder, kitchen.state, reports, judged, seed=config.seed)
     kitchen.report({"kind": "note", "text": f"report: {page}"})
     offered = models[_liked_best(judged, reports)]
+    durable.write_atomically(kitchen.folder / OFFERED, f"{offered.name}\n")
     kitchen.report({"kind": "note", "text": f"to chat: stockpot chat {offered}"})
     return Run.open(offered)
 
