@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 
 from stockpot.claims import CLAIMS, WITHOUT_EFFECT, Claim, Material, Result, run_claim
 from stockpot.claims.claim import above, below, held
-from stockpot.claims.material import check_cooks, distinct_bases
+from stockpot.claims.material import check_cooks, distinct_bases, trained
 from stockpot.claims.page import page_of, read_results
 from stockpot.cli.main import app
+from stockpot.config import Settings
 from stockpot.errors import ConfigError, DataError
+from stockpot.run import Run
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "claims"
@@ -148,6 +150,24 @@ def family_task(name: str, form: str, *, exact: list[float], smooth: list[float]
     ]
     curves = [{"metric": "exact", "shapes": {"form": form}}]
     return {"points": points, "curves": curves, "off": 0.01, "sentence": f"{name}."}
+
+
+def test_a_training_that_was_cut_short_goes_on_before_it_is_judged(tmp_path):
+    folder, calls = tmp_path / "run", []
+
+    def stage(config, *, out, resume, progress):
+        calls.append(resume)
+        with Run.create(out, stage="test", recipe={}, resume=resume) as run:
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+        return run
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(stage, Settings(), folder, nothing(tmp_path))
+    with pytest.warns(RuntimeWarning, match="starts again"):
+        assert trained(stage, Settings(), folder, nothing(tmp_path)).status == "done"
+    assert trained(stage, Settings(), folder, nothing(tmp_path)).status == "done"
+    assert calls == [False, True], "what is done is opened, not done again"
 
 
 def fake_cook(folder: Path, *, base: int, tuned: int) -> Path:

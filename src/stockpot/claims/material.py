@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stockpot.bundle import Bundle
 from stockpot.claims.claim import Material
+from stockpot.config import Settings
 from stockpot.durable import fingerprint
 from stockpot.errors import ConfigError
 from stockpot.judge.tasks import Item
@@ -26,6 +27,7 @@ __all__ = [
     "ledger_of",
     "open_stage",
     "right_of",
+    "trained",
 ]
 
 
@@ -67,6 +69,13 @@ def distinct_bases(cooks: Sequence[Path]) -> tuple[Path, ...]:
 
 def _hash(run: Path) -> str:
     return str(fingerprint(Run.open(run).model_path)["sha256"])
+
+
+def trained(stage: Callable[..., Run], config: Settings, folder: Path, material: Material) -> Run:
+    """Open a claim's own run, or do its stage; one that was cut short goes on, so that no half-trained model is judged."""
+    if is_run(folder) and Run.open(folder).status == "done":
+        return Run.open(folder)
+    return stage(config, out=folder, resume=is_run(folder), progress=material.report)
 
 
 def open_stage(cook: Path, stage: str) -> Bundle:

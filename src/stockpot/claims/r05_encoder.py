@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stockpot.claims.claim import Claim, Finding, Material, above
+from stockpot.claims.material import trained
 from stockpot.model.config import encoder
 from stockpot.run import Run
 from stockpot.stages.pretrain import PretrainConfig, pretrain
@@ -26,8 +27,6 @@ def measure(material: Material) -> Sequence[Finding]:
 
 def _pretrained(cook: object, seed: int, material: Material) -> Run:
     folder = material.out / f"encoder-{seed}"
-    if (folder / "model").exists():
-        return Run.open(folder)
     config = PretrainConfig(
         data=("village:documents:0:8000",),
         tokenizer=f"{cook}/tokenizer",
@@ -37,7 +36,7 @@ def _pretrained(cook: object, seed: int, material: Material) -> Run:
         loop=LoopConfig(batch_tokens=4096),
         seed=seed,
     )
-    return pretrain(config, out=folder, progress=material.report)
+    return trained(pretrain, config, folder, material)
 
 
 CLAIM = Claim(

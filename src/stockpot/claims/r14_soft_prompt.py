@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stockpot.claims.claim import Claim, Finding, Material, above, held
+from stockpot.claims.material import trained
 from stockpot.generate.engine import Engine
 from stockpot.judge.prompts import ask_wording, prompts
 from stockpot.judge.requests import check_head
 from stockpot.prompt.items import Questions
-from stockpot.run import Run
 from stockpot.stages.tune_prompt import PromptTuningConfig, tune_prompt
 from stockpot.weights.store import load
 
@@ -28,13 +28,12 @@ def measure(material: Material) -> Sequence[Finding]:
         best = max(by_hand.scores, key=lambda one: max(e.value for e in one.accuracy.values()))
         wording = questions.model_copy(update={"wordings": (best.wording,)})
         out = material.out / f"soft-{seed}"
-        if not (out / "model").exists():
-            config = PromptTuningConfig(model=str(base), questions=wording, loop={"steps": STEPS}, seed=seed)
-            tune_prompt(config, out=out, progress=material.report)
+        config = PromptTuningConfig(model=str(base), questions=wording, loop={"steps": STEPS}, seed=seed)
+        run = trained(tune_prompt, config, out, material)
         worn = load(base, adapters=[out])
         tuned = ask_wording(Engine(worn, slots=16), asking, best.wording, pool, [[] for _ in pool.questions])
         gains.append(tuned.accuracy["plain"].value - max(e.value for e in best.accuracy.values()))
-        frozen.append(float(bool(Run.open(out).manifest.get("frozen_sha256"))))
+        frozen.append(float(bool(run.manifest.get("frozen_sha256"))))
     return [
         above(
             "accuracy: soft prompt minus the best of all wordings and ways of choosing", gains, 0.0, n=ITEMS

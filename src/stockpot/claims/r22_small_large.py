@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stockpot.claims.claim import Claim, Finding, Material, above
+from stockpot.claims.material import trained
 from stockpot.run import Run
 from stockpot.stages.contest import contest
 from stockpot.stages.pretrain import PretrainConfig, pretrain
@@ -39,8 +40,6 @@ def measure(material: Material) -> Sequence[Finding]:
 
 def _large(cook: Path, seed: int, material: Material) -> Run:
     folder = material.out / f"large-{seed}"
-    if (folder / "model").exists():
-        return Run.open(folder)
     tokenizer = cook / "tokenizer"
     small = Run.open(cook / "pretrain").manifest["parameters"]
     vocab_size = Tokenizer.load(tokenizer).vocab_size
@@ -54,7 +53,7 @@ def _large(cook: Path, seed: int, material: Material) -> Run:
         loop=LoopConfig(batch_tokens=4096),
         seed=seed,
     )
-    return pretrain(config, out=folder, progress=material.report)
+    return trained(pretrain, config, folder, material)
 
 
 CLAIM = Claim(

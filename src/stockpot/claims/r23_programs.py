@@ -8,10 +8,10 @@ from typing import Any
 
 from stockpot.bundle import Bundle
 from stockpot.claims.claim import Claim, Finding, Material, above
+from stockpot.claims.material import trained
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling
 from stockpot.judge.sandbox import run_tests
-from stockpot.run import is_run
 from stockpot.stages.sft import SFTConfig, sft
 from stockpot.text.chat import Message
 from stockpot.village import Village
@@ -27,14 +27,13 @@ def measure(material: Material) -> Sequence[Finding]:
     items = list(islice(Village().programs("val"), PROGRAMS))
     for cook, seed in zip(material.cooks, material.seeds, strict=False):
         out = material.out / f"programs-{seed}"
-        if not (is_run(out) and (out / "model").exists()):
-            config = SFTConfig(
-                model=str(cook / "sft"),
-                data=("village:programs",),
-                loop={"steps": STEPS, "batch_tokens": 2048, "lr": 1e-3},
-                seed=seed,
-            )
-            sft(config, out=out, progress=material.report)
+        config = SFTConfig(
+            model=str(cook / "sft"),
+            data=("village:programs",),
+            loop={"steps": STEPS, "batch_tokens": 2048, "lr": 1e-3},
+            seed=seed,
+        )
+        trained(sft, config, out, material)
         before, after = (_passed(load(model), items) for model in (cook / "sft", out))
         for found, kept in ((known, "none"), (new, "task")):
             places = [place for place, one in enumerate(items) if one["held_out"] == kept]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stockpot.claims.claim import Claim, Finding, Material, above, held
+from stockpot.claims.material import trained
 from stockpot.judge.images import ImageReport, evaluate_images
-from stockpot.run import Run
 from stockpot.stages.align_image import AlignImageConfig, align_image
 
 LIMIT, STEPS = 3000, 250
@@ -17,19 +17,21 @@ def measure(material: Material) -> Sequence[Finding]:
     told, follows, frozen = [], [], []
     for cook, seed in zip(material.cooks, material.seeds, strict=False):
         reports: dict[str, ImageReport] = {}
+        tower: str | None = None  # the same eyes for both
         for adapters in ("linear", "bottleneck"):
             out = material.out / f"eyes-{adapters}-{seed}"
-            if not (out / "model").exists():
-                config = AlignImageConfig(
-                    model=str(cook / "pretrain"),
-                    adapters=adapters,
-                    limit=LIMIT,
-                    loop={"steps": STEPS},
-                    seed=seed,
-                )
-                align_image(config, out=out, progress=material.report)
+            config = AlignImageConfig(
+                model=str(cook / "pretrain"),
+                vision=tower,
+                adapters=adapters,
+                limit=LIMIT,
+                loop={"steps": STEPS},
+                seed=seed,
+            )
+            run = trained(align_image, config, out, material)
+            tower = tower or str(out / "tower")
             reports[adapters] = evaluate_images(out, "village:scenes/val", limit=150)
-            frozen.append(float(bool(Run.open(out).manifest.get("frozen_sha256"))))
+            frozen.append(float(bool(run.manifest.get("frozen_sha256"))))
         exact = {name: one.score("all", "caption exact").value for name, one in reports.items()}
         told.append(exact["bottleneck"] - exact["linear"])
         follows.append(reports["bottleneck"].score("all", "follows: own over other").value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stockpot.claims.claim import Claim, Finding, Material, above
+from stockpot.claims.material import trained
 from stockpot.judge.drawings import judge_drawings, train_scene_reader
 from stockpot.stages.diffusion import DrawConfig, draw, train_draw
 from stockpot.village import Village
@@ -24,12 +25,11 @@ def measure(material: Material) -> Sequence[Finding]:
             "nothing": "nothing",
         }.items():
             out = material.out / f"draw-{name}-{seed}"
-            if not (out / "manifest.json").exists():
-                steps = max(20, round(STEPS_A_MINUTE * material.minutes))
-                config = DrawConfig(
-                    data=f"village:scenes:{seed}:8000", encoder=source, loop={"steps": steps}, seed=seed
-                )
-                train_draw(config, out=out, progress=material.report)
+            steps = max(20, round(STEPS_A_MINUTE * material.minutes))
+            config = DrawConfig(
+                data=f"village:scenes:{seed}:8000", encoder=source, loop={"steps": steps}, seed=seed
+            )
+            trained(train_draw, config, out, material)
             drawn = draw(out, [scene.facts.caption for scene in scenes], guidance=2.0, seed=seed)
             right.setdefault(name, []).append(
                 judge_drawings(reader, drawn, scenes).attributes["colour"].value
