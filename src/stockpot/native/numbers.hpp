@@ -69,7 +69,14 @@ inline float fast_decay(float x) {
   p = p * r + 0.240226507f;
   p = p * r + 0.693147181f;
   p = p * r + 1.0f;
-  return x < -87.0f ? 0.0f : bits_to_float(float_to_bits(p) + ((float_to_bits(shifted) - float_to_bits(MAGIC)) << 23));
+  const float out = bits_to_float(float_to_bits(p) + ((float_to_bits(shifted) - float_to_bits(MAGIC)) << 23));
+  return x < -87.0f ? 0.0f : (x == x ? out : x);
+}
+
+// e^x for x up to 0, as exactly as numbers of T need it.
+template <class T> inline float decay(float x) {
+  if constexpr (sizeof(T) == sizeof(float)) return fast_exp(x);
+  else return fast_decay(x);
 }
 
 }  // namespace stockpot

@@ -149,10 +149,7 @@ void swiglu_back(const T* slope, const T* both, T* to_both, int64_t rows, int64_
 //
 // Source for floats: Abramowitz & Stegun 1964, 7.1.26 (error below 1.5e-7). What bfloat16 is made of is below 0 that bell times a
 // polynomial of ours, to 9e-5 of itself down to -6: no division.
-template <class T> inline float bell_at(float x) {
-  if constexpr (sizeof(T) == sizeof(float)) return fast_exp(-0.5f * x * x);
-  else return fast_decay(-0.5f * x * x);
-}
+template <class T> inline float bell_at(float x) { return decay<T>(-0.5f * x * x); }
 
 template <class T> inline float normal_integral(float x, float bell) {
   float tail;
@@ -206,7 +203,7 @@ template <class T> void judge_row(T* logits, int64_t label, int64_t vocab, float
 #pragma omp simd reduction(max : top)
   for (int64_t i = 0; i < vocab; ++i) top = std::max(top, get(logits[i]));
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < vocab; ++i) sum += fast_exp(get(logits[i]) - top);
+  for (int64_t i = 0; i < vocab; ++i) sum += decay<T>(get(logits[i]) - top);
   const double log_z = static_cast<double>(top) + std::log(static_cast<double>(sum)), nats = log_z - wanted;
   int64_t best = 0;                          // the first of the largest
   while (best < vocab && get(logits[best]) != top) ++best;
@@ -216,8 +213,8 @@ template <class T> void judge_row(T* logits, int64_t label, int64_t vocab, float
   if (!needs_slope) return;
   const float share = static_cast<float>(1.0 + 2.0 * z_loss * log_z) / sum;
 #pragma omp simd
-  for (int64_t i = 0; i < vocab; ++i) put(logits[i], fast_exp(get(logits[i]) - top) * share);
-  put(logits[label], fast_exp(wanted - top) * share - 1.0f);
+  for (int64_t i = 0; i < vocab; ++i) put(logits[i], decay<T>(get(logits[i]) - top) * share);
+  put(logits[label], decay<T>(wanted - top) * share - 1.0f);
 }
 
 // Judges rows of logits (count, vocab) and leaves the slope of the total in their place; false: a label does not exist.
