@@ -7,6 +7,7 @@ model.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ class Live:
         if s.logit_bias:
             ids = torch.tensor(list(s.logit_bias), device=device)
             logits[0, ids] += torch.tensor(list(s.logit_bias.values()), device=device, dtype=logits.dtype)
-        enders = torch.tensor(sorted(self.stop_ids), device=device, dtype=torch.int64)
+        enders = self._enders.to(device)
         allowed = self._allowed()
         if allowed is not None:
             allowed = allowed.to(device)
@@ -121,6 +122,10 @@ class Live:
             presence = torch.full((1, 1), s.presence_penalty or 0.0, device=device)
             frequency = torch.full((1, 1), s.frequency_penalty or 0.0, device=device)
             logits.copy_(penalise_counts(logits, self._written_counts(logits), presence, frequency))
+
+    @cached_property
+    def _enders(self) -> Tensor:
+        return torch.tensor(sorted(self.stop_ids), dtype=torch.int64)
 
     def _allowed(self) -> Tensor | None:
         """Say which ids may follow ``(vocab,)``; None: all."""

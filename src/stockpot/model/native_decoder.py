@@ -7,6 +7,7 @@ list of tokens and back. Padding is never computed.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NativeDecoder"]
 
+Pointers = ctypes.Array[ctypes.c_void_p]
 KINDS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}  # activation of gated kinds
 MOST_SHARING = 64  # query heads that may share a key head
 
@@ -38,6 +40,7 @@ class NativeDecoder:
         self._layers = (LayerFacts * stack.layers)(*(self._layer(index) for index in range(stack.layers)))
         self._facts = self._model_facts(model)
         self._numbers = torch.arange(16)
+        self._pointed: tuple[weakref.ref[KVCache], Pointers, Pointers] | None = None  # the last cache
 
     @staticmethod
     def fits(config: ModelConfig) -> bool:
@@ -98,7 +101,7 @@ class NativeDecoder:
         ids = ids.contiguous()
         hidden = torch.empty(ids.numel(), self._model.config.dim)
         logits = torch.empty(picked.shape[0], self._facts.head.outputs)
-        keys, values, first = _pointers(cache.keys), _pointers(cache.values), cache.keys[0]
+        (keys, values), first = self._pointers(cache), cache.keys[0]
         call = CallFacts(
             ids.numel(),
             picked.shape[0],
@@ -116,6 +119,12 @@ class NativeDecoder:
         )
         self._kernels.forward(self._facts, call)
         return hidden, logits[:, : self._model.config.vocab_size]
+
+    def _pointers(self, cache: KVCache) -> tuple[Pointers, Pointers]:
+        """Return where each layer's keys and values lie; a cache never changes its tensors for others."""
+        if self._pointed is None or self._pointed[0]() is not cache:
+            self._pointed = (weakref.ref(cache), _addresses(cache.keys), _addresses(cache.values))
+        return self._pointed[1:]
 
     def _count(self, count: int) -> Tensor:
         """Return the numbers from 0 to ``count - 1``."""
@@ -205,7 +214,7 @@ def _in_turns(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else torch.unflatten(bias, 0, (2, -1, 16)).transpose(0, 1).flatten()
 
 
-def _pointers(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+def _addresses(tensors: list[Tensor]) -> Pointers:
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
