@@ -50,7 +50,7 @@ def ladder_chart(folder: Path, found: Mapping[str, Any]) -> Chart:
     best = max(others, key=lambda rung: rung["gain"]["value"], default=first)
     gain, n = best["gain"], first["accuracy"]["n"]
     text = (
-        f"The base model asked {n} times for “{found['task']}” ({found['source']}), the same items each time, "
+        f"The base model answers the same {n} items of “{found['task']}” ({found['source']}) in every way, "
         f"with 95 % intervals. Always saying the commonest label scores {found['commonest'] or 0:.2f}. "
         f"Most gained against {first['name']}: {best['name']}, {gain['value']:+.2f} "
         f"({gain['low']:+.2f} to {gain['high']:+.2f}, paired)."
