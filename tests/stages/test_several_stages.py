@@ -70,12 +70,25 @@ def plans(base, *, kinds=False):
         ),
         "reward": (sp.reward, sp.RewardConfig(model=base, **pairs, loop=loop("fsdp", batch_tokens=256))),
         "ppo": (sp.ppo, sp.PPOConfig(model=base, reward="village", **asked, loop=loop("fsdp"))),
+        "split sft": (
+            sp.sft,
+            sp.SFTConfig(
+                model=base, data="village:chats:0:60", loop=loop("tensor", batch_tokens=1024), context=64
+            ),
+        ),
+        "split ppo": (sp.ppo, sp.PPOConfig(model=base, reward="village", **asked, loop=loop("tensor"))),
+        "split dpo": (
+            sp.dpo,
+            sp.DPOConfig(
+                model=base, **pairs, drift_prompts=2, max_tokens=4, loop=loop("tensor", batch_tokens=256)
+            ),
+        ),
         "grpo": (sp.grpo, sp.GRPOConfig(model=base, reward="village", samples=2, **asked, loop=loop("ddp"))),
     }
 
 
 @pytest.mark.distributed
-@pytest.mark.slow  # starts Python twice and makes six runs
+@pytest.mark.slow  # starts Python twice and makes nine runs
 def test_every_stage_runs_on_two_processes_as_on_one(tiny_base, tmp_path):
     script = tmp_path / "stages.py"
     script.write_text(
@@ -90,7 +103,7 @@ def test_every_stage_runs_on_two_processes_as_on_one(tiny_base, tmp_path):
         two, one = Run.open(tmp_path / name), stage(config, out=tmp_path / "alone" / name)
         assert two.status == "done", name
         assert [step for step, _ in two.series("train/loss")] == [1, 2, 3], name
-        if name in ("sft", "adapter", "ppo", "grpo"):  # the others take whole rounds of two batches a step
+        if name not in ("dpo", "reward"):  # which take whole rounds of two batches a step
             assert [v for _, v in two.series("train/loss")] == pytest.approx(
                 [v for _, v in one.series("train/loss")], rel=1e-4, abs=1e-5
             ), name

@@ -1,4 +1,4 @@
-"""One process, whole models on two, and a model split over two: the same curve, and each goes on from the other's checkpoints."""
+"""One process, or two with whole models, a split one or split layers: one curve, and each goes on from the other's state."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 from training import new_run, settings
 
+from stockpot.device import World
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.config import decoder
 from stockpot.model.transformer import Transformer
@@ -54,9 +55,9 @@ class Mine(Stream):
     def __next__(self):
         return [super(Mine, self).__next__() for _ in range(self.world)][self.rank]
 
-def train(name, kind, resume=False, **more):
+def train(name, kind, resume=False, heads=2, **more):
     torch.manual_seed(group.place.rank)  # the first process's weights count
-    model = Transformer(decoder(layers=2, dim=32, heads=2, context=16, vocab_size=41))
+    model = Transformer(decoder(layers=2, dim=32, heads=heads, context=16, vocab_size=41))
     parallel = {{"kind": kind}} | more.pop("parallel", {{}})
     config = settings(**choices | more, parallel=parallel)
     run = None
@@ -75,7 +76,8 @@ def train(name, kind, resume=False, **more):
         torch.save(model.state_dict(), where / "model.pt")
     loss_fn = partial(next_token_loss, byte_lengths=torch.full((41,), 2))
     events = []
-    fit(model, Mine(group.place), loss_fn, config, run=run, resume=resume, validate=validate, save=save, progress=events.append)
+    batches = Mine(config.parallel.reading(group.place))
+    fit(model, batches, loss_fn, config, run=run, resume=resume, validate=validate, save=save, progress=events.append)
     sums = group.gather(torch.stack([p.detach().double().sum() for p in model.parameters()]).sum())
     if group.is_first:
         run.finish("done")
@@ -105,10 +107,18 @@ with joined(torch.device("cpu")) as group:
     told["behind"] = train("behind", "fsdp", checkpoint_behind=True)
     half("behind", "behind-to-ddp")
     told["behind-to-ddp"] = train("behind-to-ddp", "ddp", resume=True, checkpoint_behind=True)
-    try:
-        train("other", "ddp", lr=1e-2 + group.place.rank)
-    except ConfigError as error:
-        told["refused"] = str(error)
+    told["tensor"] = train("tensor", "tensor")
+    for kind in ("ddp", "fsdp"):
+        half("tensor", f"tensor-to-{{kind}}")
+        told[f"tensor-to-{{kind}}"] = train(f"tensor-to-{{kind}}", kind, resume=True)
+        half(kind, f"{{kind}}-to-tensor")
+        told[f"{{kind}}-to-tensor"] = train(f"{{kind}}-to-tensor", "tensor", resume=True)
+    told["one-to-tensor"] = train("one-to-tensor", "tensor", resume=True)
+    for name, how in (("settings", dict(kind="ddp", lr=1e-2 + group.place.rank)), ("heads", dict(kind="tensor", heads=1))):
+        try:
+            train(name, **how)
+        except ConfigError as error:
+            told["refused"] = told.get("refused", "") + str(error)
     if group.is_first:
         print(json.dumps(told))
 """
@@ -154,8 +164,9 @@ def train_alone(folder, stream, monkeypatch, *, resume=False, **more):
 def test_one_process_two_whole_models_and_a_split_one_are_the_same_run(tmp_path, stream, monkeypatch):
     one = train_alone(tmp_path / "one", stream, monkeypatch)
     adamw = train_alone(tmp_path / "plain", stream, monkeypatch, optimizer="adamw", eps=1e-3)
-    shutil.copytree(tmp_path / "one", tmp_path / "one-to-fsdp", symlinks=True)
-    shutil.rmtree(tmp_path / "one-to-fsdp" / "checkpoints" / "step-000006")
+    for kind in ("fsdp", "tensor"):
+        shutil.copytree(tmp_path / "one", tmp_path / f"one-to-{kind}", symlinks=True)
+        shutil.rmtree(tmp_path / f"one-to-{kind}" / "checkpoints" / "step-000006")
     script = tmp_path / "two.py"
     fields = {"tests": str(Path(__file__).parent), "folder": str(tmp_path), "choices": CHOICES}
     script.write_text(SCRIPT.format(**fields), encoding="utf-8")
@@ -164,18 +175,21 @@ def test_one_process_two_whole_models_and_a_split_one_are_the_same_run(tmp_path,
     assert ran.returncode == 0, ran.stderr[-4000:]
     told = json.loads(ran.stdout.splitlines()[-1])
     close = {"rel": 1e-5, "abs": 1e-6}  # float32 sums in another order
-    for name in ("ddp", "fsdp", "behind"):
+    for name in ("ddp", "fsdp", "behind", "tensor"):
         assert told[name]["loss"] == pytest.approx(one["loss"], **close), name
         assert told[name]["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), name
     assert told["adamw"]["loss"] == pytest.approx(adamw["loss"], **close)
     assert told["bf16"]["loss"] == pytest.approx(one["loss"], rel=0.05)  # its weights travel rounded
-    for name in ("fsdp-to-ddp", "ddp-to-fsdp", "one-to-fsdp", "behind-to-ddp"):
+    resumed = [name for name in told if "-to-" in name]
+    assert len(resumed) == 9
+    for name in resumed:
         assert told[name]["loss"] == pytest.approx(one["loss"][3:], **close), name
     assert all(told[name]["same"] for name in told if name != "refused"), "both hold the same weights"
     assert "have different settings: 1 not as 0" in told["refused"]
-    for name in ("ddp", "fsdp"):  # and one process goes on where two stopped
+    assert "over 2 processes, but 1 heads, 1 of them with keys" in told["refused"]
+    for name in ("ddp", "fsdp", "tensor"):  # and one process goes on where two stopped
         shutil.rmtree(tmp_path / name / "checkpoints" / "step-000006")
-        assert has_parts(tmp_path / name / "checkpoints" / "step-000003") == (name == "fsdp")
+        assert has_parts(tmp_path / name / "checkpoints" / "step-000003") == (name != "ddp")
         again = train_alone(tmp_path / name, stream, monkeypatch, resume=True)
         assert again["loss"] == pytest.approx(one["loss"][3:], **close), name
     parts = tmp_path / "adamw" / "checkpoints" / "step-000006" / "state" / "parts"
@@ -197,6 +211,20 @@ def test_every_matrix_has_one_owner_and_the_work_is_even():
 def test_what_belongs_to_split_models_is_refused_elsewhere():
     with pytest.raises(ConfigError, match="belong to kind = 'fsdp'"):
         ParallelConfig(offload=True)
+    with pytest.raises(ConfigError, match="belongs to kind = 'tensor'"):
+        ParallelConfig(layer_processes=2)
+    with pytest.raises(ConfigError, match=r"do not go with parallel\.kind = 'tensor'"):
+        settings(parallel=ParallelConfig(kind="tensor"), compile=True)
+
+
+def test_processes_that_share_layers_read_the_same_rows():
+    config = ParallelConfig(kind="tensor", layer_processes=2)
+    places = [config.reading(World(rank, 4, rank)) for rank in range(4)]
+    assert [(one.rank, one.world) for one in places] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert ParallelConfig(kind="tensor").reading(World(3, 4)) == World(0, 1)
+    assert ParallelConfig(kind="fsdp").reading(World(3, 4)) == World(3, 4)
+    with pytest.raises(ConfigError, match="layer_processes = 2 does not divide the 3 processes"):
+        config.reading(World(0, 3))
 
 
 def test_a_checkpoint_without_state_says_so(tmp_path):

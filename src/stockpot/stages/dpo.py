@@ -86,7 +86,7 @@ def _dpo(
     progress: Progress | None,
     group: Group,
 ) -> Run:
-    report, place = heard(group, progress), group.place
+    report, place = heard(group, progress), config.loop.parallel.reading(group.place)
     found = read_comparisons(config, bundle, report)
     config = config.model_copy(
         update={"loop": with_steps(config.loop, config.passes, found.train.tokens), "passes": None}

@@ -191,6 +191,7 @@ def _act(
             autocast=partial(autocast, device, config.loop),
             note=partial(_write_samples, run.path / "samples"),
             group=group,
+            reads=config.loop.parallel.reading(group.place),
         )
         fit(
             model,

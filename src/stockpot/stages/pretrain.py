@@ -139,9 +139,10 @@ def pretrain(
         store = open_corpus(config.data, bundle.tokenizer, reading=config.reading)
         train, held_out = store.split(config.val_share, seed=config.seed)
         loss_fn = _loss(config, bundle, device)
-        fits = partial(tokens_that_fit, loop=config.loop, processes=group.place.world, device=device)
+        place = config.loop.parallel.reading(group.place)
+        fits = partial(tokens_that_fit, loop=config.loop, processes=place.world, device=device)
         at_once = min(group.gather_objects(fits(bundle.model, loss_fn)))
-        batches, validation = _batches(config, bundle, train, held_out, group.place, at_once)
+        batches, validation = _batches(config, bundle, train, held_out, place, at_once)
         how = {"stage": "pretrain", "recipe": {"pretrain": config}, "parent": config.start, "resume": resume}
         with shared_run(group, out, **how) as run:
             if group.is_first:

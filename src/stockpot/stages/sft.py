@@ -99,7 +99,7 @@ def _sft(
     progress: Progress | None,
     group: Group,
 ) -> Run:
-    report, place = heard(group, progress), group.place
+    report, place = heard(group, progress), config.loop.parallel.reading(group.place)
     model = bundle.model.to(device)
     trained = adapt(model, config.adapter, config.loop, device)
     longest = config.context or model.config.context

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stockpot.config import Settings
 from stockpot.durable import write_atomically
@@ -54,6 +54,9 @@ class SweepConfig(Settings):
         default_factory=lambda: LoopConfig(batch_tokens=4096),
         description="batch and optimizer; steps follow from tokens",
     )
+    rates: tuple[float, ...] | None = Field(
+        None, description="learning rate of each size, the kept one's last; none: the loop's"
+    )
     val_tokens: int = Field(65_536, ge=1, description="validate on at most this many tokens")
     draws: int = Field(200, ge=20, description="fits for an interval")
     seed: int = Field(0, ge=0, description="of weights and order")
@@ -71,6 +74,19 @@ class SweepConfig(Settings):
                 raise ValueError(f"{one!r} is not LAYERSxWIDTH, such as 2x64")
         return value
 
+    @model_validator(mode="after")
+    def _fits(self) -> SweepConfig:
+        if self.rates is not None and len(self.rates) != len(self.sizes) + bool(self.kept):
+            raise ValueError(
+                f"rates has {len(self.rates)} numbers; there are {len(self.sizes)} sizes and what is kept"
+            )
+        return self
+
+    def rate(self, size: str) -> float | None:
+        """Return the learning rate of a size; None: the loop's."""
+        named = [*self.sizes, (self.kept or "").partition(":")[0]]
+        return None if self.rates is None else self.rates[named.index(size)]
+
     def runs(self) -> list[tuple[str, int]]:
         """List what is trained: size and tokens, the kept one last."""
         found = [(size, tokens) for size in self.sizes for tokens in self.tokens]
@@ -87,7 +103,8 @@ class SweepConfig(Settings):
         model = decoder(layers=layers, dim=dim, heads=heads, context=self.context, vocab_size=vocab_size)
         steps = max(1, round(tokens / self.loop.batch_tokens))
         every = {"validate_every": steps, "checkpoint_every": steps, "keep": 1}
-        loop = self.loop.model_copy(update={"steps": steps} | every)
+        rate = {"lr": self.rate(size) or self.loop.lr}
+        loop = self.loop.model_copy(update={"steps": steps} | every | rate)
         return PretrainConfig(
             data=self.data,
             tokenizer=self.tokenizer,

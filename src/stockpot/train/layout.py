@@ -1,4 +1,4 @@
-"""How a model lies on the processes that train it: whole on each, or split over all.
+"""How a model lies on the processes that train it: whole on each, or split over them in one of two ways.
 
 A `Layout` is the loop's small door to both. It says which module the loss sees, which tensors the optimizer changes,
 how a step's gradients become those of all processes, and when the model that was given may be read. It takes no step
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from stockpot.device import World
 from stockpot.train.parallel import Group, ParallelConfig
 
 __all__ = ["Layout", "lay_out", "learned", "local"]
@@ -23,13 +24,17 @@ class Layout:
 
     Attributes:
         trained: what the loss is given.
+        described: tells every parameter's role and whole shape.
         tensors: name → what the optimizer changes, for every parameter that is trained.
+        readers: the processes that read different rows, over which a step is summed.
+        sharers: the processes that one copy of the model lies on.
     """
 
     is_split = False
 
     def __init__(self, model: nn.Module, group: Group) -> None:
-        self.group, self.trained = group, model
+        self.group, self.trained, self.described = group, model, model
+        self.readers, self.sharers = group, Group(World())
         self.tensors: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
 
     def begin(self, *, is_last: bool) -> None:
@@ -88,5 +93,6 @@ def lay_out(model: nn.Module, config: ParallelConfig, group: Group, dtype: torch
     if group.is_alone or config.kind == "ddp":
         return Layout(model, group)
     from stockpot.train.split import Split  # it brings a second's worth of torch along
+    from stockpot.train.tensor_parallel import TensorParallel
 
-    return Split(model, config, group, dtype)
+    return (TensorParallel if config.kind == "tensor" else Split)(model, config, group, dtype)

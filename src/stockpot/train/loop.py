@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from stockpot.device import keep_freed_memory, pick_dtype
@@ -27,10 +26,11 @@ from stockpot.train.behind import Behind, copied
 from stockpot.train.feed import Feed
 from stockpot.train.guard import Interrupted, StopWish, diverged, not_finite
 from stockpot.train.layout import lay_out, learned, local
+from stockpot.train.loop_config import LoopConfig
 from stockpot.train.losses import Loss, LossFn
 from stockpot.train.meter import Meter
-from stockpot.train.optim import OptimConfig, Optimizer
-from stockpot.train.parallel import Group, ParallelConfig
+from stockpot.train.optim import Optimizer
+from stockpot.train.parallel import Group
 from stockpot.train.resume import (
     has_parts,
     random_state,
@@ -45,59 +45,6 @@ from stockpot.train.stacks import set_up
 __all__ = ["Interrupted", "LoopConfig", "TrainState", "fit"]
 
 BAD_IN_A_ROW = 10  # skipped steps after which skipping does not help
-
-
-class LoopConfig(OptimConfig):
-    """How long and how to train: the loop's settings and the optimizer's."""
-
-    steps: int = Field(1000, ge=1, description="optimiser steps")
-    batch_tokens: int = Field(
-        16_384, ge=1, description="real tokens a step, over all micro-batches and processes"
-    )
-    dtype: Literal["float32", "bfloat16"] | None = Field(
-        None,
-        description="of matrix products, weights stay float32; none: the fastest here, also halves on a CPU",
-    )
-    compile: bool | None = Field(None, description="compile each layer; none: on CUDA from 1000 steps")
-    flex: bool = Field(
-        False,
-        description="on CUDA: packed documents by FlexAttention instead of a mask as large as the attention",
-    )
-    narrow_states: bool = Field(
-        False, description="in bfloat16: the states between layers in bfloat16, too, not in float32"
-    )
-    fp8: bool = Field(False, description="on CUDA from 8.9, in bfloat16: layers' products in 8-bit floats")
-    log_every: int = Field(10, ge=1, description="steps between log lines")
-    validate_every: int | None = Field(
-        None, ge=1, description="steps between validations; none: a tenth of all"
-    )
-    checkpoint_every: int | None = Field(
-        None, ge=1, description="steps between checkpoints; none: a tenth of all"
-    )
-    checkpoint_behind: bool = Field(
-        False,
-        description="write checkpoints while training goes on; takes memory for a copy of the training state",
-    )
-    keep: int = Field(2, ge=1, description="newest checkpoints kept, beside the best")
-    best_metric: str = Field(
-        "loss", description="the validation metric, lower is better, that picks the best"
-    )
-    parallel: ParallelConfig = Field(
-        default_factory=ParallelConfig, description="how processes that torchrun starts share the model"
-    )
-    on_bad_step: Literal["stop", "skip"] = Field(
-        "stop", description="a step that is not finite: stop · skip it"
-    )
-    divergence_factor: float | None = Field(
-        3.0,
-        gt=1,
-        description="stop when the logged loss is this many times the first, and 1 above it; none: never",
-    )
-
-    def every(self, name: Literal["validate", "checkpoint"]) -> int:
-        """Return the interval of a thing in steps."""
-        own = self.validate_every if name == "validate" else self.checkpoint_every
-        return own or max(1, math.ceil(self.steps / 10))
 
 
 @dataclass
@@ -196,24 +143,30 @@ class _Loop:
         self.device = next(model.parameters()).device
         self.dtype = self.group.from_first(lambda: pick_dtype(self.device, config.dtype))
         self.halves = self.group.from_first(
-            lambda: config.dtype is None and are_fastest(self.device, self.dtype)
+            lambda: (
+                config.dtype is None
+                and config.parallel.kind != "tensor"
+                and are_fastest(self.device, self.dtype)
+            )
         )
         self.reads_model = getattr(batches, "reads_model", False)  # answers are drawn with it
         if self.device.type == "cuda" and hasattr(batches, "state_dict") and not self.reads_model:
             batches = Ahead(batches, pins=True)
-        self.feed = Feed(batches, config.batch_tokens, self.group)
-        self.group.agree(
-            settings=config.model_dump_json(), data=repr(self.feed.state_dict()), model=_outline(model)
-        )
+        self.group.agree(settings=config.model_dump_json(), model=_outline(model))
         self.layout = lay_out(model, config.parallel, self.group, self.dtype)
+        self.readers = self.layout.readers
+        self.feed = Feed(batches, config.batch_tokens, self.readers)
+        self.group.agree(data=repr(self.feed.state_dict()))
         compiles = config.compile
         if compiles is None:
-            compiles = self.device.type == "cuda" and config.steps >= 1000
+            compiles = (
+                self.device.type == "cuda" and config.steps >= 1000 and config.parallel.kind != "tensor"
+            )
         set_up(
             self.layout.trained, self.device, recompute=config.parallel.recompute, flex=config.flex,
             narrow_states=config.narrow_states, fp8=config.fp8, compiles=compiles,
         )  # fmt: skip
-        self.optimizer = Optimizer(self.layout.trained, config, config.steps, self.layout)
+        self.optimizer = Optimizer(self.layout.described, config, config.steps, self.layout)
         rate = 2.0 if self.halves else 1.0  # a vector holds twice as many
         self.meter = Meter(model, self.device, self.dtype, processes=self.group.place.world, rate=rate)
         self.state = TrainState()
@@ -281,7 +234,7 @@ class _Loop:
             bad = self.state.step + 1
             raise not_finite(bad, losses, seen, self.model, position=place["data"], run=self.run)
         self.optimizer.clear()
-        self.meter.count(self.group.total(sum(batch.tokens for batch in seen)))
+        self.meter.count(self.readers.total(sum(batch.tokens for batch in seen)))
         self.state.step += 1
         return True
 
@@ -298,7 +251,7 @@ class _Loop:
         count = torch.zeros((), device=self.device)
         for loss in losses:
             count += loss.count
-        return float(self.optimizer.scale(self.group.sum(count)))  # the one wait for the device in a step
+        return float(self.optimizer.scale(self.readers.sum(count)))  # the one wait for the device in a step
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute matrix products in the number type of training."""
@@ -334,7 +287,7 @@ class _Loop:
         Raises:
             TrainError: if the loss says that training diverges.
         """
-        means = self.meter.read(self.group)
+        means = self.meter.read(self.readers)
         if not means:
             return
         step, self.state.tokens = self.state.step, self.meter.tokens
@@ -392,7 +345,7 @@ class _Loop:
         if self.doors.run is None or step == 0 or self.saved == (step, self.state.judged):
             return
         self.state.tokens = self.meter.tokens
-        streams = self.group.gather(place["random"]["torch"])
+        streams = self.readers.gather(place["random"]["torch"])
         place = place | {"random": place["random"] | {"torch": streams}}
         with self.meter.pause(is_stall=True), self.layout.published():
             keep = self.keep_behind if self.config.checkpoint_behind else self.keep
@@ -481,7 +434,7 @@ class _Loop:
         self.feed.load_state_dict(content["data"])
         self.state = TrainState(**content["progress"])
         streams = content["random"]["torch"]
-        own = streams[min(self.group.place.rank, len(streams) - 1)]
+        own = streams[min(self.readers.place.rank, len(streams) - 1)]
         set_random_state(content["random"] | {"torch": own}, self.device)
         self.saved, self.saved_path = (self.state.step, self.state.judged), checkpoint
 

@@ -29,7 +29,7 @@ from stockpot.train.parallel import Group
 from stockpot.train.schedule import Schedule, schedule_factor
 from stockpot.train.split_muon import SplitMuon
 
-__all__ = ["OptimConfig", "Optimizer", "Role", "roles_of"]
+__all__ = ["OptimConfig", "Optimizer", "Role", "parts_of", "roles_of"]
 
 Role = Literal["matrix", "embedding", "head", "scalar", "adapter"]
 LR, WIDTH = (
@@ -152,7 +152,7 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
     return {name: role(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _parts_of(model: nn.Module) -> dict[int, tuple[int, ...]]:
+def parts_of(model: nn.Module) -> dict[int, tuple[int, ...]]:
     """Tell how fused matrices are cut into the matrices they stand for: id of the weight → rows of each part."""
     parts: dict[int, tuple[int, ...]] = {}
     for module in model.modules():
@@ -172,7 +172,7 @@ class Optimizer:
     """The optimizers of all roles behind one ``step``.
 
     Args:
-        model: whose parameters are trained, on the device they will stay on; a layout's ``trained`` module.
+        model: whose parameters are trained, on the device they will stay on; a layout's ``described`` module.
         config: rates, schedule and the choice of optimizer.
         steps: length of the run, which the schedule needs.
         layout: how the model lies on the processes; None: whole, on one.
@@ -337,7 +337,7 @@ class Optimizer:
 def _muon(
     model: nn.Module, names: list[str], config: OptimConfig, steps: int, layout: Layout
 ) -> Muon | SplitMuon:
-    parts, whole = _parts_of(model), dict(model.named_parameters())
+    parts, whole = parts_of(model), dict(model.named_parameters())
     cut = [parts.get(id(whole[name]), (whole[name].shape[0],)) for name in names]
     matrices = [Matrix(layout.tensors[name], sizes) for name, sizes in zip(names, cut, strict=True)]
     how: dict[str, Any] = {"momentum": config.momentum_in(steps), "iterations": config.muon_iterations}
@@ -349,7 +349,7 @@ def _muon(
     def rows(index: int, rank: int) -> tuple[int, int]:
         return layout.rows(names[index], rank)
 
-    return SplitMuon(matrices, shapes, rows, layout.group.place, **how)
+    return SplitMuon(matrices, shapes, rows, layout.sharers, **how)
 
 
 def _by_role(roles: dict[str, Role]) -> Iterator[str]:

@@ -33,9 +33,15 @@ BUCKET_ELEMENTS = 1 << 24  # values sent at once, 64 MiB of float32
 class ParallelConfig(Settings):
     """How the processes that torchrun starts share a model; with one process nothing is shared."""
 
-    kind: Literal["ddp", "fsdp"] = Field(
+    kind: Literal["ddp", "fsdp", "tensor"] = Field(
         "ddp",
-        description="ddp: each process holds the whole model · fsdp: weights, gradients and optimizer are split",
+        description="ddp: each process holds the whole model · fsdp: weights, gradients and optimizer are split"
+        " · tensor: every layer's heads and feed-forward are split, too, and computed side by side",
+    )
+    layer_processes: int | None = Field(
+        None,
+        ge=2,
+        description="tensor: processes that share each layer and read the same rows; none: all of them",
     )
     gather_dtype: Literal["float32", "bfloat16"] | None = Field(
         None, description="fsdp: of a layer's weights on their way; none: that of products"
@@ -51,16 +57,43 @@ class ParallelConfig(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> ParallelConfig:
-        if self.kind == "ddp" and (self.offload or self.gather_dtype):
+        if self.kind != "fsdp" and (self.offload or self.gather_dtype):
             raise ValueError("offload and gather_dtype belong to kind = 'fsdp'")
+        if self.kind != "tensor" and self.layer_processes:
+            raise ValueError("layer_processes belongs to kind = 'tensor'")
         return self
+
+    def sharing(self, world: int) -> int:
+        """Tell how many of ``world`` processes share a layer.
+
+        Raises:
+            ConfigError: if the processes cannot be put in groups of so many.
+        """
+        count = (self.layer_processes or world) if self.kind == "tensor" else 1
+        if world % count:
+            raise ConfigError(
+                f"loop.parallel.layer_processes = {count} does not divide the {world} processes of this run.",
+                f"Start a multiple of {count}, or choose another number.",
+            )
+        return count
+
+    def reading(self, place: World) -> World:
+        """Tell a process's place among those that read different rows; those that share layers read the same."""
+        count = self.sharing(place.world)
+        return World(place.rank // count, place.world // count, place.local_rank)
 
 
 class Group:
-    """The processes of this run; sums are no-ops when there is one."""
+    """The processes of this run, or some of them; sums are no-ops when there is one.
 
-    def __init__(self, world: World | None = None) -> None:
+    Args:
+        world: this process's place among them; None: in the run.
+        members: their connection; None: that of all.
+    """
+
+    def __init__(self, world: World | None = None, members: dist.ProcessGroup | None = None) -> None:
         self.place = world or (this_world() if dist.is_available() and dist.is_initialized() else World())
+        self.members = members
 
     @property
     def is_first(self) -> bool:
@@ -76,7 +109,7 @@ class Group:
         """Give every process the first one's weights and buffers."""
         if not self.is_alone:
             for tensor in (*model.parameters(), *model.buffers()):
-                dist.broadcast(tensor.data, src=0)
+                dist.broadcast(tensor.data, group=self.members, group_src=0)
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Sum the gradients over all processes, in place, a bucket at a time; once a step, whatever it was made of."""
@@ -88,14 +121,14 @@ class Group:
         gradients = [p.grad for p in parameters if p.grad is not None]
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.members)
             pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
             torch._foreach_copy_(bucket, [p.view_as(g) for p, g in zip(pieces, bucket, strict=True)])
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum a small tensor over all processes; returns it."""
         if not self.is_alone:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.members)
         return values
 
     def any(self, flag: bool) -> bool:
@@ -121,7 +154,7 @@ class Group:
         if self.is_alone:
             return [value]
         found = [torch.empty_like(value) for _ in range(self.place.world)]
-        dist.all_gather(found, value)
+        dist.all_gather(found, value, group=self.members)
         return found
 
     def gather_objects(self, value: T) -> list[T]:
@@ -129,7 +162,7 @@ class Group:
         if self.is_alone:
             return [value]
         found: list[Any] = [None] * self.place.world
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self.members)
         return found
 
     def from_first(self, make: Callable[[], T]) -> T:
@@ -137,7 +170,7 @@ class Group:
         if self.is_alone:
             return make()
         found: list[Any] = [make() if self.is_first else None]
-        dist.broadcast_object_list(found, src=0)
+        dist.broadcast_object_list(found, group=self.members, group_src=0)
         value: T = found[0]
         return value
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stockpot.bundle import Bundle
 from stockpot.data.batch import IGNORED, RolloutBatch
 from stockpot.data.branching import Span, Tree, branched, tree_of
+from stockpot.device import World
 from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Completion, Request, Sampling
@@ -137,6 +138,7 @@ class Rollouts:
         autocast: the number type of training, around every forward pass of its own.
         note: receives a phase's replies with their rewards.
         group: the processes; each draws answers to its share of a phase's prompts, and all learn from all of them.
+        reads: this process's place among those that learn from different answers; None: among all.
     """
 
     reads_model = True
@@ -156,8 +158,10 @@ class Rollouts:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         note: Callable[[int, Sequence[Reply], Sequence[float]], None] | None = None,
         group: Group | None = None,
+        reads: World | None = None,
     ) -> None:
         self.group = group or Group()
+        self.reads = reads or self.group.place
         if config.prompts // config.minibatches < self.group.place.world and not self.group.is_alone:
             raise ConfigError(
                 f"{config.prompts} prompts in {config.minibatches} minibatches are less than one for each of "
@@ -412,7 +416,7 @@ class Rollouts:
 
     def _share(self, phase: _Phase, part: np.ndarray) -> list[list[int]]:
         """Cut this process's share of a step into as many micro-batches as every other process's."""
-        place = self.group.place
+        place = self.reads
         shares = [one.tolist() for one in np.array_split(part, place.world)]
         counts = [len(list(self._micro(phase, share))) for share in shares]
         count = min(max(counts), min(len(share) for share in shares))

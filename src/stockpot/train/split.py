@@ -51,17 +51,17 @@ class Split(Layout):
         self.given = model
         self.device = next(model.parameters()).device
         super().__init__(copy.deepcopy(model), group)
-        gathered = dtype if config.gather_dtype is None else getattr(torch, config.gather_dtype)
-        self._split(gathered, config)
-        named = dict(self.trained.named_parameters())
+        self.sharers = group
+        named = self._split(config, dtype)
         self.pairs = [(own, named[name]) for name, own in model.named_parameters()]
-        self.parameters = {name: p for name, p in named.items() if p.requires_grad}
+        self.parameters = {name: named[name] for name, p in model.named_parameters() if p.requires_grad}
         self.tensors = {name: local(p) for name, p in self.parameters.items()}
         self.is_shared = [isinstance(p, DTensor) for p in self.parameters.values()]
         self._empty()
 
-    def _split(self, gathered: torch.dtype, config: ParallelConfig) -> None:
-        """Split each layer for itself, and what is left of each Transformer."""
+    def _split(self, config: ParallelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Split each layer for itself, and what is left of each Transformer; returns all parameters, split, by name."""
+        gathered = dtype if config.gather_dtype is None else getattr(torch, config.gather_dtype)
         mesh = init_device_mesh(self.device.type, (self.group.place.world,))
         host: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()
         narrow = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
@@ -76,6 +76,7 @@ class Split(Layout):
                 done.set_gradient_divide_factor(1.0)  # sums: the loop divides by what was counted
                 done.set_force_sum_reduction_for_comms(True)
         self.roots = [root for root in roots if isinstance(root, FSDPModule)]
+        return dict(self.trained.named_parameters())
 
     def begin(self, *, is_last: bool) -> None:
         """Sum gradients over the processes with a step's last micro-batch only."""
@@ -94,7 +95,7 @@ class Split(Layout):
         """Add the squares of all parts, and those of whole parameters once."""
         parts = [g for g, is_shared in zip(gradients, self.is_shared, strict=True) if is_shared]
         whole = [g for g, is_shared in zip(gradients, self.is_shared, strict=True) if not is_shared]
-        squares = self.group.sum(torch.nn.utils.get_total_norm(parts).square())
+        squares = self.sharers.sum(torch.nn.utils.get_total_norm(parts).square())
         if whole:
             squares = squares + torch.nn.utils.get_total_norm(whole).square()
         return squares.sqrt()
@@ -145,6 +146,6 @@ class Split(Layout):
         count = like.shape[0]
         if not isinstance(like, DTensor):
             return 0, count
-        each = -(-count // self.group.place.world)  # as torch.chunk cuts
-        rank = self.group.place.rank if rank is None else rank
+        each = -(-count // self.sharers.place.world)  # as torch.chunk cuts
+        rank = self.sharers.place.rank if rank is None else rank
         return min(count, rank * each), min(count, (rank + 1) * each)

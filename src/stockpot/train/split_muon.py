@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stockpot.device import World
 from stockpot.train.muon import Matrix, Muon
+from stockpot.train.parallel import Group
 
 __all__ = ["SplitMuon", "owners"]
 
@@ -39,7 +39,7 @@ class SplitMuon:
         matrices: this process's rows of each matrix, and the sizes of the whole matrix's parts.
         shapes: of the whole matrices.
         rows: which rows lie where.
-        place: this process.
+        sharers: the processes that the matrices are split over.
     """
 
     def __init__(
@@ -47,13 +47,15 @@ class SplitMuon:
         matrices: Sequence[Matrix],
         shapes: Sequence[tuple[int, int]],
         rows: Rows,
-        place: World,
+        sharers: Group,
         *,
         momentum: float,
         iterations: int,
         dtype: torch.dtype,
     ) -> None:
-        self.matrices, self.shapes, self.rows, self.place = list(matrices), list(shapes), rows, place
+        self.matrices, self.shapes, self.rows = list(matrices), list(shapes), rows
+        self.members, place = sharers.members, sharers.place
+        self.world = place.world
         self.owners = owners(shapes, place.world)
         self.mine = [index for index, owner in enumerate(self.owners) if owner == place.rank]
         device = self.matrices[0].parameter.device
@@ -89,7 +91,7 @@ class SplitMuon:
         ]
         arrived = self._exchange(sent, out=self._sizes_held(), back=self._sizes_owned())
         at = 0
-        for rank in range(self.place.world):
+        for rank in range(self.world):
             for index, whole in zip(self.mine, self.wholes, strict=True):
                 start, stop = self.rows(index, rank)
                 size = (stop - start) * self.shapes[index][1]
@@ -100,7 +102,7 @@ class SplitMuon:
     def _take(self) -> Iterator[tuple[int, Tensor]]:
         """Send the updates back; yields each matrix's, for the rows held here."""
         sent = []
-        for rank in range(self.place.world):
+        for rank in range(self.world):
             for index, whole in zip(self.mine, self.wholes, strict=True):
                 start, stop = self.rows(index, rank)
                 sent.append(whole.parameter[start:stop].reshape(-1))
@@ -115,7 +117,7 @@ class SplitMuon:
         like = self.matrices[0].parameter
         flat = torch.cat(sent) if sent else like.new_empty(0)
         arrived = like.new_empty(sum(back))
-        dist.all_to_all_single(arrived, flat, back, out)
+        dist.all_to_all_single(arrived, flat, back, out, group=self.members)
         return arrived
 
     def _by_owner(self) -> list[tuple[int, int]]:
@@ -123,7 +125,7 @@ class SplitMuon:
 
     def _sizes_held(self) -> list[int]:
         """Count the numbers held here of each process's matrices."""
-        sizes = [0] * self.place.world
+        sizes = [0] * self.world
         for index, owner in enumerate(self.owners):
             sizes[owner] += self.matrices[index].parameter.numel()
         return sizes
@@ -132,7 +134,7 @@ class SplitMuon:
         """Count the numbers of this process's matrices that each process holds."""
         return [
             sum((stop - start) * self.shapes[i][1] for i in self.mine for start, stop in [self.rows(i, rank)])
-            for rank in range(self.place.world)
+            for rank in range(self.world)
         ]
 
     def momenta(self) -> dict[int, Tensor]:
