@@ -71,8 +71,11 @@ def test_a_sweep_trains_fits_checks_and_takes_up_what_is_there(pantry, tmp_path)
         context=32,
         loop=sp.LoopConfig(batch_tokens=256, dtype="float32"),
         val_tokens=256,
+        rates=(0.03, 0.02, 0.015, 0.01),
         draws=20,
     )
+    assert config.settings("1x16", 512).loop.lr == 0.03
+    assert config.settings("1x64", 2048).loop.lr == 0.01
     found = sweep(config, out=tmp_path / "s")
     assert len(found.points) == 9
     assert found.kept is not None
@@ -91,3 +94,5 @@ def test_a_sweep_needs_a_tokenizer_and_shapes(tmp_path):
         sweep(SweepConfig(), out=tmp_path / "s")
     with pytest.raises(ConfigError, match="not LAYERSxWIDTH"):
         SweepConfig(sizes=("2", "3", "4"))
+    with pytest.raises(ConfigError, match="rates has 2 numbers; there are 4 sizes"):
+        SweepConfig(rates=(0.01, 0.02))

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import settings
+from training import Stream, settings
 
-from conftest import Stream
 from stockpot.model.adapters import LoRA, attach
 from stockpot.model.config import decoder, encoder_decoder
 from stockpot.model.transformer import Transformer

@@ -7,8 +7,33 @@ import signal
 
 import torch
 
+from stockpot.data.batch import Batch
 from stockpot.run import Run
 from stockpot.train.loop import LoopConfig
+
+
+class Stream:
+    """An endless, seeded stream of batches that tells and takes its place, as a loader does."""
+
+    def __init__(self, rows=4, width=16, vocab_size=40):
+        self.rows, self.width, self.vocab_size = rows, width, vocab_size
+        self.place = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        generator = torch.Generator().manual_seed(self.place)
+        self.place += 1
+        start = torch.randint(0, self.vocab_size, (self.rows, 1), generator=generator)
+        ids = (start + 3 * torch.arange(self.width + 1)) % self.vocab_size  # each token tells the next
+        return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
 
 
 def settings(**choices):
