@@ -55,9 +55,8 @@ def curves(group, parallel):
     for name, make in MODELS.items():
         torch.manual_seed(0)
         model = Transformer(make(**SIZES))
-        config = settings(
-            steps=5, batch_tokens=128, dtype="float32", parallel=parallel | {"recompute": "side" in name}
-        )
+        how = parallel | {"recompute": "side" in name}
+        config = settings(steps=5, batch_tokens=256, dtype="float32", parallel=how)  # a round of two or more
         batches, events = Mine(config.parallel.reading(group.place)), []
         batches.has_source = model.encoder is not None
         loss_fn = sequence_to_sequence_loss if batches.has_source else next_token_loss
