@@ -31,7 +31,10 @@ def measure(material: Material) -> Sequence[Finding]:
             seed=seed,
         )
         wins.append(found.win_rate(found.entries[1], "gold").value)
-        sizes.append(large.manifest["parameters"] / Run.open(cook / "pretrain").manifest["parameters"])
+        small = Run.open(cook / "pretrain")
+        sizes.append(large.manifest["parameters"] / small.manifest["parameters"])
+        seen = f"{large.last('tokens'):,.0f} tokens, the small one's base {small.last('tokens'):,.0f}"
+        material.told.append(f"Seed {seed}: the large model was trained on {seen}.")
     return [
         above("win rate of the small aligned model, villagers' exact taste", wins, 0.5, n=PROMPTS),
         above("times as many parameters in the large base model", sizes, TIMES - 0.001),
