@@ -9,8 +9,9 @@ through `stockpot.train.loop.fit` with the batches and losses of the stages; TRL
 the same, and so is what is counted: real tokens of conversations (padding does not count), comparisons (the reference's part
 is included on both sides), answers drawn and learned from. Peak memory is that of the process, libraries included.
 
-TRL is measured as it comes (bfloat16 autocast, activations computed twice to save memory), with activations kept, and with
-weights in bfloat16, in which small updates are lost.
+Ours is measured as it comes, and with the settings that take the least memory (`loop.moments=bfloat16` and
+`loop.parallel.recompute=true`). TRL is measured as it comes (bfloat16 autocast, activations computed twice to save memory),
+with activations kept, and with weights in bfloat16, in which small updates are lost.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ from stockpot.device import describe
 from stockpot.model.adapters import LoRA
 
 OURS = "stockpot"
+OWN: dict[str, dict[str, Any]] = {
+    OURS: {},
+    "stockpot, least memory": {"moments": "bfloat16", "parallel": {"recompute": True}},
+}
 PEERS: dict[str, dict[str, Any]] = {
     "TRL (as it comes)": {},
     "TRL, activations kept": {"gradient_checkpointing": False},
@@ -130,7 +135,7 @@ def _race(
     task: str, folder: Path, options: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, float], dict[str, float]]:
     """Let all contestants train in turn; return units a second by round, steps' seconds, and peak GiB."""
-    names = [OURS, *PEERS]
+    names = [*OWN, *PEERS]
     if options.only:
         names = [name for name in names if any(word in name for word in options.only)]
     context = mp.get_context("spawn")
@@ -192,26 +197,28 @@ def _work(line: Connection, name: str, task: str, folder: Path, model: Path, thr
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     kind, _, adapter = task.partition("-")
-    run = _ours if name == OURS else _trl
+    run = _ours if name in OWN else _trl
     run(
         _Gate(line),
         kind,
         bool(adapter),
         folder / f"{kind}.jsonl",
         model,
-        **({} if name == OURS else PEERS[name]),
+        **(OWN | PEERS)[name],
     )
 
 
 # --- stockpot ---
 
 
-def _ours(gate: _Gate, kind: str, has_adapter: bool, records: Path, model: Path) -> None:
+def _ours(gate: _Gate, kind: str, has_adapter: bool, records: Path, model: Path, **choices: Any) -> None:
     from stockpot.stages.assemble import GentleLoop, adapt, open_to_tune
     from stockpot.train.loop import fit
 
     bundle = open_to_tune(str(model), None, verb=kind)
-    loop = GentleLoop(steps=10**6, lr=LR, schedule="constant", log_every=10**6, divergence_factor=None)
+    loop = GentleLoop(
+        steps=10**6, lr=LR, schedule="constant", log_every=10**6, divergence_factor=None, **choices
+    )
     adapter = LoRA(rank=RANK) if has_adapter else None
     adapt(bundle.model, adapter, loop, CPU)
     make = {"sft": _sft, "dpo": _dpo, "grpo": _grpo}[kind]
@@ -245,8 +252,9 @@ def _sft(bundle: Any, records: Path, gate: _Gate, loop: Any, adapter: Any) -> tu
     )
     tokens = ROWS * store.tokens // store.documents
     row = min(CONTEXT, max(ROW_TOKENS, int(store.lengths.max())))
-    at_once = tokens_at_once(loop, bundle.model.config, CPU, adapter, weighs=False)
-    rows, _ = micro_batch_for(max(tokens, row), row, at_once)
+    sized = loop.model_copy(update={"batch_tokens": max(1, round(tokens / row)) * row})  # which `Feed` takes
+    at_once = tokens_at_once(sized, bundle.model.config, CPU, adapter, weighs=False)
+    rows, _ = micro_batch_for(sized.batch_tokens, row, at_once)
     loader = Loader(store, LoaderConfig(context=row, micro_batch=rows), causal(bundle.tokenizer))
     return _counted(loader, gate, lambda batch: batch.tokens, tokens), next_token_loss, tokens
 
@@ -282,12 +290,11 @@ def _grpo(bundle: Any, records: Path, gate: _Gate, loop: Any, adapter: Any) -> t
 
     from stockpot.stages.assemble import silent, tokens_at_once
     from stockpot.stages.comparisons import autocast
+    from stockpot.stages.drift import open_reference
     from stockpot.stages.ppo import GRPOConfig
     from stockpot.stages.prompts import read_prompts
     from stockpot.train.rollouts import Rollouts
-    from stockpot.weights.store import load_model
 
-    reference = load_model(bundle.source, device=CPU, dtype="float32")
     config = GRPOConfig(prompts=PROMPTS, samples=SAMPLES, max_tokens=ANSWER, kl_coef=KL, stop_kl=None)
     rollouts = Rollouts(
         bundle,
@@ -295,7 +302,7 @@ def _grpo(bundle: Any, records: Path, gate: _Gate, loop: Any, adapter: Any) -> t
         read_prompts((_plain_prompts(records),), bundle, ANSWER, silent),
         lambda replies: [-len(one.text) / 100 for one in replies],
         config,
-        reference=lambda: contextlib.nullcontext(reference),
+        reference=partial(open_reference, bundle),  # read anew in each phase, as the stage does
         tokens=tokens_at_once(loop, bundle.model.config, CPU, adapter),
         autocast=partial(autocast, CPU, loop),
     )

@@ -4,9 +4,10 @@
         [--large 5]
 
 For each seed: one tokenizer; a small and a large base model, pretrained on the same text for the same steps; the small one is
-then tuned on conversations, a reward model is trained on comparisons, and DPO and PPO start from the tuned model. All answer the
-same prompts, which no training has seen. A base model, which holds no conversations, is asked on a page of questions and
-answers, and its answer ends with the line. A folder that is there already is used as it is, so the same command goes on.
+then tuned on conversations, its own answers are compared by the villagers, a reward model is trained on these comparisons, and
+DPO and PPO start from the tuned model, as in the village's recipe. All answer the same prompts, which no training has seen.
+A base model, which holds no conversations, is asked on a page of questions and answers, and its answer ends with the line. A
+folder that is there already is used as it is, so the same command goes on.
 """
 
 from __future__ import annotations
@@ -56,9 +57,17 @@ def _one(seed: int, folder: Path, options: argparse.Namespace) -> Contest:
         folder / "sft", sp.sft, sp.SFTConfig(model=small, data="village:chats", loop=loop, seed=seed)
     )
     recipe = {"model": tuned, "seed": seed}
+    compared = folder / "ranked" / "comparisons.jsonl"
+    if not compared.is_file():
+        sp.rank(_configured(sp.RankConfig, "rank", recipe), out=compared.parent)
+    recipe |= {"data": (str(compared),)}
     rated = _stage(folder / "reward", sp.reward, _configured(sp.RewardConfig, "reward", recipe))
     direct = _stage(folder / "dpo", sp.dpo, _configured(sp.DPOConfig, "dpo", recipe))
-    learned = _stage(folder / "ppo", sp.ppo, _configured(sp.PPOConfig, "ppo", recipe | {"reward": (rated,)}))
+    learned = _stage(
+        folder / "ppo",
+        sp.ppo,
+        _configured(sp.PPOConfig, "ppo", {"model": tuned, "seed": seed, "reward": (rated,)}),
+    )
     models = {
         "large base": large,
         "small base": small,

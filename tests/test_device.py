@@ -95,3 +95,12 @@ def test_the_machine_is_described_in_plain_values():
     assert facts["device"] == "cpu"
     assert facts["cores"] >= 1
     assert all(isinstance(value, (str, int, bool)) for value in facts.values())
+
+
+def test_large_pages_change_no_number_and_small_tensors_are_left_alone():
+    large = machine.on_large_pages(torch.empty(machine.LARGE_BLOCK // 4 + 1000))
+    large.fill_(2.0)
+    assert float(large.double().sum()) == 2.0 * large.numel()
+    small = torch.ones(10)
+    assert machine.on_large_pages(small) is small
+    assert torch.equal(small, torch.ones(10))

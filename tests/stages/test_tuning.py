@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import stockpot as sp
+from stockpot.model.adapters import LoRA
+from stockpot.model.config import decoder
+from stockpot.stages.assemble import GentleLoop, tokens_at_once
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +109,18 @@ def test_a_foreign_template_is_used_and_kept(base, pantry, tmp_path):
     run = sp.sft(config(base, pantry, template=str(tmp_path / "mine.jinja")), out=tmp_path / "r")
     assert sp.load(run.path).template.source == source
     assert "user: " in (run.path / "samples" / "step-000004.txt").read_text(encoding="utf-8")
+
+
+def test_a_step_is_computed_at_once_where_its_activations_are_smaller_than_a_second_set_of_gradients():
+    model = decoder(
+        layers=30, dim=576, heads=9, context=512, vocab_size=49_152
+    )  # 34 · 30 · 576 bytes a token
+    cpu = torch.device("cpu")
+
+    def at_once(tokens: int, adapter: LoRA | None = None) -> int:
+        return tokens_at_once(GentleLoop(batch_tokens=tokens), model, cpu, adapter, weighs=False)
+
+    whole = int(4 / 3 * 4 * model.parameters() / (34 * 30 * 576))
+    assert at_once(whole) == whole
+    assert at_once(whole + 1) == (1 << 29) // (34 * 30 * 576) < whole
+    assert at_once(whole, LoRA(rank=8)) == 256  # gradients of adapters are small

@@ -23,6 +23,7 @@ from stockpot.native.training import LONGEST_HEAD, AttentionFacts, TrainingKerne
 
 __all__ = [
     "LONGEST",
+    "adamw",
     "apply",
     "attend",
     "can_attend",
@@ -415,6 +416,26 @@ def apply(
 
 def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*(_at(x) for x in tensors))
+
+
+# --- AdamW ---
+
+
+def adamw(
+    weight: Tensor, slope: Tensor, means: tuple[Tensor, Tensor], noise: Tensor, facts: Sequence[float]
+) -> None:
+    """Take a step of AdamW, in place; means are rounded up where noise and what is cut off carry.
+
+    Args:
+        weight: contiguous float32.
+        slope: its gradient, laid out alike.
+        means: of the gradient and of its square, bfloat16, laid out alike.
+        noise: int32 of 16 bits; repeated over all numbers.
+        facts: shares of the new gradient in the two means; what roots are divided by; eps; what is kept of the weight; step.
+    """
+    mean, square = means
+    places = (_at(weight), _at(slope), _at(mean), _at(square), weight.numel(), _at(noise), len(noise))
+    _kernels().adamw(*places, (ctypes.c_float * 6)(*facts), torch.get_num_threads())
 
 
 # --- cross-entropy ---

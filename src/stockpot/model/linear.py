@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stockpot.model import float8, halves
+from stockpot.model import float8, halves, rounded
 
 __all__ = ["Linear", "multiply"]
 
@@ -67,6 +67,8 @@ class Linear(nn.Linear):
             out = float8.multiply(x, self.weight)
         elif halves.suit(x, self.weight):
             out = halves.multiply(x, self.weight)
+        elif rounded.suit(x, self.weight):
+            return rounded.multiply(x, self.weight, self.bias)
         else:
             return multiply(x, self.weight, self.bias)
         return out if self.bias is None else out + self.bias

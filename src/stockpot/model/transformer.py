@@ -22,6 +22,7 @@ from stockpot.model.config import ModelConfig
 from stockpot.model.heads import ClassificationHead, MaskedHead, ValueHead
 from stockpot.model.initial import initialise
 from stockpot.model.linear import Linear, multiply
+from stockpot.model.lookup import Embedding
 from stockpot.model.masks import documents_of
 from stockpot.model.stack import Stack
 
@@ -78,7 +79,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.embed: nn.Embedding = Embedding(config.vocab_size, config.dim)
         self.segments = nn.Embedding(config.segment_types, config.dim) if config.segment_types else None
         self.encoder = Stack(config.encoder) if config.encoder else None
         self.decoder = Stack(config.decoder) if config.decoder else None

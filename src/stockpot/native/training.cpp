@@ -295,6 +295,43 @@ void apply(float* const* weights, const T* updates, int64_t count, int64_t size,
   });
 }
 
+// --- AdamW with narrow means ---
+
+// What a step does to every number; see `train/narrow_adamw.py`.
+struct AdamFacts {
+  float share_mean, share_square;            // of the gradient, and of its square, in the new means
+  float by, eps;                             // the root of a mean square is divided by `by`, then `eps` is added
+  float keep, step;
+};
+
+// Rounds up or down: `noise` has 16 bits, evenly spread, and what is cut off carries that often.
+inline Brain cut(float x, uint32_t noise) { return static_cast<Brain>((float_to_bits(x) + noise) >> 16); }
+
+void descend(float* weight, const float* slope, Brain* mean, Brain* square, const uint32_t* noise, int64_t count,
+             const AdamFacts& facts) {
+  const AdamFacts f = facts;
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const float g = slope[i], m = get(mean[i]), old = get(square[i]);
+    const float first = m + f.share_mean * (g - m);
+    const float second = old * (1.0f - f.share_square) + f.share_square * g * g;
+    mean[i] = cut(first, noise[i]);
+    square[i] = cut(second, noise[i] ^ 0xffffu);
+    weight[i] = weight[i] * f.keep - f.step * first / (std::sqrt(second) / f.by + f.eps);
+  }
+}
+
+// One step for `size` numbers; number i is rounded by `noise[i % period]`.
+void adamw(float* weight, const float* slope, Brain* mean, Brain* square, int64_t size, const uint32_t* noise,
+           int64_t period, const AdamFacts& facts, int threads) {
+  in_slices(1, size, threads, [&](int64_t, int64_t, int64_t from, int64_t to) {
+    for (int64_t count; from < to; from += count) {
+      count = std::min(to - from, period - from % period);
+      descend(weight + from, slope + from, mean + from, square + from, noise + from % period, count, facts);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace stockpot
 
@@ -374,6 +411,13 @@ void stockpot_apply(int64_t type, float* const* weights, const void* updates, in
   with_type(type, [&](auto t) {
     stockpot::apply(weights, static_cast<const decltype(t)*>(updates), count, size, keep, step, threads);
   });
+}
+
+void stockpot_adamw(float* weight, const float* slope, void* mean, void* square, int64_t size, const uint32_t* noise,
+                    int64_t period, const float* facts, int threads) {
+  const stockpot::AdamFacts f{facts[0], facts[1], facts[2], facts[3], facts[4], facts[5]};
+  stockpot::adamw(weight, slope, static_cast<stockpot::Brain*>(mean), static_cast<stockpot::Brain*>(square), size, noise,
+                  period, f, threads);
 }
 
 void stockpot_attention(const stockpot::AttentionFacts* facts) {

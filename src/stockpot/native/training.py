@@ -55,6 +55,7 @@ class TrainingKernels:
         self.apply = _call(
             library.stockpot_apply, types, pointer, pointer, sizes, sizes, c_float, c_float, c_int
         )
+        self.adamw = _call(library.stockpot_adamw, *[pointer] * 4, sizes, pointer, sizes, pointer, c_int)
         self.judge = _call(
             library.stockpot_judge, types, pointer, pointer, sizes, sizes, c_float, c_int, pointer, c_int
         )

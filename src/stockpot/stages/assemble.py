@@ -57,6 +57,9 @@ Sources = str | Path | Sequence[str | Path]
 MICRO_BATCH_TOKENS = 8192  # enough work a call; measured in benchmarks/notes.md
 # Of a micro-batch on a CPU, where larger ones are hardly faster: with adapters, and where all gradients have to be added up.
 ACTIVATION_BYTES = {True: 1 << 27, False: 1 << 29}
+WHOLE_STEP = (
+    4 / 3
+)  # of the gradients' bytes: activations up to which a step in one pass takes less than one in several
 LEAST_AT_ONCE = 256  # tokens; with fewer a product mostly waits for its matrix
 ROW_TOKENS = 512  # of a row in tuning, unless a record is longer
 LOGITS_KEPT = 1 << 26  # a loss that weighs each token keeps its probabilities for the backward pass
@@ -138,7 +141,10 @@ def tokens_at_once(
     if weighs:
         most = min(most, LOGITS_KEPT // model.vocab_size)
     if device.type == "cpu":
-        fits = ACTIVATION_BYTES[adapter is not None] // (34 * model.main.dim * model.main.layers)
+        of_token = 34 * model.main.dim * model.main.layers
+        fits = ACTIVATION_BYTES[adapter is not None] // of_token
+        if adapter is None and loop.batch_tokens * of_token <= WHOLE_STEP * 4 * model.parameters():
+            fits = loop.batch_tokens  # a second pass would stand beside the gradients of the first
         most = min(most, max(LEAST_AT_ONCE, fits))
     return max(1, most)
 

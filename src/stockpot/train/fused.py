@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stockpot.device import on_large_pages
 from stockpot.model import compiled
 
 __all__ = ["IGNORED", "FusedLoss", "linear_cross_entropy"]
@@ -28,6 +29,11 @@ LEAST_ROWS = 192  # a product of fewer rows mostly waits for the matrix
 BLOCK_LOGITS = (
     1 << 25
 )  # slopes kept until they are added to the gradient of a wide matrix: 64 MiB of bfloat16
+
+
+def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a large tensor in another type."""
+    return x if x.dtype == dtype else on_large_pages(torch.empty_like(x, dtype=dtype)).copy_(x)
 
 
 @dataclass(frozen=True)
@@ -105,15 +111,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = compiled.product_dtype(hidden)
-        matrix = weight.to(dtype)
+        matrix = as_type(weight, dtype)
         sums = torch.zeros(3, dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
+        count = labels.numel() if rows is None else rows.numel()
         block = chunk if chunk >= 4 * weight.shape[1] else max(chunk, BLOCK_LOGITS // weight.shape[0])
+        if chunk < block < count <= block + 2 * weight.shape[1]:
+            block = count  # so many more slopes take less memory than a second gradient of the matrix
         grads = (
-            _Grads(hidden, weight, bias, rows is None, ctx.needs_input_grad, min(block, labels.numel()))
+            _Grads(hidden, weight, bias, rows is None, ctx.needs_input_grad, min(block, count))
             if needs_grad
             else None
         )
-        count = labels.numel() if rows is None else rows.numel()
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, count, chunk):
                 at: Tensor | slice = slice(start, min(start + chunk, count))
@@ -127,7 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grads.add(slope, part, matrix, at)
                 del logits, slope  # their memory serves the next chunk
             if grads is not None:
-                grads.flush()
+                grads.finish()
         ctx.grads = grads
         total, nats, correct = sums.unbind()
         ctx.mark_non_differentiable(nats, correct)
@@ -185,7 +193,7 @@ class _Grads:
         if not self._gathers(part):
             return None
         if self.slopes is None or self.parts is None:
-            self.slopes = part.new_empty(self.block, self.vocab)
+            self.slopes = on_large_pages(part.new_empty(self.block, self.vocab))
             self.parts = part.new_empty(self.block, part.shape[1])
         if self.gathered + len(part) > self.block:
             self.flush()
@@ -210,16 +218,26 @@ class _Grads:
             self._to_weight(self.slopes[: self.gathered], self.parts[: self.gathered])
         self.gathered = 0
 
+    def finish(self) -> None:
+        """Add what was gathered, and need no more room."""
+        self.flush()
+        self.slopes = self.parts = None
+
     def _to_weight(self, slope: Tensor, part: Tensor) -> None:
-        if self.weight is None:
-            self.weight = (slope.T @ part).to(self.wide)
-        elif self.weight.dtype == slope.dtype:
+        if self.weight is None:  # in the products' type, half as large, for as long as nothing is added to it
+            out = on_large_pages(part.new_empty(self.vocab, part.shape[1]))
+            self.weight = torch.mm(slope.T, part, out=out)
+            return
+        self.weight = as_type(self.weight, self.wide)
+        if self.weight.dtype == slope.dtype:
             self.weight.addmm_(slope.T, part)
         else:
             self.weight += slope.T @ part
 
     def scaled(self, by: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the gradients times what arrives from above; of a frozen matrix there is none."""
+        if self.weight is not None:
+            self.weight = as_type(self.weight, self.wide)
         is_one = by.device.type == "cpu" and float(by) == 1.0  # elsewhere looking at it would mean waiting
         found = [
             one if one is None or is_one else one.mul_(by) for one in (self.hidden, self.weight, self.bias)

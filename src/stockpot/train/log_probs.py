@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stockpot.data.batch import IGNORED, Batch
+from stockpot.device import on_large_pages
 from stockpot.model.compiled import product_dtype
 from stockpot.model.transformer import Transformer
+from stockpot.train.fused import as_type
 
 __all__ = ["LabelLogProbs", "label_log_probs", "linear_log_probs"]
 
@@ -133,16 +135,20 @@ class _LinearLogProbs(torch.autograd.Function):
         kind = hidden.device.type
         dtype = product_dtype(hidden)
         wide = torch.promote_types(torch.float32, hidden.dtype)
-        matrix = weight.to(dtype)
+        matrix = as_type(weight, dtype)
         log_probs, entropy = (torch.empty(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
         to_hidden = torch.empty_like(hidden) if needs_grad and ctx.needs_input_grad[0] else None
         keeps = needs_grad and ctx.needs_input_grad[1]
-        kept = torch.empty(len(labels), weight.shape[0], dtype=dtype, device=hidden.device) if keeps else None
+        kept = hidden.new_empty((len(labels), weight.shape[0]), dtype=dtype) if keeps else None
+        kept = None if kept is None else on_large_pages(kept)
+        size = (2, min(chunk, len(labels)), weight.shape[0])
+        room = on_large_pages(torch.empty(size, dtype=wide, device=hidden.device))
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(labels), chunk):
                 at = slice(start, start + chunk)
+                raw = hidden[at].to(dtype) @ matrix.T
                 log_probs[at], entropy[at], slope = _judge(
-                    hidden[at].to(dtype) @ matrix.T, bias, labels[at], softcap, needs_grad
+                    raw, bias, labels[at], softcap, needs_grad, room[:, : len(raw)]
                 )
                 if slope is None:
                     continue
@@ -166,15 +172,21 @@ class _LinearLogProbs(torch.autograd.Function):
         to_weight = None
         if kept is not None:  # one product: adding to the gradient of a wide matrix piece by piece costs more
             part = (hidden * slope.unsqueeze(1)).to(kept.dtype)
-            to_weight = (kept.T @ part).to(ctx.out)
+            to_weight = as_type(
+                torch.mm(kept.T, part, out=on_large_pages(kept.new_empty(kept.shape[1], part.shape[1]))),
+                ctx.out,
+            )
         return to_hidden, to_weight, None, None, None, None, None
 
 
 def _judge(
-    raw: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, needs_grad: bool
+    raw: Tensor, bias: Tensor | None, labels: Tensor, softcap: float | None, needs_grad: bool, room: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Judge one chunk of logits ``(chunk, vocab)``: log-probabilities, entropies, and d log-probability / d logits."""
-    logits = raw.to(torch.promote_types(torch.float32, raw.dtype))
+    """Judge one chunk of logits ``(chunk, vocab)``: log-probabilities, entropies, and d log-probability / d logits.
+
+    ``room``: two times as much, in the type of the softmax, for what is made on the way; the last result lies in it.
+    """
+    logits = room[0].copy_(raw)
     if bias is not None:
         logits = logits + bias
     capped = None if softcap is None else torch.tanh(logits / softcap)
@@ -182,7 +194,7 @@ def _judge(
         logits = capped * softcap
     index = labels.unsqueeze(1)
     top, wanted = logits.amax(1), logits.gather(1, index).squeeze(1)
-    probs = torch.softmax(logits, 1)
+    probs = torch.softmax(logits, 1, out=room[1])
     # log Z from the largest probability, which is at least 1 / vocab: no second pass over the logits.
     log_z = top - probs.amax(1).log()
     log_probs = wanted - log_z

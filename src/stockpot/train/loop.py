@@ -44,6 +44,9 @@ from stockpot.train.stacks import set_up
 
 __all__ = ["Interrupted", "LoopConfig", "TrainState", "fit"]
 
+MANY_NUMBERS = (
+    1 << 26
+)  # trained, from which on a CPU some blocks are too large to be kept when they are freed
 BAD_IN_A_ROW = 10  # skipped steps after which skipping does not help
 
 
@@ -177,7 +180,7 @@ class _Loop:
         self.aside = self.group.aside() if config.checkpoint_behind and self.layout.is_split else None
         self.run = doors.run if self.group.is_first else None  # to write to
         if self.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory(large=self.optimizer.numbers >= MANY_NUMBERS)
 
     def train(self, wish: StopWish) -> None:
         """Step until the end, the last batch or a wish to stop."""
@@ -233,7 +236,7 @@ class _Loop:
         if not is_good and (self.config.on_bad_step == "stop" or self.state.bad_in_a_row >= BAD_IN_A_ROW):
             bad = self.state.step + 1
             raise not_finite(bad, losses, seen, self.model, position=place["data"], run=self.run)
-        self.optimizer.clear()
+        self.optimizer.clear(gives_back=self.config.parallel.recompute)
         self.meter.count(self.readers.total(sum(batch.tokens for batch in seen)))
         self.state.step += 1
         return True

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from stockpot.config import Settings
-from stockpot.device import has_fast_bf16
+from stockpot.device import give_back_freed_memory, has_fast_bf16
 from stockpot.errors import CheckpointError
 from stockpot.model.adapters import AdaptedLinear
 from stockpot.model.attention import CrossAttention, SelfAttention
@@ -23,8 +23,9 @@ from stockpot.model.bottleneck import BottleneckLinear
 from stockpot.model.heads import ClassificationHead, ValueHead
 from stockpot.model.layers import FeedForward
 from stockpot.model.soft import LearnedHeads, SoftEmbedding
-from stockpot.train.layout import Layout
+from stockpot.train.layout import Layout, local
 from stockpot.train.muon import Matrix, Muon, momenta_of
+from stockpot.train.narrow_adamw import NarrowAdamW
 from stockpot.train.parallel import Group
 from stockpot.train.schedule import Schedule, schedule_factor
 from stockpot.train.split_muon import SplitMuon
@@ -77,6 +78,10 @@ class OptimConfig(Settings):
     beta1: float = Field(0.9, ge=0, lt=1, description="adamw: memory of the gradient's mean")
     beta2: float = Field(0.95, ge=0, lt=1, description="adamw: memory of the gradient's square")
     eps: float = Field(1e-10, gt=0, description="adamw: added to the root of the mean square")
+    moments: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="adamw: type its two means are kept in; bfloat16 halves them, rounded up or down at random",
+    )
     clip_norm: float | None = Field(
         1.0, gt=0, description="largest norm of a step's gradient; none: no limit"
     )
@@ -200,10 +205,19 @@ class Optimizer:
             roles = {name: role for name, role in roles.items() if role != "matrix"}
         self._elementwise = list(_by_role(roles))
         self._adamw = _adamw(named, roles, config, self.width) if roles else None
+        for (
+            name
+        ) in self._elementwise:  # now, not in the first step, whose freed memory they would lie scattered in
+            self._state_of(name)
 
     def lr(self, step: int) -> float:
         """Return the matrices' learning rate in ``step``, counted from 0."""
         return self.config.lr_of("matrix", self.width) * self.config.factor(step, self.steps)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers are trained on this process."""
+        return sum(local(one).numel() for one in self.parameters)
 
     @torch.no_grad()
     def scale(self, count: Tensor | float) -> Tensor:
@@ -236,10 +250,12 @@ class Optimizer:
                 group["lr"] = group["peak"] * factor
             self._adamw.step()
 
-    def clear(self) -> None:
-        """Forget the gradients."""
+    def clear(self, *, gives_back: bool = False) -> None:
+        """Forget the gradients; ``gives_back``: until there are others, the system has their memory on a CPU."""
         for parameter in self.parameters:
             parameter.grad = None
+        if gives_back and self.parameters[0].device.type == "cpu":
+            give_back_freed_memory()
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain numbers only, of a model that lies whole on this process."""
@@ -309,6 +325,8 @@ class Optimizer:
         """Return AdamW's state of a parameter, made as AdamW makes it where there is none yet."""
         assert self._adamw is not None
         tensor = self.layout.tensors[name]
+        if isinstance(self._adamw, NarrowAdamW):
+            return self._adamw.begin(tensor)
         own: dict[str, Tensor] = self._adamw.state[tensor]
         if not own:
             own["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
@@ -360,7 +378,7 @@ def _by_role(roles: dict[str, Role]) -> Iterator[str]:
 
 def _adamw(
     named: dict[str, Tensor], roles: dict[str, Role], config: OptimConfig, width: int
-) -> torch.optim.AdamW:
+) -> torch.optim.AdamW | NarrowAdamW:
     groups: list[dict[str, Any]] = [
         {
             "params": [named[name] for name, own in roles.items() if own == role],
@@ -369,4 +387,6 @@ def _adamw(
         }
         for role in dict.fromkeys(roles.values())
     ]
+    if config.moments == "bfloat16":
+        return NarrowAdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps)
     return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
