@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stockpot.model.config import ModelConfig, StackConfig
 from stockpot.model.grids import NativeMatrix
 from stockpot.model.linear import Linear
+from stockpot.model.lookup import Embedding
 from stockpot.model.norms import LayerNorm
 from stockpot.model.quantized import QuantizedEmbedding, QuantizedLinear
 from stockpot.model.transformer import Transformer
@@ -78,7 +79,7 @@ class NativeEncoder:
             for part in (block.attention.qkv, block.attention.out, block.ffn.up, block.ffn.down)
         ]
         return (
-            type(model.embed) in (nn.Embedding, QuantizedEmbedding)
+            type(model.embed) in (Embedding, nn.Embedding, QuantizedEmbedding)
             and all(type(part) in (Linear, QuantizedLinear) for part in linears)
             and all(block.attention.learned is None for block in stack.layers)
         )

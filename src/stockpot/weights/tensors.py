@@ -31,6 +31,7 @@ __all__ = [
     "write_parts",
 ]
 
+MAPPED_BYTES = 1 << 26  # read from open files before they are opened anew, which lets go of what was read
 SHOWN = 4  # names shown of each kind of fault
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -109,16 +110,20 @@ class _Reader:
     def __init__(self, places: Mapping[str, tuple[Path, str]]) -> None:
         self._places = places
         self._open: dict[Path, safe_open] = {}
+        self._read = 0
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor, as a view of its file where the system allows."""
         file, stored = self._places[name]
+        if self._read > MAPPED_BYTES:
+            self._open, self._read = {}, 0
         try:
             if file not in self._open:
                 self._open[file] = safe_open(file, framework="pt")
             tensor: Tensor = self._open[file].get_tensor(stored)  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: {stored!r} cannot be read: {error}.", SAFE) from error
+        self._read += tensor.nbytes
         return tensor
 
 
