@@ -169,9 +169,11 @@ def on_large_pages(fresh: torch.Tensor) -> torch.Tensor:
 
 
 def lazy_zeros(shape: Sequence[int]) -> torch.Tensor:
-    """Make float32 zeros on the CPU that take memory, page by page, only where they are written to."""
+    """Make float32 zeros on the CPU that take memory, page by page, only where they are written to; none is a mistake."""
     count = math.prod(shape)
-    return torch.frombuffer(mmap.mmap(-1, 4 * count), dtype=torch.float32, count=count).view(*shape)
+    own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    room = mmap.mmap(-1, 4 * count, **own)  # what is shared takes memory where it is read, too
+    return torch.frombuffer(room, dtype=torch.float32, count=count).view(*shape)
 
 
 @functools.cache

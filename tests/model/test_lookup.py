@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -46,6 +48,17 @@ def test_small_tables_and_frozen_ones_are_torchs(table, monkeypatch):
     small(torch.tensor([1])).sum().backward()
     table.requires_grad_(False)
     assert not table(torch.tensor([1])).requires_grad
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="memory is asked of Linux")
+def test_a_gradient_of_few_rows_takes_little_memory(table):
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * 4096
+
+    found, before = table(torch.arange(20)), resident()
+    found.sum().backward()
+    assert table.weight.grad.count_nonzero() == 20 * DIM  # and reading it takes none
+    assert resident() - before < LARGE_BLOCK // 2
 
 
 def test_lazy_zeros_are_zeros_to_write_to():
