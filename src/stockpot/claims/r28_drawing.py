@@ -60,5 +60,7 @@ CLAIM = Claim(
     "one-hot words, by nothing; a "
     "classifier with a known error judges",
     measure,
+    "The cooks' models are decoders that never read a description of a scene; one-hot words need nobody to have learned them, "
+    "and steer better after few steps. 100 steps a minute given.",
     on_base=True,
 )
