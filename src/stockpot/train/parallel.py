@@ -7,6 +7,7 @@ lies on them is ``layout``'s business.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -241,6 +242,7 @@ def joined(device: torch.device, config: ParallelConfig | None = None) -> Iterat
             "What it said stands above. Start all of them again with --resume: they go on from the newest checkpoint.",
         ) from error
     finally:
+        gc.collect()  # wrapped models are cycles: what they hold of the group must go before the interpreter does
         dist.destroy_process_group()
 
 
