@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from stockpot.stages.sizes import DEPTHS, sized
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig
 
-PROMPTS, TIMES = 200, 4
+PROMPTS, TIMES, STEP_TOKENS = 200, 4, 4096
 
 
 def measure(material: Material) -> Sequence[Finding]:
-    """Pretrain a larger base model on the same text for as many minutes; let both answer, judged by the villagers."""
+    """Pretrain a larger base model on as many tokens of the same text; let both answer, judged by the villagers."""
     wins, sizes = [], []
     for cook, seed in zip(material.cooks, material.seeds, strict=False):
         large = _large(cook, seed, material)
@@ -42,20 +43,20 @@ def measure(material: Material) -> Sequence[Finding]:
 
 
 def _large(cook: Path, seed: int, material: Material) -> Run:
-    folder = material.out / f"large-{seed}"
-    tokenizer = cook / "tokenizer"
-    small = Run.open(cook / "pretrain").manifest["parameters"]
+    tokenizer, small = cook / "tokenizer", Run.open(cook / "pretrain")
+    least = TIMES * small.manifest["parameters"]
     vocab_size = Tokenizer.load(tokenizer).vocab_size
     depth = next(
-        one for one in DEPTHS if sized(one, vocab_size=vocab_size, context=256).parameters() >= TIMES * small
+        one for one in DEPTHS if sized(one, vocab_size=vocab_size, context=256).parameters() >= least
     )
+    steps = math.ceil(small.last("tokens") / STEP_TOKENS)
     config = PretrainConfig(
         tokenizer=str(tokenizer),
         size=depth,
-        minutes=material.minutes,
-        loop=LoopConfig(batch_tokens=4096),
+        loop=LoopConfig(steps=steps, batch_tokens=STEP_TOKENS),
         seed=seed,
     )
+    folder = material.out / f"large-{seed}"
     return trained(pretrain, config, folder, material)
 
 
@@ -64,8 +65,10 @@ CLAIM = Claim(
     "small-large",
     "A small aligned model is preferred to a base model at least four times its size",
     "1.3B InstructGPT is preferred to 175B GPT-3 (Ouyang et al. 2022, arXiv:2203.02155)",
-    "each cook's DPO model against a base model of at least four times its parameters, pretrained on the same "
-    "text for as many minutes "
-    "as the claim was given; the base model is asked on a page of questions and answers",
+    "each cook's DPO model against a base model of at least four times its parameters, pretrained on as many tokens of the "
+    "same text as the small one's base; the base model is asked on a page of questions and answers",
     measure,
+    "On three cooks it costs four times their pretraining, and has not been run. Apart from cooks, with 1.72 and 7.01 million "
+    "parameters pretrained for 300 steps each on three seeds, the villagers prefer DPO's answers in 76 % [74, 78] and PPO's in "
+    "61 % [59, 62] of 900 cases, mostly for saying that they do not know (`benchmarks/results/post-training.md`).",
 )
