@@ -25,6 +25,8 @@ from stockpot.errors import ConfigError
 
 __all__ = [
     "DTYPES",
+    "LARGE_BLOCK",
+    "MANY_NUMBERS",
     "World",
     "describe",
     "give_back_freed_memory",
@@ -186,6 +188,8 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 LARGE_BLOCK = 1 << 25
+# Numbers of a model from which memory counts for more than the moment it takes to ask the system for it again.
+MANY_NUMBERS = 1 << 26
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 

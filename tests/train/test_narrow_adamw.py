@@ -95,9 +95,8 @@ def test_a_saved_state_goes_on_bit_for_bit(by_name):
     assert torch.equal(optimizer._state_of("weight")["exp_avg"], fresh._state_of("weight")["exp_avg"])
 
 
+@pytest.mark.parametrize("way", ["kernel"], indirect=True)  # the other way is taken inside
 def test_both_ways_round_alike(way, monkeypatch):
-    if way == "torch":
-        pytest.skip("compared from the other side")
     _, kernel, _ = trained(config(), 3)
     monkeypatch.setattr(compiled, "suits", lambda *_: False)
     _, plain, _ = trained(config(), 3)

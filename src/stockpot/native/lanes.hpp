@@ -1,5 +1,5 @@
-// Sixteen numbers at a time: this file knows what the processor is called; beside it only tiles.hpp, the matrix unit's, and
-// the few lines of products.hpp and attention.hpp that fetch memory ahead or gather.
+// Sixteen numbers at a time: in inference this file knows what the processor is called; beside it only matrix_unit.hpp and
+// tiles.hpp, the matrix unit's, and the few lines of products.hpp and attention.hpp that fetch memory ahead or gather.
 //
 // Three versions with the same results: AVX-512 with VNNI, AVX2, and plain loops that any compiler turns into what
 // its processor has. The rest of the kernels is written once, on top of these names.

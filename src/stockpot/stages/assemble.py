@@ -57,9 +57,8 @@ Sources = str | Path | Sequence[str | Path]
 MICRO_BATCH_TOKENS = 8192  # enough work a call; measured in benchmarks/notes.md
 # Of a micro-batch on a CPU, where larger ones are hardly faster: with adapters, and where all gradients have to be added up.
 ACTIVATION_BYTES = {True: 1 << 27, False: 1 << 29}
-WHOLE_STEP = (
-    4 / 3
-)  # of the gradients' bytes: activations up to which a step in one pass takes less than one in several
+# Of the gradients' bytes: activations up to which a step in one pass takes less than one in several.
+WHOLE_STEP = 4 / 3
 LEAST_AT_ONCE = 256  # tokens; with fewer a product mostly waits for its matrix
 ROW_TOKENS = 512  # of a row in tuning, unless a record is longer
 LOGITS_KEPT = 1 << 26  # a loss that weighs each token keeps its probabilities for the backward pass

@@ -19,7 +19,7 @@ from stockpot.bundle import Bundle
 from stockpot.config import Settings
 from stockpot.data.batch import Batch
 from stockpot.data.branching import Tree, branched, tree_of
-from stockpot.device import give_back_freed_memory
+from stockpot.device import MANY_NUMBERS, give_back_freed_memory
 from stockpot.durable import write_json_lines
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Completion, Request, Sampling
@@ -37,7 +37,6 @@ Reference = Callable[[], AbstractContextManager[Transformer]]
 """Opens the reference for the length of a block."""
 
 BATCH_TOKENS = 4096
-MANY = 1 << 26  # parameters from which on memory counts for more than the moment it takes to ask for it again
 
 
 @contextmanager
@@ -52,7 +51,7 @@ def open_reference(bundle: Bundle, named: str | None = None) -> Iterator[Transfo
         return
     source = named or bundle.source
     assert source is not None
-    if bundle.model.config.parameters() >= MANY:
+    if bundle.model.config.parameters() >= MANY_NUMBERS:
         give_back_freed_memory()  # what the step before has left is in pieces
     yield load_model(source, device=bundle.model.device, dtype="float32")
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stockpot.device import keep_freed_memory, pick_dtype
+from stockpot.device import MANY_NUMBERS, keep_freed_memory, pick_dtype
 from stockpot.durable import discard, empty_room, fill_from
 from stockpot.errors import CheckpointError, DataError
 from stockpot.model.halves import are_fastest, multiplying
@@ -44,9 +44,6 @@ from stockpot.train.stacks import set_up
 
 __all__ = ["Interrupted", "LoopConfig", "TrainState", "fit"]
 
-MANY_NUMBERS = (
-    1 << 26
-)  # trained, from which on a CPU some blocks are too large to be kept when they are freed
 BAD_IN_A_ROW = 10  # skipped steps after which skipping does not help
 
 

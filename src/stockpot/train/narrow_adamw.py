@@ -3,8 +3,7 @@
 A mean moves by a small share of itself a step, mostly by less than bfloat16 can tell apart, and rounding to the nearest
 number would lose that for ever. So a mean is rounded up or down at random, with the chances that make it right on average.
 The chances follow from the number of the step, so that a resumed run goes on exactly, and torch's generators are left alone.
-Of a split
-tensor each process works on its own part.
+Of a split tensor each process works on its own part.
 """
 
 from __future__ import annotations

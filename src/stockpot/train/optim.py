@@ -205,9 +205,7 @@ class Optimizer:
             roles = {name: role for name, role in roles.items() if role != "matrix"}
         self._elementwise = list(_by_role(roles))
         self._adamw = _adamw(named, roles, config, self.width) if roles else None
-        for (
-            name
-        ) in self._elementwise:  # now, not in the first step, whose freed memory they would lie scattered in
+        for name in self._elementwise:  # now: the first step's freed memory would have them lie scattered
             self._state_of(name)
 
     def lr(self, step: int) -> float:
