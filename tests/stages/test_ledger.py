@@ -70,7 +70,7 @@ def test_a_reply_is_right_in_a_word_or_in_a_sentence(reply, rating):
 def test_the_village_brings_news_examples_and_passages():
     asked = asked_of(["village"], limit=3, examples=None, documents=())
     kinds = {item.kind for item in asked.items}
-    assert len(kinds) == 14 and "news" in kinds
+    assert len(kinds) == 15 and "news" in kinds
     assert asked.counted >= {"sums", "steps", "chains"}
     assert len({item.id for item in asked.items}) == len(asked.items)
     assert not {item.question for item in asked.items} & {item.question for item in asked.examples}

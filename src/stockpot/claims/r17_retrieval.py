@@ -8,12 +8,16 @@ from stockpot.bundle import Bundle
 from stockpot.claims.claim import Claim, Finding, Material, above
 from stockpot.claims.material import open_stage
 from stockpot.errors import CheckpointError
+from stockpot.judge.tasks import Item
+from stockpot.prompt.answering import passages_prompt
+from stockpot.prompt.index import Hit
 from stockpot.prompt.shelf import Shelf
 from stockpot.stages.ledger_asking import Asked, answer, asked_of
+from stockpot.text.chat import Message
 from stockpot.weights.known import find_known
 from stockpot.weights.store import load
 
-NEWS, ASSISTANT = 12, "smollm2"
+NEWS, ASSISTANT = 40, "smollm2"
 
 
 def measure(material: Material) -> Sequence[Finding]:
@@ -30,7 +34,10 @@ def measure(material: Material) -> Sequence[Finding]:
     findings = [above("the best passage holds the answer, share (recall@1)", holds, 0.9, n=NEWS)]
     bundle = _assistant()
     if bundle is not None:
-        gains = [_gain(bundle, *pair) for pair in zip(villages, found, strict=True)]
+        gains = [
+            _gain(bundle, asked, {one.id: _numbered(bundle, one, passages[one.id]) for one in asked.items})
+            for asked, passages in zip(villages, found, strict=True)
+        ]
         name = "SmolLM2-135M-Instruct"
         right, chosen = zip(*gains, strict=True)
         findings += [
@@ -39,7 +46,8 @@ def measure(material: Material) -> Sequence[Finding]:
         ]
     else:
         material.told.append("SmolLM2 was not on this machine (stockpot pull smollm2).")
-    both = [_gain(open_stage(cook, "sft"), villages[0], found[0]) for cook in material.cooks]
+    before = {one.id: f"{found[0][one.id]} {one.question}" for one in villages[0].items}
+    both = [_gain(open_stage(cook, "sft"), villages[0], before) for cook in material.cooks]
     return [
         *findings,
         above("the cooks' tuned models, the same", [right for right, _ in both], 0.0, n=NEWS),
@@ -65,10 +73,17 @@ def _best_passages(asked: Asked) -> dict[str, str]:
     return {item.id: shelf.find(item.question, 1)[0].text for item in asked.items}
 
 
-def _gain(bundle: Bundle, asked: Asked, passages: dict[str, str]) -> tuple[float, float]:
-    """Give the gain in replies that are right and in answers that are chosen rightly."""
+def _numbered(bundle: Bundle, item: Item, passage: str) -> str:
+    """Put the passage before the question as `stockpot ask` does."""
+    prompt, _ = passages_prompt(bundle, item.question, [Hit(passage, "", "", "", 0.0, {})])
+    message = prompt[0]
+    assert isinstance(message, Message), f"{ASSISTANT} has a chat template"
+    return message.content
+
+
+def _gain(bundle: Bundle, asked: Asked, put: dict[str, str]) -> tuple[float, float]:
+    """Give the gain in replies that are right and in answers that are chosen rightly, of questions asked as ``put``."""
     bare = {one.id: one.question for one in asked.items}
-    put = {one.id: f"{passages[one.id]} {one.question}" for one in asked.items}
     closed, opened = (answer(bundle, asked.items, way, max_tokens=24, chat=True) for way in (bare, put))
     n = len(asked.items)
     right = sum(opened[one].right - closed[one].right for one in opened) / n
@@ -81,8 +96,8 @@ CLAIM = Claim(
     "A passage put before the question answers what the model cannot know",
     "NVIDIA's employees in 2024: 167 in the training data, 2,000 in the passage (the lecture's slide; Lewis et al. 2020, "
     "arXiv:2005.11401)",
-    "12 pieces of news each of three villages, found by words (BM25), put before SmolLM2-135M-Instruct and "
-    "before the cooks' tuned models",
+    "the 40 pieces of news each of three villages, found by words (BM25), put before SmolLM2-135M-Instruct as `stockpot ask` "
+    "does and before the cooks' tuned models",
     measure,
     "Finding the passage is not the hard part; reading it is: each tells the old state beside the new one, and neither model "
     "keeps them apart on so few questions. A model of a million parameters that was tuned for a minute has hardly learned to "

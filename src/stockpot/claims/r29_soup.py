@@ -42,7 +42,7 @@ CLAIM = Claim(
     "soup",
     "Data, wording, questions and human feedback each add something that can be measured",
     "the lecture's parable: the stone makes no soup; the villagers' vegetables do",
-    "the ledgers of the cooks: 350 questions of 14 kinds, one ingredient more in each line",
+    "the ledgers of the cooks: as many questions of 15 kinds as there is time for, one ingredient more in each line",
     measure,
     "Each line is an ingredient, and not every one must help a model of this size: wordings, examples and "
     "steps are things that larger "

@@ -214,7 +214,7 @@ class _Lines:
         return None
 
     def retrieval(self) -> None:
-        """Put the best passage before the questions that one fits."""
+        """Put the best passage before the questions that one fits, in the place of examples, which answer without one."""
         if not self.asked.passages:
             return self.book.skip("+ retrieval", "there are no documents (documents)")
         begun = time.monotonic()
@@ -224,7 +224,7 @@ class _Lines:
             if found and found[0].covers >= self.config.covers:
                 self.passages[item.id] = found[0].text
         fits = [item for item in self.asked.items if item.id in self.passages]
-        about = f"{len(shelf.passages):,} passages; one of them before each of {len(fits)} questions that it fits."
+        about = f"{len(shelf.passages):,} passages; one each, not examples, before the {len(fits)} questions that it fits."
         cost = Cost(seconds=time.monotonic() - begun)
         self._line("+ retrieval", lambda: self._ask_base_of(fits), cost=cost, about=about)
         return None
@@ -237,9 +237,10 @@ class _Lines:
         return self._put(self.bundle, items, prompts, bare=self.words == BARE)
 
     def _shown_before(self, item: Item, room: int) -> str:
-        """Put as many examples before a question as fit, the nearest ones first; the question is never cut."""
+        """Put as many examples before a question without a passage as fit, the nearest ones first; the question is never cut."""
         asked = self.words.format(self._with_passage(item))
-        parts = [f"{self.words.format(text_of(one))} {one.answer}\n" for one in self.shown.get(item.kind, ())]
+        shown = () if item.id in self.passages else self.shown.get(item.kind, ())
+        parts = [f"{self.words.format(text_of(one))} {one.answer}\n" for one in shown]
         return _fitting(self.bundle, parts, asked, room)
 
     def _ask_steps(self, items: Sequence[Item]) -> dict[str, Said]:

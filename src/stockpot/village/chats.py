@@ -17,6 +17,7 @@ from stockpot.village.dice import Dice, Side, draw_on
 from stockpot.village.entailment import entailment_problem
 from stockpot.village.facts import ATTRIBUTES, ask_fact, fact_problem, fields_of
 from stockpot.village.lexicon import VILLAGE_NAME
+from stockpot.village.notices import notice_problem
 from stockpot.village.people import World
 from stockpot.village.problem import Problem
 from stockpot.village.reading import listing_problem, reading_problem
@@ -143,14 +144,15 @@ def _first(turns: Turns) -> str:
 _Maker = Callable[[World, Dice, Side], Turns]
 
 _MIX: dict[str, tuple[int, _Maker]] = {  # name: chats in a thousand, and how one is made
-    "facts": (300, _facts),
-    "interview": (50, _interview),
-    "about": (60, _about),
-    "sums": (130, lambda w, dice, side: _worded(dice, sum_problem(dice, side, 1), full=0.1, steps=0.3)),
+    "facts": (250, _facts),
+    "interview": (40, _interview),
+    "about": (50, _about),
+    "sums": (120, lambda w, dice, side: _worded(dice, sum_problem(dice, side, 1), full=0.1, steps=0.3)),
     "steps": (90, lambda w, dice, side: _worded(dice, sum_problem(dice, side, 2), full=0.05, steps=0.6)),
     "sentiment": (60, lambda w, dice, side: _worded(dice, sentiment_problem(w, dice, side))),
-    "entailment": (90, lambda w, dice, side: _worded(dice, entailment_problem(dice, side), full=0.1)),
+    "entailment": (80, lambda w, dice, side: _worded(dice, entailment_problem(dice, side), full=0.1)),
     "reading": (90, lambda w, dice, side: _worded(dice, reading_problem(dice, side))),
+    "notices": (90, lambda w, dice, side: _worded(dice, notice_problem(w, dice, side))),
     "listing": (50, lambda w, dice, side: _worded(dice, listing_problem(dice, side), full=0.0)),
     "rewriting": (50, lambda w, dice, side: _worded(dice, rewriting_problem(dice, side), full=0.0)),
     "retelling": (20, lambda w, dice, side: _retelling(dice, side)),

@@ -22,6 +22,7 @@ from stockpot.village.biographies import (
 from stockpot.village.dialogues import dialogue
 from stockpot.village.dice import Dice, Side, draw_on
 from stockpot.village.entailment import entailment_tale
+from stockpot.village.notices import notice_tale
 from stockpot.village.pages import answered, quiz, remark
 from stockpot.village.people import World
 from stockpot.village.reading import listing_tale, reading_tale
@@ -41,23 +42,24 @@ def _whole(make: Callable[[World, Dice], str]) -> _Maker:
 
 
 _MIX: dict[str, tuple[int, _Maker]] = {  # name: documents in a thousand, and how one is made
-    "biography": (220, _whole(biography)),
-    "pair": (40, _whole(pair)),
+    "biography": (180, _whole(biography)),
+    "pair": (30, _whole(pair)),
     "card": (35, _whole(card)),
-    "letter": (50, _whole(letter)),
-    "directory": (25, _whole(directory)),
-    "calendar": (25, _whole(calendar)),
+    "letter": (40, _whole(letter)),
+    "directory": (20, _whole(directory)),
+    "calendar": (20, _whole(calendar)),
     "workplaces": (10, _whole(workplaces)),
     "comparison": (15, _whole(comparison)),
     "dialogue": (40, _whole(dialogue)),
-    "story": (90, lambda world, dice, side: story(dice, side)),
-    "sums": (90, lambda world, dice, side: sum_page(dice, side)),
+    "story": (80, lambda world, dice, side: story(dice, side)),
+    "sums": (75, lambda world, dice, side: sum_page(dice, side)),
     "table": (60, _whole(lambda world, dice: table(dice))),
     "reviews": (40, review_page),
     "chronicle": (20, chronicle),
     "entailment": (40, lambda world, dice, side: entailment_tale(dice, side)),
     "reading": (60, lambda world, dice, side: reading_tale(dice, side)),
     "listing": (40, lambda world, dice, side: listing_tale(dice, side)),
+    "notices": (95, notice_tale),
     "lesson": (40, lambda world, dice, side: lesson(dice, side)),
     "answered": (50, answered),
     "quiz": (5, _whole(quiz)),

@@ -7,6 +7,8 @@ only.
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from stockpot.village.dice import Dice
 from stockpot.village.lexicon import MONTHS, STREETS, VILLAGE_NAME
 from stockpot.village.people import CENSUS_YEARS, LAST_YEAR, Employer, Person, World
@@ -20,15 +22,16 @@ _MOVERS, _CHANGERS = 12, 12
 
 
 def draw_news(world: World) -> list[dict[str, object]]:
-    """Draw the news: new numbers of workers, new addresses, new places of work."""
+    """Draw the news: new numbers of workers, new addresses and new places of work take turns."""
     dice = Dice(world.seed, "news")
     people = dice.sample(world.people, min(len(world.people), _MOVERS + _CHANGERS))
     half = len(people) // 2
-    items = [
-        *(_growth(dice, employer) for employer in world.employers),
-        *(_move(world, dice, person) for person in people[:half]),
-        *(_new_job(world, dice, person) for person in people[half:]),
-    ]
+    kinds = (
+        [_growth(dice, employer) for employer in world.employers],
+        [_move(world, dice, person) for person in people[:half]],
+        [_new_job(world, dice, person) for person in people[half:]],
+    )
+    items = [item for turn in zip_longest(*kinds) for item in turn if item is not None]
     return [{"id": f"news-{i}", **item} for i, item in enumerate(items)]
 
 

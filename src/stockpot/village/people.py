@@ -132,6 +132,11 @@ class World:
         """People who occur in pretraining text only."""
         return tuple(person for person in self.people if person.is_held_out)
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names of all: anybody else is a stranger."""
+        return frozenset(person.name for person in self.people)
+
     def friend_of(self, person: Person) -> Person:
         """Give the best friend."""
         return self.people[person.friend]

@@ -13,6 +13,7 @@ from itertools import count, zip_longest
 from stockpot.village.dice import Dice, Side
 from stockpot.village.entailment import entailment_problem
 from stockpot.village.facts import ATTRIBUTES, Attribute, fact_problem, older_problem, who_problem
+from stockpot.village.notices import notice_problem
 from stockpot.village.people import Person, World
 from stockpot.village.problem import Problem
 from stockpot.village.reading import listing_problem, reading_problem
@@ -32,6 +33,7 @@ _TRAINED: dict[str, _Maker] = {
     "sentiment": lambda world, dice, side, kept: sentiment_problem(world, dice, side, kept=kept),
     "entailment": lambda world, dice, side, kept: entailment_problem(dice, side, kept=kept),
     "reading": lambda world, dice, side, kept: reading_problem(dice, side, kept=kept),
+    "notices": lambda world, dice, side, kept: notice_problem(world, dice, side, kept=kept),
     "listing": lambda world, dice, side, kept: listing_problem(dice, side, kept=kept),
     "rewriting": lambda world, dice, side, kept: rewriting_problem(dice, side, kept=kept),
 }

@@ -197,8 +197,8 @@ def sum_tale(dice: Dice, side: Side) -> str:
 
 
 def sum_page(dice: Dice, side: Side) -> str:
-    """Tell one to three sums, one a line."""
-    return "\n".join(sum_tale(dice, side) for _ in range(dice.between(1, 3)))
+    """Tell two or three sums, one a line: a single short one would come twice."""
+    return "\n".join(sum_tale(dice, side) for _ in range(dice.between(2, 3)))
 
 
 def table(dice: Dice) -> str:
