@@ -1,8 +1,8 @@
 """Notices about strangers: what was, what is now, and questions that only the notice can answer.
 
 Everything in a notice is drawn for it alone: its people live in no village that a model could know, so its questions have to
-be answered by reading. The village's news (news.py) tell and ask the same about its own people, in wordings that never occur
-here.
+be answered by reading. The village's news (news.py) tell the same about its own people, in wordings that never occur here, and
+are asked about in the same ways.
 """
 
 from __future__ import annotations
@@ -117,13 +117,15 @@ _KINDS: tuple[tuple[int, _Kind], ...] = (  # shares, and of which kind
                 "The address of {N} is {new} now. [Before that|Earlier] it was {old}.",
                 "{N} has a new address: {new}. The letters no longer go to {old}.",
                 "Until {date} {N} lived at {old}, and then at {new}.",
+                "{N} left {old} on {date} and has been at {new} from then on.",
+                "You find {N} at {new}, no longer at {old}.",
             ),
             wordings(
                 "Where does {N} live now?",
                 "What is the new address of {N}?",
                 "Where does {N} live?",
                 "At which address does {N} live now?",
-                "What has been the address of {N} since {date}?",
+                "Where has {N} lived since {date}?",
             ),
             wordings("Where did {N} live before?", "What was the old address of {N}?"),
             wordings("Which address does {N} have today?", "Where do I find the house of {N}?"),
@@ -142,11 +144,13 @@ _KINDS: tuple[tuple[int, _Kind], ...] = (  # shares, and of which kind
                 "{N} took work at {new} after some years at {old}.",
                 "{N} has a new place of work, {new}. Before that it was {old}.",
                 "{N} said goodbye to {old} on {date} and works at {new}.",
+                "{old} lost {N} to {new} on {date}.",
             ),
             wordings(
                 "Where does {N} work now?",
                 "Where does {N} work?",
                 "What is the new place of work of {N}?",
+                "Where has {N} worked since {date}?",
             ),
             wordings("Where did {N} work before?", "What was the old place of work of {N}?"),
             wordings("Which place pays {N} today?", "Where do I find {N} at work?"),
@@ -181,12 +185,14 @@ _KINDS: tuple[tuple[int, _Kind], ...] = (  # shares, and of which kind
                 "{N} had {new} workers in {z}. In {y} there were {old}.",
                 "{N} had {old} workers in {y} and {new} in {z}.",
                 "{N} had {new} workers in {z} and {old} in {y}.",
+                "In {y} {N} had {old} workers, in {z} it had {new}.",
+                "In {z} {N} had {new} workers, in {y} it had {old}.",
                 "The number of workers at {N} went from {old} in {y} to {new} in {z}.",
             ),
             wordings(
                 "How many workers did {N} have in {z}?",
                 "How many people worked at {N} in {z}?",
-                "How many workers were there at {N} in {z}?",
+                "How many workers does {N} have in {z}?",
             ),
             wordings("How many workers did {N} have in {y}?", "How many people worked at {N} in {y}?"),
             wordings("Give the number of workers at {N} in {z}."),
