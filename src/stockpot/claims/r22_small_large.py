@@ -16,11 +16,11 @@ from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig
 
 PROMPTS, TIMES, STEP_TOKENS = 200, 4, 4096
-TOKENS = 0.5  # of those the small model's base was trained on: more than enough to predict text better than it does
+TOKENS = 0.5  # of those the small model's base was trained on
 
 
 def measure(material: Material) -> Sequence[Finding]:
-    """Pretrain a larger base model until it predicts text better; let both answer, judged by the villagers."""
+    """Pretrain a larger base model, compare how well it predicts text, and let both answer, judged by the villagers."""
     wins, sizes, losses = [], [], []
     for cook, seed in zip(material.cooks, material.seeds, strict=False):
         large = _large(cook, seed, material)
