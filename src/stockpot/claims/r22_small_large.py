@@ -16,7 +16,6 @@ from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig
 
 PROMPTS, TIMES, STEP_TOKENS = 200, 4, 4096
-TOKENS = 0.5  # of those the small model's base was trained on
 
 
 def measure(material: Material) -> Sequence[Finding]:
@@ -52,7 +51,7 @@ def _large(cook: Path, seed: int, material: Material) -> Run:
     depth = next(
         one for one in DEPTHS if sized(one, vocab_size=vocab_size, context=256).parameters() >= least
     )
-    steps = math.ceil(TOKENS * small.last("tokens") / STEP_TOKENS)
+    steps = math.ceil(small.last("tokens") / STEP_TOKENS)
     config = PretrainConfig(
         tokenizer=str(tokenizer),
         size=depth,
@@ -68,10 +67,10 @@ CLAIM = Claim(
     "small-large",
     "A small aligned model is preferred to a base model at least four times its size",
     "1.3B InstructGPT is preferred to 175B GPT-3 (Ouyang et al. 2022, arXiv:2203.02155)",
-    "each cook's DPO model against a base model of at least four times its parameters, pretrained on half as many tokens of the "
-    "same text as the small one's base, for twice the computation; the base model is asked on a page of questions and answers",
+    "each cook's DPO model against a base model of at least four times its parameters, pretrained on as many tokens of the same "
+    "text as the small one's base; the base model is asked on a page of questions and answers",
     measure,
-    "On three cooks it costs four times their pretraining, and has not been run. Apart from cooks, with 1.72 and 7.01 million "
+    "It costs four times the cooks' pretraining. Apart from cooks, with 1.72 and 7.01 million "
     "parameters pretrained for 300 steps each on three seeds, the villagers prefer DPO's answers in 76 % [74, 78] and PPO's in "
     "61 % [59, 62] of 900 cases, mostly for saying that they do not know (`benchmarks/results/post-training.md`).",
 )
