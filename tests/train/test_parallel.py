@@ -15,7 +15,7 @@ import json, sys
 import torch
 sys.path.insert(0, {tests!r})
 from conftest import Stream
-from training import settings
+from training import settings, threads_of_gloo
 from stockpot.data.batch import Batch
 from stockpot.model.config import decoder
 from stockpot.model.transformer import Transformer
@@ -41,6 +41,7 @@ with joined(torch.device("cpu")) as group:
     if group.is_first:
         print(json.dumps({{"events": events, "sums": sums}}))
     assert group.is_first or not events
+assert not threads_of_gloo(), "they would be killed with the interpreter, and abort it"
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+from pathlib import Path
 
 import torch
 
@@ -60,3 +61,9 @@ def raising_signal(loss_fn, number, call):
         return loss_fn(model, batch)
 
     return wrapped
+
+
+def threads_of_gloo():
+    """Name the threads that a group of processes has left behind, where the system tells."""
+    names = [file.read_text(encoding="utf-8").strip() for file in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]

@@ -226,6 +226,10 @@ def joined(device: torch.device, config: ParallelConfig | None = None) -> Iterat
     if place.world == 1 or dist.is_initialized():
         yield Group()
         return
+    # Its functions have the group that is there when it is imported as a default, and so would hold it until the interpreter
+    # ends, when a thread of gloo's that lets go of a tensor is killed: "terminate called without an active exception".
+    import torch.distributed.nn.functional
+
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Small numbers of the host go through gloo, so that no one waits for a device because of them.
