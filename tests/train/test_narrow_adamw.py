@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -104,3 +106,26 @@ def test_both_ways_round_alike(way, monkeypatch):
         ours, theirs = (one._state_of("weight")[name].float() for one in (kernel, plain))
         torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-12)  # one place apart at most,
         assert (ours != theirs).float().mean() < 0.01  # and that where products differ in the last place
+
+
+@pytest.mark.parametrize("cuts", [(0, 7, 64), (0, 32, 64), (0, 0, 1, 64)])  # also a part without rows
+def test_parts_of_a_parameter_are_rounded_as_the_whole_is(cuts, monkeypatch):
+    """So that two processes that split a model differ from one as little as their sums do."""
+    monkeypatch.setattr(narrow_adamw, "PIECE", 100)  # the noise starts anew within rows and parts
+    torch.manual_seed(2)
+    start, gradients = torch.randn(64, 24), torch.randn(5, 64, 24)
+    facts = {"lr": 0.01, "weight_decay": 0.1}
+
+    def stepped(first: int, last: int) -> list[torch.Tensor]:
+        part = nn.Parameter(start[first:last].clone())
+        group = {"params": [part], "begins": [first * 24], **facts}
+        optimizer = narrow_adamw.NarrowAdamW([group], betas=(0.9, 0.95), eps=1e-8)
+        for gradient in gradients:
+            part.grad = gradient[first:last].clone()
+            optimizer.step()
+        return [part.detach(), *(optimizer.state[part][name] for name in narrow_adamw.MEANS)]
+
+    whole = stepped(0, 64)
+    parts = [stepped(first, last) for first, last in itertools.pairwise(cuts)]
+    for one, cut in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(one, torch.cat(cut))

@@ -29,6 +29,7 @@ from stockpot.train.layout import lay_out, learned, local
 from stockpot.train.loop_config import LoopConfig
 from stockpot.train.losses import Loss, LossFn
 from stockpot.train.meter import Meter
+from stockpot.train.narrow_adamw import arithmetic
 from stockpot.train.optim import Optimizer
 from stockpot.train.parallel import Group
 from stockpot.train.resume import (
@@ -153,6 +154,8 @@ class _Loop:
         if self.device.type == "cuda" and hasattr(batches, "state_dict") and not self.reads_model:
             batches = Ahead(batches, pins=True)
         self.group.agree(settings=config.model_dump_json(), model=_outline(model))
+        if config.moments == "bfloat16":  # replicas must round alike
+            self.group.agree(**{"arithmetic of AdamW": arithmetic(self.device)})
         self.layout = lay_out(model, config.parallel, self.group, self.dtype)
         self.readers = self.layout.readers
         self.feed = Feed(batches, config.batch_tokens, self.readers)

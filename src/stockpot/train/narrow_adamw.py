@@ -2,8 +2,9 @@
 
 A mean moves by a small share of itself a step, mostly by less than bfloat16 can tell apart, and rounding to the nearest
 number would lose that for ever. So a mean is rounded up or down at random, with the chances that make it right on average.
-The chances follow from the number of the step, so that a resumed run goes on exactly, and torch's generators are left alone.
-Of a split tensor each process works on its own part.
+The chances follow from the number of the step and from a number's place in the whole parameter: a resumed run goes on
+exactly, processes that hold the same numbers round them alike, those that hold parts round as one would that holds all, and
+torch's generators are left alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from stockpot.model import compiled
 from stockpot.train.layout import local
 
-__all__ = ["NarrowAdamW"]
+__all__ = ["NarrowAdamW", "arithmetic"]
 
 PIECE = 1 << 16  # numbers at a time on a CPU: what is in flight stays in its caches
 PIECE_GPU = 1 << 24
@@ -24,11 +25,17 @@ MEANS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW calls them
 CUT = 16  # bits that float32 has and bfloat16 has not
 
 
+def arithmetic(device: torch.device) -> str:
+    """Tell who computes a step on this device: kernels and torch differ in the last place, and so in what is rounded up."""
+    return "kernels" if compiled.suits(torch.empty(1, device=device)) else "torch"
+
+
 class NarrowAdamW(torch.optim.Optimizer):
     """Decoupled weight decay and Adam, computed in float32.
 
     Args:
-        groups: as of torch's optimizers, each with ``weight_decay``; parameters are float32.
+        groups: as of torch's optimizers, each with ``weight_decay``; parameters are float32. ``begins`` tells for each of
+            them how many numbers of the whole parameter lie before it; without, it is whole.
         betas: memories of the gradient's mean and of its square's.
         eps: added to the root of the mean square.
 
@@ -44,7 +51,8 @@ class NarrowAdamW(torch.optim.Optimizer):
         assert closure is None
         noise: dict[torch.device, Tensor] = {}
         for group in self.param_groups:
-            for parameter in group["params"]:
+            begins = group.get("begins") or [0] * len(group["params"])
+            for parameter, begin in zip(group["params"], begins, strict=True):
                 if parameter.grad is None:
                     continue
                 own = self.begin(parameter)
@@ -52,7 +60,7 @@ class NarrowAdamW(torch.optim.Optimizer):
                 count = int(own["step"])
                 if parameter.device not in noise:
                     noise[parameter.device] = _noise(count, parameter.device)
-                _update(parameter, own, group, count, noise[parameter.device])
+                _update(parameter, own, group, count, _from(begin, noise[parameter.device]))
 
     def begin(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return the state of a parameter, made where there is none yet."""
@@ -77,8 +85,13 @@ def _noise(step: int, device: torch.device) -> Tensor:
     return torch.randint(0, 1 << CUT, (size,), generator=generator, device=device, dtype=torch.int32)
 
 
+def _from(begin: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the noise for the numbers of a parameter from ``begin`` on: until it starts anew, and from there on."""
+    return noise[begin % len(noise) :] if begin % len(noise) else noise[:0], noise
+
+
 def _update(
-    parameter: Tensor, own: dict[str, Tensor], group: dict[str, Any], step: int, noise: Tensor
+    parameter: Tensor, own: dict[str, Tensor], group: dict[str, Any], step: int, noises: tuple[Tensor, Tensor]
 ) -> None:
     (beta1, beta2), lr = group["betas"], float(group["lr"])
     assert parameter.grad is not None  # the caller has looked
@@ -86,12 +99,18 @@ def _update(
     slope = local(parameter.grad).detach().reshape(-1)
     by, size = (1 - beta2**step) ** 0.5, lr / (1 - beta1**step)
     facts = (1 - beta1, 1 - beta2, by, group["eps"], 1 - lr * group["weight_decay"], size)
-    if compiled.suits(weight, slope, mean, square):
-        compiled.adamw(weight, slope, (mean, square), noise, facts)
-        return
-    pieces = (torch.split(one, len(noise)) for one in (weight, slope, mean, square))
-    for of_weight, of_slope, of_mean, of_square in zip(*pieces, strict=True):
-        _step(of_weight, of_slope, (of_mean, of_square), noise[: len(of_weight)], facts)
+    held, first = (weight, slope, mean, square), min(len(noises[0]), len(weight))
+    spans = [([one[:first] for one in held], noises[0]), ([one[first:] for one in held], noises[1])]
+    for (of_weight, of_slope, of_mean, of_square), noise in spans:
+        if not len(of_weight):
+            continue
+        if compiled.suits(of_weight, of_slope, of_mean, of_square):
+            compiled.adamw(of_weight, of_slope, (of_mean, of_square), noise, facts)
+            continue
+        for some in zip(
+            *(torch.split(x, len(noise)) for x in (of_weight, of_slope, of_mean, of_square)), strict=True
+        ):
+            _step(some[0], some[1], (some[2], some[3]), noise[: len(some[0])], facts)
 
 
 def _step(

@@ -204,7 +204,7 @@ class Optimizer:
             self._muon = _muon(model, self._matrices, config, steps, self.layout)
             roles = {name: role for name, role in roles.items() if role != "matrix"}
         self._elementwise = list(_by_role(roles))
-        self._adamw = _adamw(named, roles, config, self.width) if roles else None
+        self._adamw = _adamw(self.layout, roles, config, self.width) if roles else None
         for name in self._elementwise:  # now: the first step's freed memory would have them lie scattered
             self._state_of(name)
 
@@ -375,16 +375,21 @@ def _by_role(roles: dict[str, Role]) -> Iterator[str]:
 
 
 def _adamw(
-    named: dict[str, Tensor], roles: dict[str, Role], config: OptimConfig, width: int
+    layout: Layout, roles: dict[str, Role], config: OptimConfig, width: int
 ) -> torch.optim.AdamW | NarrowAdamW:
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [named[name] for name, own in roles.items() if own == role],
-            "peak": config.lr_of(role, width),
-            "weight_decay": config.weight_decay if role == "matrix" else 0.0,
-        }
-        for role in dict.fromkeys(roles.values())
-    ]
+    groups: list[dict[str, Any]] = []
+    for role in dict.fromkeys(roles.values()):
+        names = [name for name, own in roles.items() if own == role]
+        group = {"params": [layout.tensors[name] for name in names], "peak": config.lr_of(role, width)}
+        groups.append(group | {"weight_decay": config.weight_decay if role == "matrix" else 0.0})
+        if config.moments == "bfloat16":
+            groups[-1]["begins"] = [_begin(layout, name) for name in names]
     if config.moments == "bfloat16":
         return NarrowAdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps)
     return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+def _begin(layout: Layout, name: str) -> int:
+    """Count the numbers of the whole parameter that lie before what this process holds of it."""
+    shape = layout.tensors[name].shape
+    return layout.rows(name)[0] * math.prod(shape[1:]) if shape else 0
