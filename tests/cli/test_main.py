@@ -123,6 +123,9 @@ def test_wrong_words_are_answered_with_the_right_ones():
     assert "inspect" in ask("inspct").stderr
     assert "--records" in ask("inspect", "x", "--recrods", "3").stderr
     assert "float32, bfloat16" in ask("inspect", "x", "--dtype", "int4").stderr
+    told = " ".join(ask("eval-images", "model", "scenes").stderr.replace("│", " ").split())
+    assert "There is no place for scenes. Data is named with an option: --data scenes" in told
+    assert "no place for b." in ask("chat", "a", "b").stderr
 
 
 def test_a_known_error_is_two_lines_on_stderr_and_exit_1(tmp_path):

@@ -65,8 +65,7 @@ def pot(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("align") / "pot"
     events = []
     run = cook(config, out=folder, progress=events.append)
-    told = [event["text"] for event in events if event["kind"] == "note"]
-    assert f"to chat: stockpot chat {run.path}" in told  # the model it offers, aligned or not
+    assert (folder / "offered").read_text() == f"{run.path.name}\n"  # the model it offers, aligned or not
     return folder, [event["name"] for event in events if event["kind"] == "stage"]
 
 

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 from typer.models import OptionInfo
 
 from stockpot.errors import StockpotError
@@ -161,10 +162,25 @@ def verb(
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         command.__doc__ = function.__doc__
-        app.command(name, rich_help_panel=panel)(command)
+        app.command(name, cls=_Verb, rich_help_panel=panel)(command)
         return function
 
     return register
+
+
+class _Verb(TyperCommand):
+    """A command that says where words belong which it has no place for."""
+
+    allow_extra_args = True  # they are told of here
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words behind the verb."""
+        left: list[str] = super().parse_args(ctx, args)
+        if left and not ctx.resilient_parsing:
+            takes_data = any("--data" in one.opts for one in self.params)
+            where = f" Data is named with an option: --data {left[0]}" if takes_data else ""
+            ctx.fail(f"There is no place for {' '.join(left)}.{where}")
+        return left
 
 
 _VALUE_NAMES: dict[object, str] = {bool: "", int: "N", float: "X", str: "TEXT"}

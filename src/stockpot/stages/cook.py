@@ -132,11 +132,9 @@ def cook(
         _keep_ledger(kitchen, config.ledger, models)
     _write_settled(kitchen.folder, config)
     kitchen.report({"kind": "stage", "name": "report"})
-    page = summarise(kitchen.folder, kitchen.state, reports, judged, seed=config.seed)
-    kitchen.report({"kind": "note", "text": f"report: {page}"})
+    summarise(kitchen.folder, kitchen.state, reports, judged, seed=config.seed)
     offered = models[_liked_best(judged, reports)]
     durable.write_atomically(kitchen.folder / OFFERED, f"{offered.name}\n")
-    kitchen.report({"kind": "note", "text": f"to chat: stockpot chat {offered}"})
     return Run.open(offered)
 
 
