@@ -37,6 +37,47 @@ def test_a_model_is_split_only_where_it_must_be():
     assert "does not fit" in str(huge.facts()["layout"])
 
 
+def test_all_layouts_are_laid_out_and_one_can_be_asked_for():
+    found = plan(PlanConfig(size=24, devices="8xH100"))
+    assert [one.layout for one in found.options][:3] == ["ddp", "fsdp", "fsdp, recompute"]
+    assert "tensor 4 x data 2, recompute" in [one.layout for one in found.options]
+    assert (found.layout, found.because) == ("ddp", "the simplest that fits")
+    how = {"kind": "tensor", "layer_processes": 2, "recompute": True}
+    asked = plan(PlanConfig(size=24, devices="8xH100", parallel=how))
+    (only,) = asked.options
+    assert (asked.layout, asked.because) == ("tensor 2 x data 4, recompute", "as asked")
+    assert only.traffic_share == asked.traffic_share > found.traffic_share  # layers' sums
+    assert asked.tokens_per_s == pytest.approx(found.tokens_per_s * 3 / 4)
+    assert asked.share.activations < found.share.activations
+    with pytest.raises(ConfigError, match="over 8 processes, but 24 heads, 12 of them with keys"):
+        plan(PlanConfig(size=24, devices="8xH100", parallel={"kind": "tensor"}))
+
+
+def test_layers_are_computed_side_by_side_where_there_are_more_devices_than_rows():
+    found = plan(PlanConfig(size=24, devices="8xH100", batch_tokens=4 * 2048))
+    assert found.layout is not None
+    assert found.layout.startswith("tensor 2 x data 4")
+    assert (found.rows, found.accumulate) == (1, 1)
+
+
+def test_a_simpler_layout_is_passed_over_only_for_a_much_faster_one():
+    found = plan(PlanConfig(size=64, devices="1024xH100", batch_tokens=1 << 23))
+    chosen = next(one for one in found.options if one.layout == found.layout)
+    able = [one for one in found.options if one.fits]
+    assert chosen.time_s <= 1.1 * min(one.time_s for one in able)
+    assert all(one.time_s > 1.1 * min(one.time_s for one in able) for one in able[: able.index(chosen)])
+    assert "times as long" in found.because
+
+
+def test_narrow_moments_take_half_of_what_adamw_remembers():
+    wide, narrow = (
+        plan(PlanConfig(size=12, devices="1xH100", optimizer="adamw", moments=kind))
+        for kind in ("float32", "bfloat16")
+    )
+    assert narrow.share.optimizer == wide.share.optimizer / 2 == 4 * narrow.parameters
+    assert narrow.checkpoint_gb == pytest.approx(wide.checkpoint_gb * 8 / 12)
+
+
 def test_splitting_over_more_devices_takes_less_of_each():
     shares = [
         plan(PlanConfig(size=48, devices=f"{n}xA100-40", batch_tokens=1 << 21)).share for n in (32, 64, 128)
@@ -73,7 +114,9 @@ def test_unknown_devices_are_refused(text):
 
 
 def test_a_step_needs_a_row_on_each_device():
-    with pytest.raises(ConfigError, match="less than a row of 2048 tokens for each of 512 devices"):
+    with pytest.raises(
+        ConfigError, match="less than a row of 2048 tokens for each of 512 devices"
+    ):  # nor of 64 hosts
         plan(PlanConfig(size=12, devices="512xH100", batch_tokens=4096))
 
 

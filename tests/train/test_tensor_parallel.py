@@ -17,10 +17,10 @@ from stockpot.model.adapters import LoRA, attach
 from stockpot.model.config import decoder, encoder_decoder
 from stockpot.model.transformer import Transformer
 from stockpot.train import optim
+from stockpot.train.cuts import faults
 from stockpot.train.loop import fit
 from stockpot.train.losses import next_token_loss, sequence_to_sequence_loss
 from stockpot.train.parallel import Group, joined
-from stockpot.train.tensor_parallel import _faults
 
 SIZES = {"layers": 2, "dim": 32, "context": 16, "vocab_size": 41}
 MODELS = {
@@ -100,14 +100,14 @@ def test_layers_split_over_two_processes_learn_as_whole_ones(processes, monkeypa
     ],
 )
 def test_what_cannot_be_split_is_named(make, fault):
-    assert any(fault in one for one in _faults(Transformer(make(**SIZES)), 2))
+    assert any(fault in one for one in faults(Transformer(make(**SIZES)), 2))
 
 
 def test_adapters_are_not_split():
     model = Transformer(decoder(heads=2, **SIZES))
-    assert not list(_faults(model, 2))
+    assert not list(faults(model, 2))
     attach(model, LoRA(rank=2))
-    assert "adapters" in next(_faults(model, 2))
+    assert "adapters" in next(faults(model, 2))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Each merges its recipe, ``--set`` and flags into the settings of its stage and c
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -21,6 +21,8 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes on this mach
 Ray = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster (HOST:PORT, auto) does the work instead.")
 ]
+
+Layout: TypeAlias = Literal["ddp", "fsdp", "tensor"]
 
 
 @verb("prepare", panel="Make", flags=Making)
@@ -55,18 +57,21 @@ def plan(
     size: Annotated[int | None, typer.Option(metavar="DEPTH", help="Layers; sets every other size.")] = None,
     tokens: Annotated[str | None, typer.Option(metavar="N", help="To train on: 500M, 10B, 1T.")] = None,
     devices: Annotated[str | None, typer.Option(metavar="8xH100", help="Count and kind, or cpu.")] = None,
+    layout: Annotated[
+        Layout | None, typer.Option(help="One layout; else the simplest that fits is chosen.")
+    ] = None,
     mfu: Annotated[float | None, typer.Option(help="Share of the peak that is reached, from 0 to 1.")] = None,
     check: Annotated[
         list[str] | None, typer.Option(metavar="RUN", help="Hold a finished run beside it; may be repeated.")
     ] = None,
 ) -> None:
     """Say what pretraining takes on other machines: memory by part, layout, days, failures. Nothing is started."""
-    from stockpot.stages.cluster import PlanConfig
+    from stockpot.stages.cluster import HEADERS, PlanConfig
     from stockpot.stages.cluster import plan as stage
 
-    own = {"size": size, "tokens": tokens, "devices": devices, "mfu": mfu}
+    own = {"size": size, "tokens": tokens, "devices": devices, "parallel.kind": layout, "mfu": mfu}
     found = stage(Maker("plan", "plan", flags).settings(PlanConfig, own), runs=check or ())
-    text = show.facts(found.facts())
+    text = show.facts(found.facts()) + "\n\n" + show.table(HEADERS, [one.row() for one in found.options])
     if found.checks:
         headers = ["run", "parameters", "planned", "tokens/s", "planned", "MFU"]
         rows = [

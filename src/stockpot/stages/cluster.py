@@ -1,16 +1,17 @@
 """What pretraining will take on machines that are not here: parameters, arithmetic, memory by part, layout, days, failures.
 
-Everything follows from a model's sizes, data sheets and one assumption that is stated, the share of the peak that is
-reached (MFU); runs that were measured can be held beside it. It touches no device and trains nothing.
+Everything follows from a model's parameters, data sheets and one assumption that is stated, the share of the peak that is
+reached (MFU); runs that were measured can be held beside it. It touches no device and trains nothing. What a process
+holds and sends is `shares`' business.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -21,15 +22,18 @@ from stockpot.errors import ConfigError
 from stockpot.model.config import ModelConfig
 from stockpot.run import Run
 from stockpot.stages.machines import FAILURE_DAYS, MACHINES, Machine, devices_of
+from stockpot.stages.shares import Census, Share, State, Way, sent, share
 from stockpot.stages.sizes import sized
-from stockpot.train.fused import CHUNK_LOGITS, CHUNK_LOGITS_GPU, LEAST_ROWS
+from stockpot.train.optim import OptimConfig
+from stockpot.train.parallel import ParallelConfig
 from stockpot.weights.store import load_model
 
-__all__ = ["Check", "ClusterPlan", "PlanConfig", "Share", "checkpoint_interval", "plan"]
+__all__ = ["Check", "ClusterPlan", "Option", "PlanConfig", "checkpoint_interval", "plan"]
 
 USABLE = 0.92  # of a device's memory: the rest is the driver's, the communication's, and fragments
 DAY = 86_400.0
-ACTIVATION_BYTES = 34  # a token, layer and unit of width; see ``sizes.estimate``
+NEARLY = 1.1  # a simpler layout may take this many times the least time of a step
+AGAIN = 4 / 3  # the work of a step whose layers are computed again, over that of one whose are kept
 MOST_AT_ONCE = 65_536  # tokens; larger micro-batches are no faster
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
@@ -49,6 +53,11 @@ class PlanConfig(Settings):
         "8xH100", description="count and kind, such as 8xH100; cpu: this machine's processor"
     )
     batch_tokens: int = Field(524_288, ge=1, description="of a step, over all devices")
+    parallel: ParallelConfig | None = Field(
+        None, description="a layout, as loop.parallel; none: the simplest that fits and is fast"
+    )
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="as of loop.optimizer")
+    moments: Literal["float32", "bfloat16"] = Field("float32", description="as of loop.moments")
     mfu: float = Field(0.4, gt=0, le=1, description="share of the peak that training reaches")
     write_gb_s: float = Field(1.0, gt=0, description="what one host writes to the checkpoints' store")
     restart_minutes: float = Field(10.0, ge=0, description="from a failure until training goes on")
@@ -69,19 +78,72 @@ class PlanConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Share:
-    """Memory of one device in bytes, by what it is for; all parts are there at once when the backward pass begins."""
+class Option:
+    """One layout on the devices.
 
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
-    logits: float
+    Attributes:
+        layout: its name.
+        rows: of a micro-batch on each device; the most that fit, or 1.
+        accumulate: micro-batches of a step on each device.
+        share: memory of a device.
+        fits: whether the device has that much.
+        sent_gb: what a device sends in a step.
+        layers_s: the time that sums within layers take at the stated speed of the links.
+        readers_s: that of gradients and weights, which can go on beside the arithmetic.
+        step_s: the time of a step's arithmetic.
+    """
+
+    layout: str
+    recompute: bool
+    rows: int
+    accumulate: int
+    share: Share
+    fits: bool
+    sent_gb: float
+    layers_s: float
+    readers_s: float
+    step_s: float
 
     @property
-    def total(self) -> float:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+    def time_s(self) -> float:
+        """What a step takes, at least."""
+        return max(self.step_s, self.readers_s) + self.layers_s
+
+    @property
+    def traffic_share(self) -> float:
+        """Time that a step's communication takes over that of its arithmetic."""
+        return (self.layers_s + self.readers_s) / self.step_s
+
+    def row(self) -> list[Any]:
+        """Lay out as a row of a table, with the names of `HEADERS`."""
+        gib = [f"{value / 2**30:.2f}" for value in (*asdict(self.share).values(), self.share.total)]
+        traffic = f"{self.sent_gb:.1f} GB, {(self.layers_s + self.readers_s) * 1000:,.0f} ms"
+        step = f"{self.time_s * 1000:,.0f} ms"
+        return [
+            self.layout,
+            f"{self.rows} x {self.accumulate}",
+            *gib,
+            "yes" if self.fits else "no",
+            traffic,
+            step,
+        ]
+
+
+HEADERS = (
+    *(
+        "layout",
+        "rows",
+        "weights",
+        "gradients",
+        "optimizer",
+        "copies",
+        "activations",
+        "logits",
+        "GiB",
+        "fits",
+    ),
+    *("sent", "step"),
+)
 
 
 @dataclass(frozen=True)
@@ -101,11 +163,14 @@ class ClusterPlan:
     """What training will take.
 
     Attributes:
-        layout: ddp, fsdp, or fsdp with recomputed layers; None: it does not fit.
+        layout: the one that was asked for, else the simplest that fits unless another one that does is faster by a tenth;
+            None: it does not fit.
+        because: why this one.
         rows: of a micro-batch on each device.
         accumulate: micro-batches of a step on each device.
-        traffic_share: time that gradients and weights take on the slowest link, over the time of the arithmetic; what is
-            above 1 cannot be hidden behind it.
+        traffic_share: time that a step's communication takes, over the time of its arithmetic; what is above 1 cannot be
+            hidden behind it, and sums within layers never can.
+        options: all layouts that were looked at, the simplest first.
         interval_s: between checkpoints.
         effective: share of the time in which training gets on, failures and checkpoints taken off.
     """
@@ -120,6 +185,7 @@ class ClusterPlan:
     share: Share
     device_gib: float | None
     layout: str | None
+    because: str
     rows: int
     accumulate: int
     tokens_per_s: float
@@ -131,6 +197,7 @@ class ClusterPlan:
     failure_days: float
     interval_s: float
     effective: float
+    options: tuple[Option, ...]
     checks: tuple[Check, ...] = ()
 
     @property
@@ -142,13 +209,14 @@ class ClusterPlan:
         """Lay out what a person wants to read."""
         of = "" if self.device_gib is None else f" of {self.device_gib:.0f}"
         parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in asdict(self.share).items())
-        layout = self.layout or "does not fit: take more or larger devices"
+        layout = self.layout or "does not fit"
         return {
             "model": f"{self.layers} layers, {self.dim} wide, {self.parameters / 1e6:,.1f} M parameters",
             "tokens": f"{self.tokens / 1e9:,.3f} B ({self.tokens / self.parameters:.1f} a parameter)",
             "arithmetic": f"{self.flops:.3g} FLOP",
             "devices": self.devices,
-            "layout": f"{layout}; {self.rows} rows at once, {self.accumulate} times a step, on each device",
+            "layout": f"{layout}: {self.because}",
+            "step": f"{self.rows} rows at once, {self.accumulate} times a step, on each device",
             "memory": f"{self.share.total / 2**30:.2f}{of} GiB a device: {parts}",
             "speed": f"{self.tokens_per_s:,.0f} tokens/s at an MFU of {self.mfu:.0%} (assumed)",
             "time": f"{self.days:,.3g} days ({self.days * 24:,.3g} hours)",
@@ -173,18 +241,17 @@ def plan(config: PlanConfig, *, runs: Sequence[str | Path] = ()) -> ClusterPlan:
     count, name = devices_of(config.devices)
     machine = _this_processor() if name == "cpu" else MACHINES[name]
     model = config.model or sized(config.size or 1, vocab_size=config.vocab_size, context=config.context)
-    if config.batch_tokens < count * config.context:
-        raise ConfigError(
-            f"batch_tokens = {config.batch_tokens:,} is less than a row of {config.context} tokens for each of {count} devices.",
-            f"Give at least {count * config.context:,}.",
-        )
-    parameters = model.parameters()
+    census = Census(model)
+    parameters = census.numbers()
     tokens = config.tokens or config.tokens_per_parameter * parameters
-    layout, rows, share = _layout(model, config, count, machine)
+    options = [_option(way, census, config, count, machine) for way in _ways(config, census, count, machine)]
+    if not options:
+        raise _too_small(config, count)
+    chosen, because = _chosen(options, config)
     flops = model.flops_per_token(config.context)
-    speed = count * machine.flops * config.mfu / flops
+    speed = count * machine.flops * config.mfu / flops / (AGAIN if chosen.recompute else 1)
     days = tokens / speed / DAY
-    saved = 4.0 * parameters + _state_bytes(model)
+    saved = 4.0 * parameters + _state(config).saved(census)
     write_s = saved / 1e9 / (config.write_gb_s * math.ceil(count / machine.per_host))
     failure_days = FAILURE_DAYS / count
     interval = checkpoint_interval(write_s, failure_days * DAY)
@@ -196,89 +263,118 @@ def plan(config: PlanConfig, *, runs: Sequence[str | Path] = ()) -> ClusterPlan:
         parameters=parameters,
         tokens=tokens,
         flops=flops * tokens,
-        share=share,
+        share=chosen.share,
         device_gib=None if name == "cpu" else machine.memory_gib,
-        layout=layout,
-        rows=rows,
-        accumulate=max(1, round(config.batch_tokens / (count * rows * config.context))),
+        layout=chosen.layout if chosen.fits else None,
+        because=because,
+        rows=chosen.rows,
+        accumulate=chosen.accumulate,
         tokens_per_s=speed,
         mfu=config.mfu,
         days=days,
-        traffic_share=_traffic(model, config, count, machine, layout, rows),
+        traffic_share=chosen.traffic_share,
         checkpoint_gb=saved / 1e9,
         write_s=write_s,
         failure_days=failure_days,
         interval_s=interval,
         effective=_effective(write_s, interval, failure_days * DAY, config.restart_minutes * 60),
+        options=tuple(options),
         checks=tuple(_check(Path(one), config.mfu) for one in runs),
     )
 
 
-# --- memory ---
+# --- layouts ---
 
 
-def _state_bytes(model: ModelConfig) -> float:
-    """Bytes of the optimizer: Muon's momentum for matrices, AdamW's two moments for the rest."""
-    matrices = sum(stack.matrix_parameters() for stack in (model.encoder, model.decoder) if stack is not None)
-    return 4.0 * matrices + 8.0 * (model.parameters() - matrices)
-
-
-def _share(model: ModelConfig, config: PlanConfig, layout: str, rows: int, count: int) -> Share:
-    parameters, state, main = model.parameters(), _state_bytes(model), model.main
-    tokens = rows * config.context
-    layer = main.matrix_parameters() / main.layers
-    deep = ACTIVATION_BYTES * tokens * main.dim
-    kept = deep * main.layers if "recompute" not in layout else 4 * tokens * main.dim * main.layers + deep
-    if layout.startswith("ddp"):
-        weights, gradients, optimizer = (
-            6.0 * parameters,
-            4.0 * parameters,
-            state,
-        )  # float32, and a bfloat16 copy
-    else:
-        whole = (
-            2 * 2.0 * layer + 4.0 * config.vocab_size * model.dim
-        )  # two layers on their way, and the embedding
-        weights = 4.0 * parameters / count + whole
-        gradients = 4.0 * parameters / count + 4.0 * layer + 4.0 * config.vocab_size * model.dim
-        optimizer = state / count + 3 * 4.0 * main.matrix_parameters() / count  # and matrices on their way
-    logits = CHUNK_LOGITS if config.devices == "cpu" else CHUNK_LOGITS_GPU
-    chunk = min(tokens, max(LEAST_ROWS, logits // config.vocab_size))
-    return Share(weights, gradients, optimizer, float(kept), 6.0 * chunk * config.vocab_size)
-
-
-def _layout(
-    model: ModelConfig, config: PlanConfig, count: int, machine: Machine
-) -> tuple[str | None, int, Share]:
-    """Choose the simplest layout that fits, and the largest micro-batch that fits it."""
-    most = max(1, config.batch_tokens // (count * config.context))
-    room = machine.memory_gib * USABLE * 2**30
-    for layout in ("ddp", "ddp, recompute") if count == 1 else ("ddp", "fsdp", "fsdp, recompute"):
-        rows = 1 << (most.bit_length() - 1)
-        while rows >= 1:
-            share = _share(model, config, layout, rows, count)
-            if share.total <= room and rows * config.context <= MOST_AT_ONCE:
-                return layout, rows, share
-            rows //= 2
-    return None, 1, _share(model, config, "ddp, recompute" if count == 1 else "fsdp, recompute", 1, count)
-
-
-def _traffic(
-    model: ModelConfig, config: PlanConfig, count: int, machine: Machine, layout: str | None, rows: int
-) -> float:
-    """Hold the time of a step's communication on the slowest link beside the time of its arithmetic."""
-    if count == 1:
-        return 0.0
-    link = machine.link_gb_s if count <= machine.per_host else machine.network_gb_s
-    passes = max(1, round(config.batch_tokens / (count * rows * config.context)))
-    around = 2.0 * (count - 1) / count  # a sum over all goes round twice: Thakur et al. 2005
-    sent = around * 4.0 * model.parameters()
-    if layout != "ddp":  # weights twice in bfloat16 each pass, gradients once a step
-        sent = (count - 1) / count * model.parameters() * (2 * 2.0 * passes + 4.0)
-    step_s = (
-        config.batch_tokens * model.flops_per_token(config.context) / (count * machine.flops * config.mfu)
+def _state(config: PlanConfig) -> State:
+    return State(
+        OptimConfig(optimizer=config.optimizer, moments=config.moments), gathers=config.devices != "cpu"
     )
-    return sent / (link * 1e9) / step_s
+
+
+def _ways(config: PlanConfig, census: Census, count: int, machine: Machine) -> Iterator[Way]:
+    """Yield the layouts that are possible, the simplest first, or the one that is asked for."""
+    if config.parallel is not None:
+        way = Way.of(config.parallel, count)
+        if way.kind == "tensor" and (fault := census.fault(way.layer_processes)) is not None:
+            raise ConfigError(
+                f"parallel.kind = 'tensor' splits each layer over {way.layer_processes} processes, but {fault}.",
+                "Choose another parallel.layer_processes, or kind = 'fsdp', which splits any model.",
+            )
+        ways = [way]
+    else:
+        halves = [1 << power for power in range(1, min(count, machine.per_host).bit_length())]
+        sharing = [n for n in halves if count % n == 0 and census.fault(n) is None]
+        ways = [Way("ddp")]
+        ways += [Way("fsdp"), Way("fsdp", recompute=True)] if count > 1 else [Way("ddp", recompute=True)]
+        ways += [Way("tensor", n, again) for again in (False, True) for n in sharing]
+    for way in ways:
+        if config.batch_tokens >= count // way.layer_processes * config.context:
+            yield way
+
+
+def _too_small(config: PlanConfig, count: int) -> ConfigError:
+    return ConfigError(
+        f"batch_tokens = {config.batch_tokens:,} is less than a row of {config.context} tokens for each of {count} devices.",
+        f"Give at least {count * config.context:,}.",
+    )
+
+
+def _option(way: Way, census: Census, config: PlanConfig, count: int, machine: Machine) -> Option:
+    """Find the largest micro-batch that fits, and what a step sends with it."""
+    readers = count // way.layer_processes
+    most = max(1, config.batch_tokens // (readers * config.context))
+    room, state = machine.memory_gib * USABLE * 2**30, _state(config)
+    rows = 1 << (most.bit_length() - 1)
+    while True:
+        tokens, passes = (
+            rows * config.context,
+            max(1, round(config.batch_tokens / (readers * rows * config.context))),
+        )
+        held = share(census, way, count, tokens=tokens, passes=passes, state=state)
+        fits = held.total <= room
+        if rows == 1 or (fits and tokens <= MOST_AT_ONCE):
+            break
+        rows //= 2
+    bytes_sent = sent(census, way, count, tokens=tokens, passes=passes, state=state)
+    near, far = machine.link_gb_s * 1e9, machine.network_gb_s * 1e9
+    of_layers = near if way.layer_processes <= machine.per_host else far
+    of_readers = near if count <= machine.per_host else far
+    work = (
+        config.batch_tokens * census.config.flops_per_token(config.context) * (AGAIN if way.recompute else 1)
+    )
+    return Option(
+        layout=way.told(count),
+        recompute=way.recompute,
+        rows=rows,
+        accumulate=passes,
+        share=held,
+        fits=fits,
+        sent_gb=(bytes_sent.layers + bytes_sent.readers) / 1e9,
+        layers_s=bytes_sent.layers / of_layers,
+        readers_s=bytes_sent.readers / of_readers,
+        step_s=work / (count * machine.flops * config.mfu),
+    )
+
+
+def _chosen(options: Sequence[Option], config: PlanConfig) -> tuple[Option, str]:
+    """Choose the simplest that fits and is nearly as fast as any that does, and say why; else what needs least."""
+    able = [one for one in options if one.fits]
+    if not able:
+        least = min(options, key=lambda one: one.share.total)
+        return least, f"{least.layout} needs least of each; take more or larger devices"
+    if config.parallel is not None:
+        return able[0], "as asked"
+    fastest = min(one.time_s for one in able)
+    chosen = next(one for one in able if one.time_s <= NEARLY * fastest)
+    before = options[: options.index(chosen)]
+    missed = [
+        f"{one.layout} takes {one.time_s / chosen.time_s:.1f} times as long"
+        if one.fits
+        else f"{one.layout} needs {one.share.total / 2**30:.0f} GiB"
+        for one in before
+    ]
+    return chosen, "; ".join(["the simplest that fits", *missed])
 
 
 # --- failures ---

@@ -11,7 +11,6 @@ Source: Shoeybi et al. 2019, arXiv:1909.08053, §3.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -28,11 +27,8 @@ from torch.distributed.tensor.parallel import (
 
 from stockpot.device import World
 from stockpot.errors import ConfigError
-from stockpot.model.adapters import AdaptedLinear
-from stockpot.model.attention import CrossAttention, SelfAttention
-from stockpot.model.bottleneck import BottleneckLinear
-from stockpot.model.layers import Block, FeedForward
-from stockpot.model.stack import Stack
+from stockpot.model.layers import Block
+from stockpot.train.cuts import faults, into, out_of
 from stockpot.train.layout import local
 from stockpot.train.optim import parts_of
 from stockpot.train.parallel import Group, ParallelConfig
@@ -53,7 +49,7 @@ class TensorParallel(Split):
         """Split each layer as it computes, and all weights into rows, which are returned by name."""
         place = self.group.place
         count = config.sharing(place.world)
-        for fault in _faults(self.trained, count):
+        for fault in faults(self.trained, count):
             raise ConfigError(
                 f"loop.parallel.kind = 'tensor' splits each layer over {count} processes, but {fault}.",
                 "Choose another loop.parallel.layer_processes, or kind = 'fsdp', which splits any model.",
@@ -131,24 +127,6 @@ class TensorParallel(Split):
         self.is_stale = True
 
 
-def _faults(model: nn.Module, count: int) -> Iterator[str]:
-    """Name what keeps a model's layers from being split over so many processes."""
-    for module in model.modules():
-        if isinstance(module, AdaptedLinear | BottleneckLinear):
-            yield "this model has adapters"
-        if isinstance(module, Stack) and module.config.position in ("alibi", "relative"):
-            yield f"position = {module.config.position!r} scores each head by itself"
-        if isinstance(module, SelfAttention | CrossAttention):
-            if module.heads % count or module.kv_heads % count:
-                yield f"{module.heads} heads, {module.kv_heads} of them with keys, do not divide by that"
-            if module.qk_norm == "full":
-                yield "qk_norm = 'full' needs all heads in one place"
-        if isinstance(module, SelfAttention) and module.learned is not None:
-            yield "it has learned keys and values"
-        if isinstance(module, FeedForward) and module.down.in_features % count:
-            yield f"the feed-forward's width {module.down.in_features} does not divide by that"
-
-
 def _shapes_only(model: nn.Module) -> dict[int, nn.Parameter]:
     """Map each parameter to one of its shape without content, for a copy of the model."""
     return {
@@ -178,14 +156,11 @@ def _split_layers(model: nn.Module, mesh: DeviceMesh, orders: dict[str, Tensor])
         if name in orders:
             parameter.copy_(parameter[orders[name]])
     for block in [module for module in model.modules() if isinstance(module, Block)]:
-        into: dict[str, ParallelStyle] = {"attention.qkv": ColwiseParallel(), "ffn.up": ColwiseParallel()}
-        out_of: dict[str, ParallelStyle] = {"attention.out": RowwiseParallel(), "ffn.down": RowwiseParallel()}
-        if block.cross is not None:
-            into |= {"cross.q": ColwiseParallel(), "cross.kv": ColwiseParallel()}
-            out_of["cross.out"] = RowwiseParallel()
-        parallelize_module(block, mesh, into | out_of, src_data_rank=None)  # all hold the same weights
-        for one in out_of:
-            block.get_submodule(one).register_forward_hook(_arrived)
+        styles: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in into(block)}
+        styles |= {name: RowwiseParallel() for name in out_of(block)}
+        parallelize_module(block, mesh, styles, src_data_rank=None)  # all hold the same weights
+        for name in out_of(block):
+            block.get_submodule(name).register_forward_hook(_arrived)
         for attention in (block.attention, block.cross):
             if attention is not None:
                 attention.heads //= mesh.size()
