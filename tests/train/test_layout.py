@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
 from conftest import Stream
-from training import new_run, settings
+from training import new_run, settings, threads_of_gloo
 from stockpot.errors import ConfigError
 from stockpot.model.config import decoder
 from stockpot.model.transformer import Transformer
@@ -121,6 +121,8 @@ with joined(torch.device("cpu")) as group:
             told["refused"] = told.get("refused", "") + str(error)
     if group.is_first:
         print(json.dumps(told))
+del group
+assert not threads_of_gloo(), "they would be killed with the interpreter, and abort it"
 """
 
 

@@ -25,10 +25,12 @@ from stockpot.config import Settings
 from stockpot.device import World, this_world
 from stockpot.errors import ConfigError, TrainError
 
-__all__ = ["Group", "ParallelConfig", "is_first_to_tell", "joined"]
+__all__ = ["Group", "ParallelConfig", "held_by", "is_first_to_tell", "joined"]
 
 T = TypeVar("T")
+M = TypeVar("M")
 BUCKET_ELEMENTS = 1 << 24  # values sent at once, 64 MiB of float32
+_meshes: list[Any] = []  # of this run's split models
 
 
 class ParallelConfig(Settings):
@@ -246,8 +248,22 @@ def joined(device: torch.device, config: ParallelConfig | None = None) -> Iterat
             "What it said stands above. Start all of them again with --resume: they go on from the newest checkpoint.",
         ) from error
     finally:
-        gc.collect()  # wrapped models are cycles: what they hold of the group must go before the interpreter does
+        _let_go()
         dist.destroy_process_group()
+
+
+def held_by(mesh: M) -> M:
+    """Remember a mesh of devices, whose groups ``joined`` lets go of at its end; returns it."""
+    _meshes.append(mesh)
+    return mesh
+
+
+def _let_go() -> None:
+    """Drop what holds groups beyond their end: wrapped models, which are cycles, and meshes, which torch's caches keep."""
+    gc.collect()
+    for mesh in _meshes:
+        getattr(mesh, "_pg_registry", {}).clear()
+    _meshes.clear()
 
 
 def _is_of_connection(error: RuntimeError) -> bool:

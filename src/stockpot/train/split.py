@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 from stockpot.model.layers import Block
 from stockpot.model.transformer import Transformer
 from stockpot.train.layout import Layout, local
-from stockpot.train.parallel import Group, ParallelConfig
+from stockpot.train.parallel import Group, ParallelConfig, held_by
 
 __all__ = ["Split"]
 
@@ -62,7 +62,7 @@ class Split(Layout):
     def _split(self, config: ParallelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
         """Split each layer for itself, and what is left of each Transformer; returns all parameters, split, by name."""
         gathered = dtype if config.gather_dtype is None else getattr(torch, config.gather_dtype)
-        mesh = init_device_mesh(self.device.type, (self.group.place.world,))
+        mesh = held_by(init_device_mesh(self.device.type, (self.group.place.world,)))
         host: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()
         narrow = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
         wide = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)

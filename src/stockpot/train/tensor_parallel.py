@@ -31,7 +31,7 @@ from stockpot.model.layers import Block
 from stockpot.train.cuts import faults, into, out_of
 from stockpot.train.layout import local
 from stockpot.train.optim import parts_of
-from stockpot.train.parallel import Group, ParallelConfig
+from stockpot.train.parallel import Group, ParallelConfig, held_by
 from stockpot.train.resume import random_state, set_random_state
 from stockpot.train.split import Split
 
@@ -54,8 +54,10 @@ class TensorParallel(Split):
                 f"loop.parallel.kind = 'tensor' splits each layer over {count} processes, but {fault}.",
                 "Choose another loop.parallel.layer_processes, or kind = 'fsdp', which splits any model.",
             )
-        meshes = init_device_mesh(
-            self.device.type, (place.world // count, count), mesh_dim_names=("rows", "layer")
+        meshes = held_by(
+            init_device_mesh(
+                self.device.type, (place.world // count, count), mesh_dim_names=("rows", "layer")
+            )
         )
         self.mesh = meshes["layer"]
         self.sharers = Group(World(place.rank % count, count), self.mesh.get_group())
