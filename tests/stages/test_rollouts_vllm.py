@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -43,17 +44,16 @@ class StandIn:
         assert not list(folder.glob("*.safetensors"))
         assert settings["load_format"] == "dummy"
         assert json.loads((folder / "config.json").read_text())["model_type"] in ("llama", "qwen3")
+        self.config = (folder / "config.json").read_bytes()
         StandIn.made.append(self)
 
     def collective_rpc(self, method, timeout=None, args=(), kwargs=None):
         assert method == "reload_weights"
-        folder = Path(self.settings["model"])
-        save_file(
-            {name: tensor.clone() for name, tensor in kwargs["weights_iterator"]},
-            folder / "model.safetensors",
-        )
-        self.model = load_model(folder, device="cpu")  # knows names and forms from the folder alone
-        (folder / "model.safetensors").unlink()
+        with TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_bytes(self.config)
+            given = {name: tensor.clone() for name, tensor in kwargs["weights_iterator"]}
+            save_file(given, Path(folder) / "model.safetensors")
+            self.model = load_model(folder, device="cpu")  # knows names and forms from a folder alone
         self.reloads += 1
         return [None]
 

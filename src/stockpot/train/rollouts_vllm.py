@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,9 +59,9 @@ class VllmWriter:
     def __init__(self, bundle: Bundle, config: VllmConfig, dtype: torch.dtype) -> None:
         self.bundle, self.config, self.dtype = bundle, config, dtype
         self._vllm = _import()
-        self._folder = tempfile.TemporaryDirectory(prefix="stockpot-vllm-")
-        save_outline(self._folder.name, bundle.model, family=bundle.family)
         self._model: Any = None
+        with tempfile.TemporaryDirectory() as folder:  # to refuse a shape before any work
+            save_outline(folder, bundle.model, family=bundle.family)
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer requests, which must be ids, in their order; each answer has the log-probabilities it was drawn with."""
@@ -76,15 +77,16 @@ class VllmWriter:
     def _hand_over(self) -> None:
         """Start vLLM if it has not been, and give it the weights of now."""
         if self._model is None:
-            self._model = self._start()
+            with tempfile.TemporaryDirectory(prefix="stockpot-vllm-") as folder:
+                self._model = self._start(save_outline(folder, self.bundle.model, family=self.bundle.family))
         weights = stored_weights(self.bundle.model, self.dtype, family=self.bundle.family)
         self._model.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._model.reset_prefix_cache()  # what was read with the weights before
 
-    def _start(self) -> Any:
+    def _start(self, folder: Path) -> Any:
         os.environ[ONE_PROCESS] = "0"
         return self._vllm.LLM(
-            model=self._folder.name,
+            model=str(folder),
             skip_tokenizer_init=True,
             load_format="dummy",
             generation_config="vllm",
