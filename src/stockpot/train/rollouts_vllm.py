@@ -9,6 +9,7 @@ The interface is vLLM's: ``LLM`` with ``collective_rpc("reload_weights", …)``,
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from stockpot.bundle import Bundle
 from stockpot.config import Settings
 from stockpot.errors import ConfigError
 from stockpot.generate.request import Completion, Request, Sampling
+from stockpot.train.resume import random_state, set_random_state
 from stockpot.weights.handing import save_outline, stored_weights
 
 __all__ = ["VllmConfig", "VllmWriter"]
@@ -29,6 +31,8 @@ __all__ = ["VllmConfig", "VllmWriter"]
 ONE_PROCESS = (
     "VLLM_ENABLE_V1_MULTIPROCESSING"  # "0": the workers are in this process and can be given tensors
 )
+
+RENDERER = "vllm.renderers.base"
 
 
 class VllmConfig(Settings):
@@ -77,14 +81,18 @@ class VllmWriter:
     def _hand_over(self) -> None:
         """Start vLLM if it has not been, and give it the weights of now."""
         if self._model is None:
-            with tempfile.TemporaryDirectory(prefix="stockpot-vllm-") as folder:
+            device = self.bundle.model.device
+            before = random_state(device)
+            with tempfile.TemporaryDirectory() as folder:
                 self._model = self._start(save_outline(folder, self.bundle.model, family=self.bundle.family))
+            set_random_state(before, device)  # which it seeds anew
         weights = stored_weights(self.bundle.model, self.dtype, family=self.bundle.family)
         self._model.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._model.reset_prefix_cache()  # what was read with the weights before
 
     def _start(self, folder: Path) -> Any:
         os.environ[ONE_PROCESS] = "0"
+        logging.getLogger(RENDERER).setLevel(logging.ERROR)  # it misses the tokenizer, which we have
         return self._vllm.LLM(
             model=str(folder),
             skip_tokenizer_init=True,

@@ -1,6 +1,7 @@
 """A model's weights for another program in this process: the names and forms of a folder, without the folder.
 
-Reads and writes no weights; the one file it writes is ``config.json``.
+An output matrix that is the embedding goes twice, and the config says so: a program that packs its matrices (vLLM's build for
+CPUs) would keep the first one it was given. Reads and writes no weights; the one file it writes is ``config.json``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from stockpot.errors import CheckpointError
 from stockpot.model.adapters import merged_weights
+from stockpot.model.config import ModelConfig
 from stockpot.model.transformer import Transformer
 from stockpot.weights.families import NATIVE, family_of
 from stockpot.weights.soft import refuse_soft
@@ -22,6 +24,8 @@ from stockpot.weights.tensors import as_stored
 from stockpot.weights.writing import write_all
 
 __all__ = ["save_outline", "stored_weights"]
+
+EMBED, HEAD = "embed.weight", "head.weight"
 
 
 def save_outline(path: str | os.PathLike[str], model: Transformer, *, family: str | None = None) -> Path:
@@ -36,13 +40,14 @@ def save_outline(path: str | os.PathLike[str], model: Transformer, *, family: st
         CheckpointError: if only stockpot knows a model of this shape, or it wears a soft prompt or eyes.
     """
     refuse_soft(model, "be handed to another program")
-    known = family_of(model.config, family)
+    config = _untied(model)
+    known = family_of(config, family)
     if known is NATIVE:
         raise CheckpointError(
             "No other program knows a model of this shape.",
             "Use one that transformers opens, such as Qwen3's.",
         )
-    values = {**known.write(model.config), "dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
+    values = {**known.write(config), "dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
     write_all(Path(path), {"config.json": (json.dumps(values, indent=2) + "\n").encode()})
     return Path(path)
 
@@ -57,7 +62,13 @@ def stored_weights(
         dtype: of what is given.
         family: a ``model_type`` to prefer where several can hold the model.
     """
-    parts = {part.ours: part for part in family_of(model.config, family).parts(model.config)}
+    config = _untied(model)
+    parts = {part.ours: part for part in family_of(config, family).parts(config)}
     for name, weight in merged_weights(model):
-        for stored, tensor in as_stored(parts[name], weight):
-            yield stored, tensor.to(dtype)
+        for ours in (EMBED, HEAD) if name == EMBED and HEAD in parts and model.head is None else (name,):
+            for stored, tensor in as_stored(parts[ours], weight):
+                yield stored, tensor.to(dtype)
+
+
+def _untied(model: Transformer) -> ModelConfig:
+    return model.config.model_copy(update={"tied": False})
