@@ -27,7 +27,7 @@ from stockpot.model.adapters import (
     writer_of,
 )
 from stockpot.model.config import decoder
-from stockpot.model.frozen import GROUP, KINDS, NF4, SPAN, FrozenMatrix
+from stockpot.model.frozen import AT_ONCE, GROUP, KINDS, NF4, SPAN, FrozenMatrix
 from stockpot.model.linear import Linear
 from stockpot.model.transformer import Transformer
 from stockpot.train.optim import OptimConfig, Optimizer
@@ -137,7 +137,7 @@ def test_bits_are_what_they_are_called():
 def test_a_large_matrix_is_turned_back_piece_by_piece(kind, monkeypatch):
     weight = matrix(300, 130)
     whole = FrozenMatrix(weight, kind)
-    monkeypatch.setattr("stockpot.model.frozen.AT_ONCE", 20 * SPAN)
+    monkeypatch.setitem(AT_ONCE, "cpu", 20 * SPAN)
     assert torch.equal(whole.weight(), FrozenMatrix(weight, kind).weight())
 
 

@@ -33,9 +33,8 @@ NF4 = (
 )  # fmt: skip
 SPAN = 64  # weights that share a scale
 GROUP = 256  # scales that share a step
-AT_ONCE = (
-    1 << 22
-)  # weights that are turned back into floats at once, of a multiple of SPAN; bounds what is there meanwhile
+# Weights that are turned back into floats at once, in whole spans: on a CPU as many as stay near it, elsewhere to bound memory.
+AT_ONCE = {"cpu": 1 << 17, "other": 1 << 24}
 
 
 class FrozenMatrix(nn.Module):
@@ -96,24 +95,29 @@ def _weight(kind: Kind, shape: torch.Size, dtype: torch.dtype, *held: Tensor) ->
     return _from_int8(shape, dtype, *held) if kind == "int8" else _from_nf4(shape, dtype, *held)
 
 
+def _at_once(device: torch.device) -> int:
+    return AT_ONCE.get(device.type, AT_ONCE["other"])
+
+
 # --- 8 bits ---
 
 
 def _int8(weight: Tensor) -> dict[str, Tensor]:
     grid = choose_grid(weight, 8)
     digits = (grid.digits.to(torch.int16) - grid.offset).to(torch.int8)
+    spans = F.pad(digits, (0, -weight.shape[1] % SPAN)).unflatten(1, (-1, SPAN))
     gain = torch.tensor(grid.gain, device=weight.device)
-    return {"digits": digits, "scales": (grid.scales / grid.gain).half(), "gain": gain}
+    return {"digits": spans, "scales": (grid.scales / grid.gain).half(), "gain": gain}
 
 
 def _from_int8(shape: torch.Size, dtype: torch.dtype, digits: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
     outputs, inputs = shape
     weight = torch.empty(shape, dtype=dtype, device=digits.device)
-    rows = max(1, AT_ONCE // inputs)
+    rows = max(1, _at_once(digits.device) // inputs)
     for at in range(0, outputs, rows):
-        wide = (scales[at : at + rows].float() * gain).repeat_interleave(SPAN, 1)[:, :inputs]
-        torch.mul(digits[at : at + rows], wide, out=wide)
-        weight[at : at + rows] = wide
+        some = slice(at, at + rows)
+        wide = digits[some] * (scales[some].float() * gain).unsqueeze(-1)
+        weight[some] = wide.flatten(1)[:, :inputs]
     return weight
 
 
@@ -127,8 +131,9 @@ def _nf4(weight: Tensor) -> dict[str, Tensor]:
     table = torch.tensor(NF4, device=weight.device)
     borders = (table[1:] + table[:-1]) / 2
     digits = torch.empty(spans.shape, dtype=torch.uint8, device=weight.device)
-    for at in range(0, len(spans), AT_ONCE // SPAN):
-        some = slice(at, at + AT_ONCE // SPAN)
+    each = _at_once(weight.device) // SPAN
+    for at in range(0, len(spans), each):
+        some = slice(at, at + each)
         digits[some] = torch.bucketize(spans[some] / largest[some], borders, out_int32=True).to(torch.uint8)
     packed = digits.view(-1, 2)
     pairs = torch.cartesian_prod(table, table)  # the two numbers that each byte stands for
@@ -167,8 +172,9 @@ def _from_nf4(
     shape: torch.Size, dtype: torch.dtype, digits: Tensor, levels: Tensor, steps: Tensor, pairs: Tensor
 ) -> Tensor:
     weight = torch.empty(len(levels) * SPAN, dtype=dtype, device=digits.device)
-    for at in range(0, len(levels), AT_ONCE // SPAN):
-        stop = min(len(levels), at + AT_ONCE // SPAN)
+    each = _at_once(digits.device) // SPAN
+    for at in range(0, len(levels), each):
+        stop = min(len(levels), at + each)
         shares = F.embedding(digits[at * SPAN // 2 : stop * SPAN // 2].int(), pairs).view(-1, SPAN)
         shares *= _largest(levels[at:stop], steps, at).unsqueeze(1)
         weight[at * SPAN : stop * SPAN] = shares.flatten()
