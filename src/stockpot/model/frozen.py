@@ -105,7 +105,7 @@ def _at_once(device: torch.device) -> int:
 def _int8(weight: Tensor) -> dict[str, Tensor]:
     grid = choose_grid(weight, 8)
     digits = (grid.digits.to(torch.int16) - grid.offset).to(torch.int8)
-    spans = F.pad(digits, (0, -weight.shape[1] % SPAN)).unflatten(1, (-1, SPAN))
+    spans = torch.unflatten(F.pad(digits, (0, -weight.shape[1] % SPAN)), 1, (-1, SPAN))
     gain = torch.tensor(grid.gain, device=weight.device)
     return {"digits": spans, "scales": (grid.scales / grid.gain).half(), "gain": gain}
 
