@@ -191,6 +191,7 @@ OPTIONAL = {
     "serve": ("fastapi", "uvicorn", "llguidance"),
     "prepare": ("datasketch", "fsspec"),
     "ray": ("ray",),
+    "vllm": ("vllm",),
     "constrain": ("llguidance",),
     "lm-eval": ("lm_eval",),
 }

@@ -19,8 +19,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stockpot.config import Settings
+from stockpot.device import pick_dtype
 from stockpot.errors import ConfigError
 from stockpot.model.attention import CrossAttention, SelfAttention
+from stockpot.model.frozen import FrozenMatrix, Kind
 from stockpot.model.layers import FeedForward
 from stockpot.model.linear import Linear, multiply
 from stockpot.model.outline import outline
@@ -28,18 +30,25 @@ from stockpot.model.transformer import Transformer
 
 __all__ = [
     "AdaptedLinear",
+    "FrozenLinear",
     "LoRA",
     "Target",
     "Update",
     "add_updates",
     "attach",
     "detach",
+    "frozen_bytes",
     "has_adapters",
     "merge",
     "merged_copy",
+    "merged_weights",
+    "round_matrices",
     "settings_of",
+    "shapes_of",
     "updates_of",
+    "weights_of",
     "without_adapters",
+    "writer_of",
 ]
 
 Target = Literal["query", "key", "value", "output", "gate", "up", "down"]
@@ -62,6 +71,10 @@ class LoRA(Settings):
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank), which suits large ranks")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on an adapter's input in training")
+    frozen: Kind | None = Field(
+        None,
+        description="hold the layers' frozen matrices in fewer bits: int8 · nf4 (8 and 4); none: in the type of products",
+    )
 
     @property
     def scale(self) -> float:
@@ -100,10 +113,36 @@ class Update:
         return self.scale * (self.up.float() @ self.down.float())
 
 
-class AdaptedLinear(Linear):
-    """A frozen linear layer with adapters on some of its rows; it keeps the layer's weight, bias and name.
+class FrozenLinear(Linear):
+    """A linear layer whose matrix is held in few bits (`model.frozen`); it has no ``weight``."""
+
+    def __init__(self, linear: nn.Linear, kind: Kind) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.frozen: FrozenMatrix | None = FrozenMatrix(linear.weight, kind)
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
+        """Return ``(…, outputs)`` for ``(…, inputs)``."""
+        if self.frozen is None:
+            return _product(x, self.weight, self.bias)
+        out: Tensor = self.frozen(x)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def plain(self) -> Linear:
+        """Give the layer as a usual one, with the same bias, and the same weight or what its digits stand for."""
+        with torch.device("meta"):
+            layer = Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        layer.weight = self.weight if self.frozen is None else nn.Parameter(self.frozen.weight())
+        layer.bias = self.bias
+        return layer
+
+
+class AdaptedLinear(FrozenLinear):
+    """A frozen linear layer with adapters on some of its rows; it keeps the layer's weight or digits, bias and name.
 
     Attributes:
+        frozen: the matrix, where it is held in few bits.
         rows: the rows that each adapter changes.
         lora: the settings it was attached with.
         is_on: off: the layer computes what it did before it was adapted.
@@ -112,10 +151,12 @@ class AdaptedLinear(Linear):
     def __init__(self, linear: nn.Linear, rows: list[Rows], lora: LoRA) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = linear.weight
+        self.frozen = linear.frozen if isinstance(linear, FrozenLinear) else None
+        if self.frozen is None:
+            self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
         self.rows, self.lora, self.scale, self.is_on = rows, lora, lora.scale, True
-        place = linear.weight.device
+        place = linear.weight.device if self.frozen is None else next(self.frozen.buffers()).device
         bound = linear.in_features**-0.5
         # All first halves in one matrix: one product makes all inner values.
         self.lora_down = nn.Parameter(
@@ -127,7 +168,7 @@ class AdaptedLinear(Linear):
 
     def forward(self, x: Float[Tensor, "... inputs"]) -> Float[Tensor, "... outputs"]:
         """Return the layer's product plus the adapters'."""
-        out = _product(x, self.weight, self.bias)
+        out = super().forward(x)
         if not self.is_on:
             return out
         entered = F.dropout(x, self.lora.dropout, self.training) if self.lora.dropout else x
@@ -143,13 +184,6 @@ class AdaptedLinear(Linear):
             Update(name, rows, down, up.detach(), self.scale)
             for rows, down, up in zip(self.rows, downs, self.lora_up, strict=True)
         ]
-
-    def plain(self) -> Linear:
-        """Give the layer without adapters, with the same weight and bias."""
-        with torch.device("meta"):
-            layer = Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        layer.weight, layer.bias = self.weight, self.bias
-        return layer
 
     def _spread(self, added: list[Tensor], like: Tensor) -> Tensor:
         """Put each adapter's result at its rows, zeros where there is none."""
@@ -177,6 +211,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def attach(model: nn.Module, lora: LoRA, *, frozen_dtype: torch.dtype | None = None) -> int:
     """Freeze a model and put adapters, which change nothing yet, on its matrices; in place.
 
+    With ``lora.frozen`` all matrices of its layers are rounded, those without an adapter too; that changes the model.
+
     Args:
         model: any model made of our layers.
         lora: rank, strength and which matrices.
@@ -202,9 +238,11 @@ def attach(model: nn.Module, lora: LoRA, *, frozen_dtype: torch.dtype | None = N
     model.requires_grad_(False)
     for owner, name, named in places:
         rows = [at for target, at in named if target in wanted]
+        if lora.frozen is not None:
+            setattr(owner, name, FrozenLinear(getattr(owner, name), lora.frozen))
         if rows:
             layer = AdaptedLinear(getattr(owner, name), rows, lora)
-            if frozen_dtype is not None:
+            if frozen_dtype is not None and lora.frozen is None:
                 layer.weight.data = layer.weight.data.to(frozen_dtype)
             setattr(owner, name, layer)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -254,24 +292,84 @@ def add_updates(model: nn.Module, updates: Iterable[Update]) -> None:
 
 def merge(model: nn.Module) -> None:
     """Add every adapter to its weight and take it off; the model computes the same and is trainable as a whole."""
-    add_updates(model, updates_of(model))
-    detach(model)
+    add_updates(model, detach(model))
 
 
 def merged_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
     """Copy a model in a number type, with adapters added to their weights; the model itself stays as it is."""
     copy = outline(model.config)
-    known = dict(model.named_parameters())
-    weights = {name: known[name].detach().to(dtype, copy=True) for name, _ in copy.named_parameters()}
+    names = {name for name, _ in copy.named_parameters()}
+    weights = {name: weight.to(dtype, copy=True) for name, weight in weights_of(model) if name in names}
     copy.load_state_dict(weights, strict=True, assign=True)
     add_updates(copy, updates_of(model))
     return copy.requires_grad_(False).eval()
 
 
+def writer_of(model: Transformer) -> Transformer:
+    """Give what writes answers as a model now does: itself, or a copy where it would take most of the time to make floats anew.
+
+    That is so for matrices of few bits on a CPU; elsewhere they are made as fast as they are read, and memory is dearer.
+    """
+    if model.device.type != "cpu" or not frozen_bytes(model):
+        return model
+    return merged_copy(model, pick_dtype(model.device))
+
+
+def frozen_bytes(model: nn.Module) -> int:
+    """Count the bytes of the matrices that are held in few bits; 0: none is."""
+    return sum(layer.frozen.nbytes for _, layer in _frozen(model) if layer.frozen is not None)
+
+
+def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Give every parameter but the adapters', and every matrix that is held in few bits, as floats made one by one."""
+    learned = {
+        id(one) for _, layer in _adapted(model) for one in (layer.lora_down, *layer.lora_up.parameters())
+    }
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in learned:
+            yield name, parameter.detach()
+    for name, layer in _frozen(model):
+        if layer.frozen is not None:
+            yield f"{name}.weight", layer.frozen.weight()
+
+
+def merged_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Give what `weights_of` gives, with adapters added; the model itself stays as it is."""
+    changes: dict[str, list[Update]] = {}
+    for update in updates_of(model):
+        changes.setdefault(f"{update.layer}.weight", []).append(update)
+    for name, weight in weights_of(model):
+        if name in changes:
+            weight = weight.to(model.embed.weight.dtype, copy=True)
+            for update in changes[name]:
+                rows = weight[update.rows.start : update.rows.stop]
+                rows.copy_(rows.float() + update.change())
+        yield name, weight
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """Give the shapes of what `weights_of` gives, and of the adapters."""
+    held = {
+        f"{name}.weight": layer.frozen.shape for name, layer in _frozen(model) if layer.frozen is not None
+    }
+    return {name: parameter.shape for name, parameter in model.named_parameters()} | held
+
+
+@torch.no_grad()
+def round_matrices(model: nn.Module, kind: Kind) -> None:
+    """Give the matrices of a model's layers the values that a frozen model of few bits computes with; in place."""
+    for owner, name, _ in list(_places(model)):
+        weight = getattr(owner, name).weight
+        weight.copy_(FrozenMatrix(weight, kind).weight())
+
+
 def detach(model: nn.Module) -> list[Update]:
-    """Take all adapters off, which undoes what they did; returns them. In place; weights are trainable again."""
+    """Take all adapters off, which undoes what they did; returns them. In place; weights are trainable again.
+
+    Matrices that were held in few bits are floats again, of the values they had.
+    """
     updates = updates_of(model)
-    for name, layer in list(_adapted(model)):
+    for name, layer in list(_frozen(model)):
         owner, _, own = name.rpartition(".")
         setattr(model.get_submodule(owner), own, layer.plain())
     model.requires_grad_(True)
@@ -289,6 +387,12 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.is_on = True
+
+
+def _frozen(model: nn.Module) -> Iterator[tuple[str, FrozenLinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenLinear):
+            yield name, module
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:

@@ -22,8 +22,9 @@ from stockpot.bundle import Bundle
 from stockpot.config import to_toml
 from stockpot.data.sources import fingerprint_sources
 from stockpot.errors import ConfigError
-from stockpot.model.adapters import LoRA, attach, has_adapters
+from stockpot.model.adapters import LoRA, attach, frozen_bytes, has_adapters
 from stockpot.model.config import ModelConfig
+from stockpot.model.transformer import Transformer
 from stockpot.run import Run
 from stockpot.text.chat import ChatTemplate
 from stockpot.train.loop import LoopConfig
@@ -250,6 +251,14 @@ class Tuned(Protocol):
         """Where the data comes from."""
 
     @property
+    def adapter(self) -> LoRA | None:
+        """What is trained, if not all of the model."""
+
+    @property
+    def loop(self) -> LoopConfig:
+        """How long and how to train."""
+
+    @property
     def seed(self) -> int:
         """Of everything random."""
 
@@ -260,22 +269,34 @@ class Tuned(Protocol):
 
 def begin_tuning(config: Tuned, *, verb: str) -> tuple[Bundle, torch.device]:
     """Seed everything and open what is tuned; errors as for `open_to_tune`. The model is still on the CPU."""
+    if (
+        config.adapter is not None
+        and config.adapter.frozen is not None
+        and config.loop.parallel.kind != "ddp"
+    ):
+        raise ConfigError(
+            f"adapter.frozen = {config.adapter.frozen!r} holds matrices that loop.parallel.kind = "
+            f"{config.loop.parallel.kind!r} cannot split over processes.",
+            "Leave loop.parallel.kind at ddp, or adapter.frozen out.",
+        )
     device = machine.pick_device(config.device)
     machine.seed_everything(config.seed)
     return open_to_tune(config.model, config.template, verb=verb), device
 
 
 def note_tuning(
-    group: Group, run: Run, config: Tuned, model: ModelConfig, trained: int, **facts: Any
+    group: Group, run: Run, config: Tuned, model: Transformer, trained: int, **facts: Any
 ) -> None:
     """Write into a run's manifest what every stage that tunes says: data, seed, and how many parameters are trained."""
     if not group.is_first:
         return
+    if config.adapter is not None and config.adapter.frozen is not None:
+        facts["frozen"] = {"kind": config.adapter.frozen, "bytes": frozen_bytes(model)}
     run.note(
         data=fingerprint_sources(config.data),
         seed=config.seed,
         **facts,
-        parameters=model.parameters(),
+        parameters=model.config.parameters(),
         trained_parameters=trained,
     )
 
@@ -297,15 +318,19 @@ def checkpoint_writer(bundle: Bundle, *, merged: bool = False) -> Callable[[Path
 
 
 def adapt(model: nn.Module, adapter: LoRA | None, loop: LoopConfig, device: torch.device) -> int:
-    """Attach an adapter if one is asked for; return how many parameters are trained.
+    """Attach an adapter if one is asked for, and put the model where it is trained; return how many parameters are.
 
-    Frozen matrices are kept in the type of products, so that no step has to cast them; where they are split over
-    processes, the way they are gathered does that.
+    Frozen matrices are kept in the type of products, so that no step has to cast them, or in the few bits that the adapter
+    asks for; where they are split over processes, the way they are gathered does that. What was rounded here needs
+    no room for its floats there.
     """
     if adapter is None:
-        return sum(p.numel() for p in model.parameters() if p.requires_grad)
-    dtype = None if loop.parallel.kind == "fsdp" else machine.pick_dtype(device, loop.dtype)
-    return attach(model, adapter, frozen_dtype=dtype)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    else:
+        dtype = None if loop.parallel.kind == "fsdp" else machine.pick_dtype(device, loop.dtype)
+        trained = attach(model, adapter, frozen_dtype=dtype)
+    model.to(device)
+    return trained
 
 
 def mean_metrics(batches: Iterable[Any], loss_fn: LossFn) -> Callable[[nn.Module], dict[str, float]]:

@@ -91,7 +91,8 @@ def _dpo(
     config = config.model_copy(
         update={"loop": with_steps(config.loop, config.passes, found.train.tokens), "passes": None}
     )
-    model = bundle.model.to(device)
+    model = bundle.model
+    trained = adapt(model, config.adapter, config.loop, device)  # which changes nothing but a rounded base
     tokens = tokens_at_once(config.loop, model.config, device, config.adapter)
     loss_fn = partial(preference_loss, config=config)
     asked = _asked(config, bundle, found.held_out, report)
@@ -101,12 +102,11 @@ def _dpo(
         opened = _reference_opener(config, model)
         if config.needs_reference:
             sides = with_reference(sides, opened, run, group, loop=config.loop, tokens=tokens)
-        trained = adapt(model, config.adapter, config.loop, device)
         note_tuning(
             group,
             run,
             config,
-            model.config,
+            model,
             trained,
             tokens={"train": sides[0].tokens, "validation": sides[1].tokens},
             comparisons=found.counts,

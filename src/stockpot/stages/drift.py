@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from stockpot.durable import write_json_lines
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Completion, Request, Sampling
 from stockpot.generate.together import complete
-from stockpot.model.adapters import has_adapters, without_adapters
+from stockpot.model.adapters import has_adapters, without_adapters, writer_of
 from stockpot.model.transformer import Transformer
 from stockpot.stages.assemble import as_sources
 from stockpot.train.log_probs import label_log_probs
@@ -89,7 +89,8 @@ def draw(
         Request(list(one.ids), plain.model_copy(update={"seed": seed + number}))
         for number, one in enumerate(asked)
     ]
-    return complete(Engine(bundle, slots=32), requests)
+    writer = replace(bundle, model=writer_of(bundle.model))
+    return complete(Engine(writer, slots=32), requests)
 
 
 @dataclass

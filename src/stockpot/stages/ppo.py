@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from stockpot import device as machine
 from stockpot.bundle import Bundle
 from stockpot.durable import write_json_lines
 from stockpot.errors import ConfigError
@@ -43,6 +44,7 @@ from stockpot.train.loop import fit
 from stockpot.train.parallel import Group
 from stockpot.train.policy import ActorCritic, Baseline
 from stockpot.train.rollouts import Asked, Reply, Reward, RolloutConfig, Rollouts
+from stockpot.train.rollouts_vllm import VllmWriter
 
 __all__ = ["GRPOConfig", "PPOConfig", "grpo", "ppo"]
 
@@ -151,6 +153,11 @@ def _learn(
     resume: bool,
     progress: Progress | None,
 ) -> Run:
+    if config.engine == "vllm" and machine.this_world().world > 1:
+        raise ConfigError(
+            "engine = 'vllm' writes in one process, and torchrun started several.",
+            "Leave engine out, or start one process.",
+        )
     bundle, device = begin_tuning(config, verb=stage)
     rewards = _rewards(config, reward, stage, device)
     how = {"stage": stage, "recipe": {stage: config}, "parent": config.model, "resume": resume}
@@ -170,14 +177,16 @@ def _act(
     group: Group,
 ) -> Run:
     report, resume = heard(group, progress), bool(how["resume"])
-    policy = bundle.model.to(device)
+    policy = bundle.model
     gold = None if config.gold is None else reward_from(config.gold, device=device)
     asked = read_prompts(config.data, bundle, config.max_tokens, report)
     watched = _watched(config, bundle, asked, report)
     trained = adapt(policy, config.adapter, config.loop, device)
+    dtype = machine.pick_dtype(device, config.loop.dtype)
+    writer = VllmWriter(bundle, config.vllm, dtype) if config.engine == "vllm" else None
     model = ActorCritic(policy) if config.baseline == "value" else policy
     with shared_run(group, out, **how) as run:
-        note_tuning(group, run, config, policy.config, trained, prompts=len(asked))
+        note_tuning(group, run, config, policy, trained, prompts=len(asked))
         rollouts = Rollouts(
             bundle,
             model,
@@ -190,6 +199,7 @@ def _act(
             gold=gold,
             autocast=partial(autocast, device, config.loop),
             note=partial(_write_samples, run.path / "samples"),
+            writer=writer,
             group=group,
             reads=config.loop.parallel.reading(group.place),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stockpot.durable import write_atomically
 from stockpot.generate.engine import Engine
 from stockpot.generate.inputs import reading_only
 from stockpot.generate.request import Sampling
+from stockpot.model.adapters import writer_of
 from stockpot.run import Run
 from stockpot.stages.assemble import Progress
 from stockpot.stages.report import curve_chart
@@ -53,6 +55,7 @@ def sample_text(bundle: Bundle, batches: Iterable[Batch]) -> str:
     A decoder goes on from the beginning of a text, or answers a conversation; an encoder names the hidden tokens; an
     encoder-decoder fills the missing spans.
     """
+    bundle = replace(bundle, model=writer_of(bundle.model))
     show = {"decoder": _continued, "encoder": _restored, "encoder_decoder": _refilled}[
         bundle.model.config.shape
     ]

@@ -93,7 +93,7 @@ def _reward(
         update={"loop": with_steps(config.loop, config.passes, found.train.tokens), "passes": None}
     )
     judge = _with_head(bundle)
-    model = judge.model.to(device)
+    model = judge.model
     trained = adapt(model, config.adapter, config.loop, device)
     if model.value_head is not None and config.adapter is not None:
         trained += sum(p.numel() for p in model.value_head.requires_grad_(True).parameters())
@@ -105,7 +105,7 @@ def _reward(
             group,
             run,
             config,
-            model.config,
+            model,
             trained,
             tokens={"train": found.train.tokens, "validation": found.held_out.tokens},
             comparisons=found.counts,

@@ -100,7 +100,7 @@ def _sft(
     group: Group,
 ) -> Run:
     report, place = heard(group, progress), config.loop.parallel.reading(group.place)
-    model = bundle.model.to(device)
+    model = bundle.model
     trained = adapt(model, config.adapter, config.loop, device)
     longest = config.context or model.config.context
     store = open_corpus(
@@ -121,7 +121,7 @@ def _sft(
     with shared_run(group, out, **how) as run:
         tokens = {"train": train.tokens, "validation": held_out.tokens}
         records = {"train": train.documents, "validation": held_out.documents}
-        note_tuning(group, run, config, model.config, trained, tokens=tokens, records=records)
+        note_tuning(group, run, config, model, trained, tokens=tokens, records=records)
         text = f"{train.documents:,} records, {train.tokens:,} tokens, {trained:,} parameters to train"
         report({"kind": "note", "text": text})
         fit(

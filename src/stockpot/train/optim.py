@@ -143,7 +143,7 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
         elif isinstance(module, nn.Embedding):
             embeddings.add(id(module.weight))
         elif isinstance(module, nn.Linear):
-            linear.add(id(module.weight))
+            linear.add(id(getattr(module, "weight", None)))  # a frozen one may hold digits instead
 
     def role(parameter: Tensor) -> Role:
         if id(parameter) in embeddings:
@@ -160,13 +160,18 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
 def parts_of(model: nn.Module) -> dict[int, tuple[int, ...]]:
     """Tell how fused matrices are cut into the matrices they stand for: id of the weight → rows of each part."""
     parts: dict[int, tuple[int, ...]] = {}
+
+    def add(linear: nn.Module, rows: tuple[int, ...]) -> None:
+        if isinstance(weight := getattr(linear, "weight", None), Tensor):
+            parts[id(weight)] = rows
+
     for module in model.modules():
         if isinstance(module, SelfAttention):
-            parts[id(module.qkv.weight)] = (module.inner, module.kv_dim, module.kv_dim)
+            add(module.qkv, (module.inner, module.kv_dim, module.kv_dim))
         elif isinstance(module, CrossAttention):
-            parts[id(module.kv.weight)] = (module.kv_dim, module.kv_dim)
+            add(module.kv, (module.kv_dim, module.kv_dim))
         elif isinstance(module, FeedForward) and module.is_gated:
-            parts[id(module.up.weight)] = (module.up.out_features // 2,) * 2
+            add(module.up, (module.up.out_features // 2,) * 2)
     return parts
 
 

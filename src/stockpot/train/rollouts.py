@@ -26,7 +26,7 @@ from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Completion, Request, Sampling
 from stockpot.generate.together import complete
-from stockpot.model.adapters import merged_copy
+from stockpot.model.adapters import merged_copy, writer_of
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import Message
 from stockpot.train.log_probs import label_log_probs
@@ -45,6 +45,7 @@ from stockpot.train.policy import (
     whiten,
 )
 from stockpot.train.ratings import Reply, Reward, rated, rated_where_known
+from stockpot.train.rollouts_vllm import VllmConfig
 
 __all__ = ["Asked", "Reply", "Reward", "RolloutConfig", "Rollouts", "rated", "rated_where_known"]
 
@@ -78,6 +79,8 @@ class RolloutConfig(PolicyConfig):
         100.0, gt=0, description="nats an answer from the reference at which the run is stopped; none: never"
     )
     unfinished_penalty: float = Field(0.0, ge=0, description="taken off the reward of an answer that was cut")
+    engine: Literal["stockpot", "vllm"] = Field("stockpot", description="who writes: stockpot · vllm (extra)")
+    vllm: VllmConfig = Field(default_factory=VllmConfig, description="engine vllm: memory and speed")
 
     @model_validator(mode="after")
     def _is_possible(self) -> RolloutConfig:
@@ -137,6 +140,7 @@ class Rollouts:
         gold: a second rating, which is only looked at.
         autocast: the number type of training, around every forward pass of its own.
         note: receives a phase's replies with their rewards.
+        writer: answers requests with the policy as it is; None: our engine does.
         group: the processes; each draws answers to its share of a phase's prompts, and all learn from all of them.
         reads: this process's place among those that learn from different answers; None: among all.
     """
@@ -157,6 +161,7 @@ class Rollouts:
         gold: Reward | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         note: Callable[[int, Sequence[Reply], Sequence[float]], None] | None = None,
+        writer: Callable[[Sequence[Request]], list[Completion]] | None = None,
         group: Group | None = None,
         reads: World | None = None,
     ) -> None:
@@ -172,7 +177,7 @@ class Rollouts:
             raise DataError("There is no prompt to answer.", "Give prompts.")
         self.bundle, self.model, self.asked, self.reward, self.config = bundle, model, asked, reward, config
         self.reference, self.tokens, self.seed, self.gold = reference, tokens, seed, gold
-        self.autocast, self.note = autocast, note
+        self.autocast, self.note, self.writer = autocast, note, writer or self._engine_writes
         self.phases, self.kl_coef, self.kl_step = 0, config.kl_coef, 0.0
         self._phase: _Phase | None = None
         self._cursor = 0
@@ -257,6 +262,7 @@ class Rollouts:
         answers = [list(one.ids) for one in completions]
         phase = _Phase([list(one.ids) for one in asked], answers, [], [], [])
         self._measure(phase)
+        own = float(sum(one.sum() for one in phase.old))
         known = [] if self.gold is None else rated_where_known(self.gold, replies)
         phase, replies, ratings, known = self._joined(phase, replies, ratings, known)
         distances = [kl_k1(old, ref).sum() for old, ref in zip(phase.old, phase.reference, strict=True)]
@@ -266,6 +272,8 @@ class Rollouts:
         scores = [r - (0.0 if one.is_finished else penalty) for r, one in zip(ratings, replies, strict=True)]
         self._compare(phase, torch.tensor(scores, dtype=torch.float32))
         self._tell(replies, ratings, known, kl)
+        if said := [value for one in completions for value in one.log_probs]:  # by who wrote, where it tells
+            self._pending["writer_kl"] = (sum(said) - own, float(len(said)))
         self.phases += 1
         return phase
 
@@ -300,10 +308,14 @@ class Rollouts:
             for i, one in enumerate(asked)
             for j in range(self.config.samples)
         ]
+        return self.writer(requests)
+
+    def _engine_writes(self, requests: Sequence[Request]) -> list[Completion]:
         with self.autocast():
             kind = self.bundle.model.device.type
             if not torch.is_autocast_enabled(kind):
-                return complete(Engine(self.bundle, slots=64), requests)
+                writer = replace(self.bundle, model=writer_of(self.bundle.model))
+                return complete(Engine(writer, slots=64), requests)
             dtype = torch.get_autocast_dtype(kind)
         # Autocast would round every weight anew at every token; a rounded copy serves the whole phase.
         writer = replace(self.bundle, model=merged_copy(self.bundle.model, dtype))

@@ -22,7 +22,17 @@ from torch import Tensor
 from stockpot.durable import fingerprint
 from stockpot.errors import CheckpointError
 from stockpot.gguf_directory import is_gguf
-from stockpot.model.adapters import LoRA, Rows, Update, settings_of, updates_of
+from stockpot.model.adapters import (
+    LoRA,
+    Rows,
+    Update,
+    add_updates,
+    round_matrices,
+    settings_of,
+    shapes_of,
+    updates_of,
+)
+from stockpot.model.frozen import KINDS, Kind
 from stockpot.model.transformer import Transformer
 from stockpot.weights.family import Part, setting, short
 from stockpot.weights.folder import find_folder, inside, read_json, weight_files
@@ -32,8 +42,10 @@ __all__ = [
     "CONFIG",
     "WEIGHTS",
     "adapter_files",
+    "add_adapter",
     "base_of",
     "checksums",
+    "frozen_kind",
     "is_adapter",
     "read_updates",
     "reference",
@@ -95,6 +107,42 @@ def base_of(folder: Path) -> Path:
             "Use the base it was trained on, or train the adapter again.",
         )
     return base
+
+
+def frozen_kind(folder: Path) -> Kind | None:
+    """Tell in how many bits the base's matrices were held while an adapter was trained; None: not rounded.
+
+    Raises:
+        CheckpointError: if it is a kind that we do not know.
+    """
+    values = read_json(folder, CONFIG)
+    found = setting(setting(values, "stockpot", dict, default={}), "frozen", str, "")
+    if found and found not in KINDS:
+        raise CheckpointError(
+            f"{folder}: the adapter was trained beside matrices held as {short(found)}, which is not known.",
+            f"Known: {', '.join(KINDS)}.",
+        )
+    return next((kind for kind in KINDS if kind == found), None)
+
+
+def add_adapter(model: Transformer, folder: Path, parts: Sequence[Part]) -> None:
+    """Add an adapter to its base; in place.
+
+    A base whose matrices were rounded in training is rounded alike first: the adapter has learned beside them, and has
+    made good some of what the rounding cost.
+
+    Args:
+        model: the base.
+        folder: an adapter folder.
+        parts: where the base's family stores every tensor.
+
+    Raises:
+        CheckpointError: as `read_updates`.
+    """
+    updates, kind = read_updates(folder, parts, shapes_of(model)), frozen_kind(folder)
+    if kind is not None:
+        round_matrices(model, kind)
+    add_updates(model, updates)
 
 
 def read_updates(folder: Path, parts: Sequence[Part], shapes: Mapping[str, torch.Size]) -> list[Update]:
@@ -206,7 +254,7 @@ def adapter_files(
         CheckpointError: if an adapter holds NaN or infinity.
     """
     updates = updates_of(model)
-    shapes = {name: value.shape for name, value in model.named_parameters()}
+    shapes = shapes_of(model)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     for name, place in _places(parts, shapes).items():
@@ -229,7 +277,10 @@ def adapter_files(
             f"The adapter is not written: {len(broken)} tensors hold NaN or infinity ({broken[0]} …).",
             "Training went wrong; lower the learning rate and go on from the last checkpoint.",
         )
-    values = _config(ranks, settings_of(model)) | reference(base, folder)
+    lora = settings_of(model)
+    values = _config(ranks, lora) | reference(base, folder)
+    if lora.frozen is not None:
+        values["stockpot"]["frozen"] = lora.frozen
     values["fan_in_fan_out"] = any(part.transposed for part in parts)
     return {
         CONFIG: (json.dumps(values, indent=2) + "\n").encode(),

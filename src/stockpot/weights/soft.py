@@ -19,12 +19,11 @@ from torch import Tensor
 
 from stockpot.bundle import Bundle
 from stockpot.errors import CheckpointError
-from stockpot.model.adapters import add_updates
 from stockpot.model.sight import sight_of
 from stockpot.model.soft import attach_prefix, attach_soft, prefix_heads, soft_ids, soft_vectors
 from stockpot.model.transformer import Transformer
-from stockpot.weights.adapter import base_of, checksums, is_adapter, read_updates, reference
-from stockpot.weights.families import FAMILIES, NATIVE
+from stockpot.weights.adapter import add_adapter, base_of, checksums, frozen_kind, is_adapter, reference
+from stockpot.weights.families import family_of
 from stockpot.weights.folder import inside, read_json
 from stockpot.weights.sight import LORA, add_sight, is_sight
 from stockpot.weights.tensors import Shelf, save_tensors
@@ -64,6 +63,12 @@ def wear(bundle: Bundle, folders: Sequence[Path]) -> Bundle:
         CheckpointError: if one was trained on other weights, is damaged or no adapter, or two are soft prompts.
     """
     added: list[Path] = []
+    plain = [one for one in folders if is_adapter(one) and not is_soft(one)]
+    if len(plain) > 1 and (rounded := [one for one in plain if frozen_kind(one) is not None]):
+        raise CheckpointError(
+            f"{rounded[0]} was trained beside rounded matrices, the other adapters were not made for those.",
+            "Name it alone, or merge it first: stockpot convert.",
+        )
     for folder in sorted(folders, key=lambda one: is_soft(one) or is_sight(one)):  # LoRA first
         if is_sight(folder):
             if (folder / LORA).is_dir():
@@ -86,10 +91,7 @@ def _add(bundle: Bundle, folder: Path) -> Bundle:
             f"{folder} was trained on {base}, not on {bundle.source}.", "Load its own base."
         )
     config = bundle.model.config
-    order = sorted(FAMILIES.values(), key=lambda one: one.model_type != bundle.family)
-    family = next((one for one in order if one.can_hold(config)), NATIVE)
-    shapes = {name: param.shape for name, param in bundle.model.named_parameters()}
-    add_updates(bundle.model, read_updates(folder, family.parts(config), shapes))
+    add_adapter(bundle.model, folder, family_of(config, bundle.family).parts(config))
     return bundle
 
 

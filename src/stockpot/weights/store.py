@@ -22,7 +22,7 @@ from stockpot.device import pick_device
 from stockpot.durable import is_sealed, verify
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.gguf_directory import is_gguf
-from stockpot.model.adapters import AdaptedLinear, add_updates, has_adapters, updates_of
+from stockpot.model.adapters import has_adapters, merged_weights
 from stockpot.model.config import ModelConfig
 from stockpot.model.outline import outline
 from stockpot.model.quantized import QuantizedTransformer
@@ -33,9 +33,9 @@ from stockpot.text.chat import ChatTemplate
 from stockpot.text.formats import IN_FOLDERS
 from stockpot.text.framing import with_frame
 from stockpot.text.tokenizer import Tokenizer
-from stockpot.weights.adapter import adapter_files, base_of, is_adapter, read_updates
+from stockpot.weights.adapter import adapter_files, add_adapter, base_of, is_adapter
 from stockpot.weights.card import model_card
-from stockpot.weights.families import FAMILIES, NATIVE
+from stockpot.weights.families import FAMILIES, NATIVE, family_of
 from stockpot.weights.family import Family, Part, short
 from stockpot.weights.folder import INDEX, find_folder, inside, read_json, weight_files
 from stockpot.weights.gguf.reading import architecture_of, generation_of, load_gguf, load_gguf_model
@@ -49,7 +49,14 @@ from stockpot.weights.spare import refuse_other_vocabulary
 from stockpot.weights.tensors import Shelf, check_parts, read_parts, write_parts
 from stockpot.weights.writing import Content, write_all
 
-__all__ = ["convert", "load", "load_model", "save", "save_adapter", "save_model"]
+__all__ = [
+    "convert",
+    "load",
+    "load_model",
+    "save",
+    "save_adapter",
+    "save_model",
+]
 
 TOKENIZER_FILES = (
     *IN_FOLDERS,
@@ -155,9 +162,8 @@ def load_model(
 def _adapted(folder: Path, device: torch.device, dtype: torch.dtype | None) -> Transformer:
     """Open an adapter's base and add the adapter to it."""
     model = load_model(base_of(folder), device=device, dtype=dtype)
-    shapes = {name: param.shape for name, param in model.named_parameters()}
-    parts = _family_of(model.config, _model_type(folder)).parts(model.config)
-    add_updates(model, read_updates(folder, parts, shapes))
+    parts = family_of(model.config, _model_type(folder)).parts(model.config)
+    add_adapter(model, folder, parts)
     return model
 
 
@@ -223,7 +229,7 @@ def save(
     files = _model_files(bundle.model, bundle.family, _generation(bundle), most_bytes(max_shard_gib))
     files |= _text_files(bundle)
     if not (folder / "README.md").exists():
-        family = _family_of(bundle.model.config, bundle.family).model_type
+        family = family_of(bundle.model.config, bundle.family).model_type
         files["README.md"] = model_card(bundle, folder, family=family).encode()
     write_all(folder, files)
     return folder
@@ -251,14 +257,14 @@ def save_adapter(path: str | os.PathLike[str], bundle: Bundle, base: Path) -> Pa
         return _save_sight(folder, bundle, base)
     if not has_adapters(bundle.model):
         raise ValueError("the model has no adapters")
-    parts = _family_of(bundle.model.config, bundle.family).parts(bundle.model.config)
+    parts = family_of(bundle.model.config, bundle.family).parts(bundle.model.config)
     write_all(folder, adapter_files(bundle.model, parts, base=base, folder=folder) | _text_files(bundle))
     return folder
 
 
 def _save_sight(folder: Path, bundle: Bundle, base: Path) -> Path:
     model = bundle.model
-    parts = _family_of(model.config, bundle.family).parts(model.config)
+    parts = family_of(model.config, bundle.family).parts(model.config)
     sight = sight_of(model)
     assert sight is not None
     folder.mkdir(parents=True, exist_ok=True)
@@ -382,12 +388,6 @@ def _settle_copies(family: Family, config: ModelConfig, shelf: Shelf) -> ModelCo
 # --- writing ---
 
 
-def _family_of(config: ModelConfig, preferred: str | None) -> Family:
-    """Return the family that a model is written as: the preferred one, if it can hold the model."""
-    order = sorted(FAMILIES.values(), key=lambda one: one.model_type != preferred)
-    return next((one for one in order if one.can_hold(config)), NATIVE)
-
-
 def _text_files(bundle: Bundle) -> dict[str, Content]:
     """Make the files of a bundle's text side."""
     source = None if bundle.template is None else bundle.template.source
@@ -420,28 +420,14 @@ def _merged_parameters(model: Transformer) -> dict[str, Tensor]:
             "Save the model as it was loaded without quantize, or convert it to a .gguf file.",
         )
     refuse_soft(model, "be saved as part of the weights")
-    extra = {
-        f"{name}.{own}"
-        for name, module in model.named_modules()
-        if isinstance(module, AdaptedLinear)
-        for own, _ in module.named_parameters()
-        if own.startswith("lora_")
-    }
-    params: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters() if n not in extra}
-    changed = {update.layer for update in updates_of(model)} if extra else set()
-    for layer in changed:
-        params[f"{layer}.weight"] = params[f"{layer}.weight"].to(model.embed.weight.dtype, copy=True)
-    for update in updates_of(model) if extra else ():
-        rows = params[f"{update.layer}.weight"][update.rows.start : update.rows.stop]
-        rows.copy_(rows.float() + update.change())
-    return params
+    return dict(merged_weights(model))
 
 
 def _model_files(
     model: Transformer, preferred: str | None, generation: Mapping[str, Any], most: int | None = None
 ) -> dict[str, Content]:
     config = model.config
-    family = _family_of(config, preferred)
+    family = family_of(config, preferred)
     params = _merged_parameters(model)
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     ids = {name: generation[name] for name in GENERATION_IDS if name in generation}

@@ -267,6 +267,15 @@ def mixed_rows(ours: Tensor, heads: int) -> Tensor:
     return ours.reshape(3, heads, -1, *ours.shape[1:]).transpose(0, 1).reshape(ours.shape)
 
 
+def as_stored(part: Part, whole: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Turn one of our parameters into the tensors that a family stores, by name."""
+    whole = _to_theirs(whole, part)
+    if not part.rows:
+        yield part.theirs[0], whole
+        return
+    yield from zip(part.theirs, torch.split(whole, list(part.rows)), strict=True)
+
+
 def write_parts(
     path: Path, parts: Sequence[Part], params: Mapping[str, Tensor], names: Collection[str] | None = None
 ) -> None:
@@ -283,15 +292,9 @@ def write_parts(
         whole = params[part.ours].detach().cpu()
         if not bool(whole.isfinite().all()):
             broken.append(part.ours)
-        whole = _to_theirs(whole, part)
-        if not part.rows:
-            stored[part.theirs[0]] = whole.contiguous()
-            continue
-        start = 0
-        for name, rows in zip(part.theirs, part.rows, strict=True):
+        for name, tensor in as_stored(part, whole):
             if names is None or name in names:
-                stored[name] = whole[start : start + rows].contiguous()
-            start += rows
+                stored[name] = tensor.contiguous()
     if broken:
         raise CheckpointError(
             f"The model is not written: {len(broken)} tensors hold NaN or infinity ({some(broken)}).",
