@@ -121,7 +121,8 @@ def mkl_is_slow() -> bool:
     """
     is_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     is_amd = "AuthenticAMD" in (_cpu_fact("vendor_id") or platform.processor())
-    return is_wide and is_amd and bool(torch.backends.mkl.is_available())
+    has_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return is_wide and is_amd and bool(has_mkl)
 
 
 def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
