@@ -117,7 +117,7 @@ def _bf16_outruns_float32() -> bool:
 def mkl_is_slow() -> bool:
     """Tell whether MKL, which torch multiplies float32 with, leaves half of this processor's registers idle.
 
-    So it seems where AVX-512 is not Intel's: on Zen 5 it reaches two fifths of what oneDNN does (`benchmarks/results/judging.md`).
+    So it seems where AVX-512 is not Intel's: on Zen 5 it reaches two fifths of oneDNN's speed (`benchmarks/results/judging.md`).
     """
     is_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     is_amd = "AuthenticAMD" in (_cpu_fact("vendor_id") or platform.processor())
