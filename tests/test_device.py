@@ -104,3 +104,13 @@ def test_large_pages_change_no_number_and_small_tensors_are_left_alone():
     small = torch.ones(10)
     assert machine.on_large_pages(small) is small
     assert torch.equal(small, torch.ones(10))
+
+
+@pytest.mark.parametrize(
+    ("maker", "registers", "slow"),
+    [("AuthenticAMD", "AVX512", True), ("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX2", False)],
+)
+def test_mkl_is_slow_where_wide_registers_are_not_intels(maker, registers, slow, monkeypatch):
+    monkeypatch.setattr(machine, "_cpu_fact", lambda _: maker)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: registers)
+    assert machine.mkl_is_slow.__wrapped__() is (slow and torch.backends.mkl.is_available())

@@ -78,7 +78,7 @@ def test_probabilities_of_all_continuations_sum_to_one(bundle):
 
 @pytest.mark.parametrize("row_tokens", [512, 0])
 def test_a_shared_prompt_is_read_once(bundle, row_tokens, monkeypatch):
-    monkeypatch.setattr(likelihood, "ROW_TOKENS", row_tokens)
+    monkeypatch.setattr(likelihood, "TREE_TOKENS", row_tokens)
     rows = []
     handle = bundle.model.register_forward_pre_hook(lambda _, args: rows.append(tuple(args[0].shape)))
     Engine(bundle).score(
@@ -96,7 +96,7 @@ def test_a_shared_prompt_is_read_once(bundle, row_tokens, monkeypatch):
 
 @pytest.mark.parametrize("row_tokens", [512, 0])
 def test_what_rows_begin_with_is_read_once_wherever_the_prompts_end(bundle, row_tokens, monkeypatch):
-    monkeypatch.setattr(likelihood, "ROW_TOKENS", row_tokens)
+    monkeypatch.setattr(likelihood, "TREE_TOKENS", row_tokens)
     same = tuple(range(3, 15))
     pairs = [  # two wordings of a prompt; two sentences that part late; a prompt that is another's row
         ((*same, 20), (21, 22, 23)),

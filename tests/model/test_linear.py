@@ -11,7 +11,9 @@ from stockpot.model import linear
 
 @pytest.mark.parametrize("rows", [1, 3, 32, 33])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_few_rows_give_the_same_product(rows, has_bias):
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_either_way_gives_the_same_product(rows, has_bias, is_slow, monkeypatch):
+    monkeypatch.setattr(linear, "_IS_SLOW", is_slow)
     torch.manual_seed(0)
     x, weight = torch.randn(rows, 1, 256), torch.randn(1024, 256)
     bias = torch.randn(1024) if has_bias else None
@@ -37,12 +39,15 @@ def test_a_build_without_the_other_kernel_multiplies_too(monkeypatch):
 
 
 @pytest.mark.skipif(linear._KERNEL is None, reason="this build of torch has no oneDNN")
-def test_writing_a_token_takes_the_short_way(monkeypatch):
+@pytest.mark.parametrize(("is_slow", "taken"), [(False, 1), (True, 2)])
+def test_few_rows_take_the_short_way_and_many_where_the_usual_one_is_slow(monkeypatch, is_slow, taken):
     calls = []
+    monkeypatch.setattr(linear, "_IS_SLOW", is_slow)
     kernel = linear._KERNEL
     monkeypatch.setattr(linear, "_KERNEL", lambda *args: calls.append(1) or kernel(*args))
     with torch.inference_mode():
         linear.multiply(torch.ones(1, 256), torch.ones(1024, 256))
         linear.multiply(torch.ones(64, 256), torch.ones(1024, 256))
         linear.multiply(torch.ones(1, 16), torch.ones(16, 16))
-    assert len(calls) == 1
+        linear.multiply(torch.ones(64, 64), torch.ones(64, 64))
+    assert len(calls) == taken

@@ -102,3 +102,18 @@ def test_sizes_that_are_trained_at_the_same_time_are_the_same_models(where, fami
 def test_a_cluster_that_is_not_there_is_told(tmp_path):
     with pytest.raises(sp.ConfigError, match="Ray"):
         grow_family(TINY.model_copy(update={"ray": "127.0.0.1:1"}), out=tmp_path / "x")
+
+
+def test_a_family_learns_only_the_task_that_is_asked(tmp_path):
+    config = TINY.model_copy(update={"tasks": ("codes/2", "columns/2"), "seeds": 1, "most_steps": 1})
+    (task,) = sp.emergence(task="sums/2", out=tmp_path / "out", config=config, items=10).tasks
+    plan = json.loads((tmp_path / "out" / "family.json").read_text(encoding="utf-8"))
+    assert task.task == "sums/2" and plan["settings"]["tasks"] == ["sums/2"]
+
+
+def test_the_minutes_decide_the_steps_up_to_the_most(tmp_path):
+    config = TINY.model_copy(update={"seeds": 1, "minutes": 0.001, "most_steps": 100_000})
+    family = grow_family(config, out=tmp_path / "out")
+    steps = json.loads((tmp_path / "out" / "family.json").read_text(encoding="utf-8"))["steps"]
+    run = sp.Run.open(family["width-008"][0])
+    assert 1 <= steps < 100_000 and run.last("tokens") > 0

@@ -88,12 +88,14 @@ def emergence(  # noqa: PLR0913 - one parameter a flag
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            "--task", metavar="NAME|FILE", help="codes, columns, sums, sums/3 … or records; may be repeated."
+            "--task",
+            metavar="NAME|FILE",
+            help="codes, columns, sums, sums/3 … or records; may be repeated. A family learns these only.",
         ),
     ] = None,
     minutes: Annotated[
         float, typer.Option(min=0.05, help="For training the family, on this machine.")
-    ] = 25.0,
+    ] = 30.0,
     items: Annotated[int, typer.Option(min=10, help="Questions of each task.")] = 1000,
     published: Annotated[
         list[str] | None,

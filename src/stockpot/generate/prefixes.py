@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stockpot.model.cache import KVCache
 from stockpot.model.transformer import Transformer
@@ -73,7 +73,7 @@ class Prefixes:
 
         The last id is never part of it, since somebody has to compute what follows. Fewer than ``LEAST`` do not count.
         """
-        if not self.is_on:
+        if not self.is_on or not self._held:
             return None, 0
         self._refresh()
         wanted = tuple(ids[:-1])
@@ -117,12 +117,22 @@ class Prefixes:
 
 
 def weights_state(model: Transformer) -> tuple[object, ...]:
-    """Sum up what tells whether weights changed: where they are, how often they were written, which adapters act."""
-    weights = [
-        (param.data_ptr(), 0 if param.is_inference() else param._version) for param in model.parameters()
-    ]
-    switches = [module.is_on for module in model.modules() if hasattr(module, "is_on")]
-    return (*weights, *switches)
+    """Sum up what tells whether weights changed: where they are, how often they were written, which adapters act.
+
+    Every prompt asks it, so it walks the modules itself: ``parameters()`` takes some milliseconds.
+    """
+    state: list[object] = []
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is None:
+            continue
+        for weight in module._parameters.values():
+            if weight is not None:
+                state += (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        state.append(module.__dict__.get("is_on"))
+        waiting += module._modules.values()
+    return tuple(state)
 
 
 def shared_length(a: Sequence[int], b: Sequence[int]) -> int:

@@ -23,7 +23,7 @@ from stockpot.generate.request import Sampling
 from stockpot.village import Village
 from stockpot.village.arithmetic import ARITHMETIC_KINDS, ArithmeticKind
 
-__all__ = ["Item", "Measured", "arithmetic_task", "edits", "items_of", "measure"]
+__all__ = ["Item", "Measured", "arithmetic_task", "edits", "is_arithmetic", "items_of", "measure"]
 
 Floats = NDArray[np.float64]
 Item = tuple[str, str]
@@ -43,7 +43,7 @@ def items_of(task: str, limit: int, *, seed: int = 0) -> list[Item]:
     Raises:
         ConfigError, DataError: if there is no such task or file.
     """
-    if task.partition("/")[0] in ARITHMETIC_KINDS and not Path(task).exists():
+    if is_arithmetic(task):
         kind, digits = arithmetic_task(task)
         drawn = Village(seed).arithmetic("val", limit, kind=kind, digits=digits)
         return [(one["prompt"], one["completion"]) for one in drawn]
@@ -60,6 +60,11 @@ def items_of(task: str, limit: int, *, seed: int = 0) -> list[Item]:
         if len(items) == limit:
             break
     return items
+
+
+def is_arithmetic(task: str) -> bool:
+    """Say whether a task is one of the village's, and not a file."""
+    return task.partition("/")[0] in ARITHMETIC_KINDS and not Path(task).exists()
 
 
 def arithmetic_task(task: str) -> tuple[ArithmeticKind, int]:

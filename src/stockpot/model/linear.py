@@ -2,8 +2,9 @@
 
 Writing a token multiplies every weight with a handful of rows. torch's usual CPU kernel reads memory slowly
 then; the kernel of oneDNN, which torch carries too, does the same product up to twice as fast (figures in
-``benchmarks/results/generate.md``). Training, long inputs and whatever else the short way does not cover go
-through torch as usual.
+``benchmarks/results/generate.md``). Where the usual kernel leaves half of a processor's registers idle, oneDNN's is
+twice as fast for many rows, too (``benchmarks/results/judging.md``). Training and whatever else this way does not
+cover go through torch as usual.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stockpot import device
 from stockpot.model import float8, halves, rounded
 
 __all__ = ["Linear", "multiply"]
 
 FEW = 32  # rows up to which the other kernel is clearly faster
 LARGE = 200_000  # weights from which it is; calling it costs more than the usual one
+MUCH = 3_000_000  # products from which it is with more rows, where the usual one is slow
 
 
 def _find_kernel() -> Callable[..., Tensor] | None:
@@ -31,6 +34,12 @@ def _find_kernel() -> Callable[..., Tensor] | None:
 
 
 _KERNEL = _find_kernel()
+_IS_SLOW = device.mkl_is_slow()  # the usual kernel
+
+
+def _pays(rows: int, weights: int) -> bool:
+    """Say whether oneDNN's kernel is the faster one for so many rows."""
+    return weights >= LARGE if rows <= FEW else _IS_SLOW and rows * weights >= MUCH
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -40,8 +49,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if (
         _KERNEL is not None
-        and x.numel() <= FEW * x.shape[-1]
-        and weight.numel() >= LARGE
+        and _pays(x.numel() // max(1, x.shape[-1]), weight.numel())
         and not torch.is_grad_enabled()
         and x.dtype == torch.float32 == weight.dtype
         and x.device.type == "cpu"

@@ -23,7 +23,7 @@ from stockpot.data.batch import IGNORED, Batch
 from stockpot.durable import write_atomically
 from stockpot.errors import ConfigError
 from stockpot.judge.emergence import Study
-from stockpot.judge.emergence_answers import Measured, arithmetic_task, items_of, measure
+from stockpot.judge.emergence_answers import Measured, arithmetic_task, is_arithmetic, items_of, measure
 from stockpot.judge.emergence_published import read_published
 from stockpot.model.config import ModelConfig, decoder
 from stockpot.model.transformer import Transformer
@@ -59,9 +59,9 @@ class EmergenceConfig(Settings):
     rows: int = Field(64, ge=1, description="sums in a step")
     records: int = Field(100_000, ge=100, description="different sums of each task to learn from")
     seeds: int = Field(3, ge=1, description="times each size is trained, from new weights")
-    minutes: float = Field(25.0, gt=0, description="for everything, on this machine")
+    minutes: float = Field(30.0, gt=0, description="for everything, on this machine")
     most_steps: int = Field(
-        1_500, ge=1, description="optimiser steps of each size, however many minutes there are"
+        4_500, ge=1, description="optimiser steps of each size, however many minutes there are"
     )
     seed: int = Field(0, ge=0, description="of weights and sums")
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
@@ -86,7 +86,8 @@ def emergence(
 
     Args:
         models: runs, checkpoints or model folders of rising compute, at least four; none: a family is grown.
-        task: what to ask, see `items_of`; none: what the family learns.
+        task: what to ask, see `items_of`; none: what the family learns. A family that is grown learns only the tasks of the
+            village among these, or what the settings say where there is none.
         out: where the family, ``emergence.json`` and the charts go; needed to grow a family.
         config: of the family.
         published: result files to read instead of asking models.
@@ -100,6 +101,7 @@ def emergence(
     report = progress or silent
     config = config or EmergenceConfig()
     tasks = list(config.tasks) if task is None else [task] if isinstance(task, str) else list(task)
+    learned = tuple(one for one in tasks if is_arithmetic(one)) or config.tasks
     family: Mapping[str, Sequence[str | Path]]
     if published:
         study = read_published(published)
@@ -109,7 +111,8 @@ def emergence(
                 raise ConfigError(
                     "A family needs a folder to grow in.", "Give one with --out, or name models."
                 )
-            family = grow_family(config, out=out, resume=resume, progress=report)
+            learner = config.model_copy(update={"tasks": learned})
+            family = grow_family(learner, out=out, resume=resume, progress=report)
         else:
             family = {name: [one] for name, one in zip(_names(models), models, strict=True)}
         study = _ask(family, tasks, items, config.seed, report)
