@@ -14,7 +14,8 @@ from stockpot.model.native_decoder import NativeDecoder
 from stockpot.model.quantized import quantize
 
 SIZES = {"dim": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "context": 96}
-WORDS = "the cat sat on a mat and one two three naïve dogs ran far away User: nobody 日本語 😀".split()
+TEXT = "the cat sat on a mat and one two three naïve dogs ran far away User: nobody 日本語 😀"
+WORDS = TEXT.split()
 
 
 def greedy(**more):
@@ -135,12 +136,20 @@ def test_ids_that_end_a_text_end_the_call(bundle, calls, monkeypatch):
     assert answer.ids == whole.ids[: whole.ids.index(ender) + 1]
     assert answer.finish_reason == "stop"
     assert sum(calls) == answer.tokens - 1
+    late = greedy(max_tokens=40, min_tokens=30)
+    held = engine.generate(["the cat"], late)[0]
+    assert ender not in held.ids[:29]
+    assert held.ids[: len(answer.ids) - 1] == answer.ids[:-1]
+    singly(monkeypatch)
+    assert held == engine.generate(["the cat"], late)[0]
 
 
 def test_a_cancelled_request_leaves_the_others_as_they_are(bundle, calls):
     alone = Engine(bundle).generate(["one two", "naïve"], greedy(max_tokens=50, min_tokens=50))
     engine = Engine(bundle, slots=3)
-    numbers = [engine.submit(Request(text, greedy(max_tokens=50, min_tokens=50))) for text in ("the", "one two")]
+    numbers = [
+        engine.submit(Request(text, greedy(max_tokens=50, min_tokens=50))) for text in ("the", "one two")
+    ]
     found = {number: [] for number in numbers}
     for step in range(200):
         if step == 2:

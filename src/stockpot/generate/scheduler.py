@@ -1,8 +1,8 @@
 """Who is served when: requests wait, have their prompt read, and are written together, one token a step.
 
-Each step writes one token for every request under way, in one call of the model, and reads prompts of some
-that wait, a bounded number of tokens at a time. How logits become ids is decided in ``sampling``, when a
-completion ends in ``live``.
+Each step writes one token for every request under way, in one call of the model (several where ``several`` allows it),
+and reads prompts of some that wait, a bounded number of tokens at a time. How logits become ids is decided in
+``sampling``, when a completion ends in ``live``.
 """
 
 from __future__ import annotations

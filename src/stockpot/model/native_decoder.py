@@ -121,7 +121,9 @@ class NativeDecoder:
             return hidden.view(batch, seq, -1), logits.view(batch, -1, logits.shape[-1])
         return _spread(hidden, real), _spread(logits, (wanted & real)[:, seq - _count(last, seq) :])
 
-    def write(self, ids: Int[Tensor, "batch 1"], cache: KVCache, going: GoingOn) -> Int[Tensor, "steps batch"]:
+    def write(
+        self, ids: Int[Tensor, "batch 1"], cache: KVCache, going: GoingOn
+    ) -> Int[Tensor, "steps batch"]:
         """Run a token of each row and those the rows go on with; return the ids, as many as single calls would give."""
         batch = ids.shape[0]
         step = cache.begin(going.steps)

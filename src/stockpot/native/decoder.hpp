@@ -53,6 +53,8 @@ struct Call {
 constexpr int QUERY_TOKENS = 8;              // tokens of a prompt whose queries look at the same keys together
 constexpr int MOST_QUERIES = QUERY_TOKENS * 64;  // with up to 64 query heads a key head
 constexpr int MOST_TOKENS = 256;             // tokens that go through the layers together
+constexpr int64_t AHEAD = 64 << 10;          // bytes of weights fetched while waiting for others, at most
+constexpr int64_t AT_ONCE = 4 * LINE;        // of them between two looks at who has come
 constexpr int REDUNDANT = 2;                 // up to so many tokens every thread makes the inputs itself, not waiting
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
@@ -87,6 +89,8 @@ struct Run {                                 // queries of consecutive tokens of
 
 // What one thread needs for itself.
 struct Bench {
+  int member;
+  const uint8_t* asked = nullptr;            // up to where weights were fetched ahead
   Room<uint8_t> panel;
   Room<float> tiles, vector;
   GazeRoom gaze;
@@ -103,6 +107,7 @@ class Forward {
     const int64_t tiles = std::max<int64_t>(2, m.head_dim / LANES) * tokens * LANES;
     for (int t = 0; t < team.size(); ++t) {
       benches.emplace_back();
+      benches[t].member = t;
       benches[t].panel = make_room<uint8_t>(panel_bytes(widest));
       benches[t].tiles = make_room<float>(tiles);
       benches[t].vector = make_room<float>(std::max(m.dim, m.head_dim));
@@ -115,28 +120,42 @@ class Forward {
     const TileWork held(byte_shapes());
     Bench& bench = benches[member];
     embed();
-    team.meet();
+    meet(bench, m.layer[0].qkv, m.head_dim / LANES);
     for (int64_t index = 0; index < m.layers; ++index) {
       const Layer& layer = m.layer[index];
       Inputs in = prepare(bench, x.get(), m.dim, &layer.attention_norm, layer.qkv);
       make_heads(bench, layer, index, in);
-      team.meet();
+      meet(bench, layer.out);
       mix(bench, layer, index);
-      team.meet();
+      meet(bench, layer.out);
       in = prepare(bench, mixed.get(), inner, nullptr, layer.out);
       add_product(bench, layer.out, layer.out_bias, in);
-      team.meet();
+      meet(bench, layer.up, m.gated ? 2 : 1);
       in = prepare(bench, x.get(), m.dim, &layer.ffn_norm, layer.up);
       widen(bench, layer, in);
-      team.meet();
+      meet(bench, layer.down);
       in = prepare(bench, wide.get(), m.ffn, nullptr, layer.down);
       add_product(bench, layer.down, layer.down_bias, in);
-      team.meet();
+      if (index + 1 < m.layers) meet(bench, m.layer[index + 1].qkv, m.head_dim / LANES);
+      else meet(bench, m.head);
     }
     finish(bench);
   }
 
  private:
+  // Wait for the others; meanwhile let the weights be fetched with which this member will begin, `step` blocks a piece.
+  void meet(Bench& bench, const Matrix& next, int64_t step = 1) {
+    if (tokens > REDUNDANT) return team.meet();
+    const int64_t first = team.begins(bench.member, int(next.blocks() / step), Team::SWEEPS) * step;
+    const uint8_t *from = next.block(first), *most = std::min(from + AHEAD, next.block(next.blocks()));
+    if (bench.asked >= from && bench.asked <= most) from = bench.asked;  // some of them at the last meeting
+    team.meet([&] {
+      if (from >= most) return breathe();
+      for (const uint8_t* to = std::min(from + AT_ONCE, most); from < to; from += LINE) ask_for_line(from);
+    });
+    bench.asked = from;
+  }
+
   void find_runs() {
     for (int t = 0; t < tokens; ++t) {
       const bool goes_on = !runs.empty() && runs.back().count < QUERY_TOKENS && c.rows[t] == c.rows[t - 1] &&
@@ -201,7 +220,7 @@ class Forward {
   void make_heads(Bench& bench, const Layer& layer, int64_t index, const Inputs& in) {
     const int blocks = int(m.head_dim / LANES), heads = int(m.heads + 2 * m.kv_heads);
     float* tiles = bench.tiles.get();
-    for (int head; (head = team.take(heads)) >= 0;) {
+    team.share(bench.member, heads, sweeps(tokens), [&](int head) {
       for (int b = 0; b < blocks; ++b)
         multiply_block(layer.qkv, head * blocks + b, in, tokens, bench.panel.get(), tiles + b * tokens * LANES);
       for (int64_t t = 0; t < tokens; ++t) {
@@ -211,7 +230,7 @@ class Forward {
           for (int64_t i = 0; i < m.head_dim; ++i) vector[i] += layer.qkv_bias[head * m.head_dim + i];
         place_head(layer, index, head, t, vector);
       }
-    }
+    });
   }
 
   void place_head(const Layer& layer, int64_t index, int64_t head, int64_t t, float* vector) {
@@ -269,7 +288,7 @@ class Forward {
   // Add a product to the residual stream.
   void add_product(Bench& bench, const Matrix& matrix, const float* bias, const Inputs& in) {
     float* tile = bench.tiles.get();
-    team.share(matrix.blocks(), sweeps(tokens), [&](int block) {
+    team.share(bench.member, matrix.blocks(), sweeps(tokens), [&](int block) {
       multiply_block(matrix, block, in, tokens, bench.panel.get(), tile);
       for (int64_t t = 0; t < tokens; ++t) {
         float* target = x.get() + t * m.dim + block * LANES;
@@ -298,7 +317,7 @@ class Forward {
   void widen(Bench& bench, const Layer& layer, const Inputs& in) {
     const int step = m.gated ? 2 : 1;
     float *gates = bench.tiles.get(), *values = gates + tokens * LANES;
-    team.share(layer.up.blocks() / step, sweeps(tokens), [&](int piece) {
+    team.share(bench.member, layer.up.blocks() / step, sweeps(tokens), [&](int piece) {
       multiply_block(layer.up, piece * step, in, tokens, bench.panel.get(), gates);
       if (m.gated) multiply_block(layer.up, piece * step + 1, in, tokens, bench.panel.get(), values);
       for (int64_t t = 0; t < tokens; ++t) {
@@ -329,7 +348,7 @@ class Forward {
     team.meet();
     const Inputs in = shared.inputs(m.head, are_tiled(c.picks, m.head));
     float* tile = bench.tiles.get();
-    team.share(m.head.blocks(), sweeps(c.picks), [&](int block) {
+    team.share(bench.member, m.head.blocks(), sweeps(c.picks), [&](int block) {
       multiply_block(m.head, block, in, c.picks, bench.panel.get(), tile);
       for (int64_t p = 0; p < c.picks; ++p)
         store(c.logits + p * m.head.outputs + block * LANES, load(tile + p * LANES));

@@ -75,8 +75,8 @@ class Team {
     meet();
   }
 
-  // Wait until every member has come here; then pieces are counted from 0 again.
-  void meet() {
+  // Wait until every member has come here; then pieces are counted from 0 again. Who waits does `idle` over and over.
+  template <class F = void (*)()> void meet(F&& idle = breathe) {
     if (size_ == 1) {
       next_.store(0, std::memory_order_relaxed);
       return;
@@ -89,7 +89,7 @@ class Team {
       return;
     }
     for (int spins = 0; rounds_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins < PATIENCE) breathe();
+      if (spins < PATIENCE) idle();
       else std::this_thread::yield();
     }
   }
@@ -101,10 +101,17 @@ class Team {
   }
 
   // Do something with each of `count` pieces. Runs of neighbours stay together, since memory is read faster in one sweep.
-  template <class F> void share(int count, int sweeps, F&& each) {
+  // A member begins with its own run, so that it can ask for the memory of it beforehand, and then takes what is left.
+  template <class F> void share(int member, int count, int sweeps, F&& each) {
     const int parts = std::min(count, sweeps * size_);
-    for (int part; (part = take(parts)) >= 0;)
+    for (int part = member; part < parts; part = size_ + next_.fetch_add(1, std::memory_order_relaxed))
       for (int i = int(int64_t(count) * part / parts); i < int(int64_t(count) * (part + 1) / parts); ++i) each(i);
+  }
+
+  // The piece that a member begins with in `share`.
+  int begins(int member, int count, int sweeps) const {
+    const int parts = std::min(count, sweeps * size_);
+    return member < parts ? int(int64_t(count) * member / parts) : count;
   }
 
  private:

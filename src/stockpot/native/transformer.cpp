@@ -24,7 +24,7 @@ class Product {
       make_inputs(rows + t * width, width, m, are_tiled(count, m), shelf.row(t));
     team.meet();
     float* tile = tiles[member].get();
-    team.share(m.blocks(), sweeps(count), [&](int block) {
+    team.share(member, m.blocks(), sweeps(count), [&](int block) {
       multiply_block(m, block, shelf.inputs(m, are_tiled(count, m)), count, panels[member].get(), tile);
       for (int64_t t = 0; t < count; ++t) store(out + t * m.outputs + block * LANES, load(tile + t * LANES));
     });
@@ -137,8 +137,8 @@ int stockpot_decode(int kind, const uint8_t* bytes, int64_t blocks, float* out, 
   try {
     Team& team = team_of(threads);
     std::atomic<bool> all{true};
-    team.run([&](int) {
-      team.share(int((blocks + HALVES - 1) / HALVES), Team::SWEEPS, [&](int piece) {
+    team.run([&](int member) {
+      team.share(member, int((blocks + HALVES - 1) / HALVES), Team::SWEEPS, [&](int piece) {
         const int64_t from = int64_t(piece) * HALVES;
         const int count = int(std::min<int64_t>(HALVES, blocks - from));
         if (!decode(kind, bytes + from * size.bytes, count, out + from * size.numbers)) all = false;

@@ -52,11 +52,15 @@ inline void write(const Model& model, const Call& first, Writing& writing, Team&
     if (writing.taken && std::chrono::steady_clock::now() - begin >= limit) break;
     forward(model, call, team);
     int64_t* ids = writing.written + writing.taken * call.tokens;
+    team.run([&](int) {
+      for (int row; (row = team.take(int(call.tokens))) >= 0;) {
+        float* logits = call.logits + row * model.head.outputs;
+        if (writing.taken < writing.least[row])
+          for (int64_t i = 0; i < writing.enders; ++i) logits[writing.ender[i]] = -std::numeric_limits<float>::infinity();
+        ids[row] = likeliest(logits, model.vocab);
+      }
+    });
     for (int64_t row = 0; row < call.tokens; ++row) {
-      float* logits = call.logits + row * model.head.outputs;
-      if (writing.taken < writing.least[row])
-        for (int64_t i = 0; i < writing.enders; ++i) logits[writing.ender[i]] = -std::numeric_limits<float>::infinity();
-      ids[row] = likeliest(logits, model.vocab);
       ended = ended || std::find(writing.ender, writing.ender + writing.enders, ids[row]) != writing.ender + writing.enders;
       ++places[size_t(row)];
     }
