@@ -215,3 +215,12 @@ def test_a_stream_still_gives_every_token(bundle, calls):
     whole = Engine(bundle).generate(["the cat"], greedy(max_tokens=30, min_tokens=30))[0]
     assert "".join(chunk.text for chunk in chunks) == whole.text
     assert len(chunks) > 10  # those whose text is not whole yet wait for the next
+
+
+@pytest.mark.parametrize("choice", [{"logit_softcap": 3.0}, {"logit_scale": 0.5}, {"logit_bias": True}])
+def test_logits_that_are_changed_afterwards_are_written_one_by_one(make_bundle, calls, choice):
+    made = make_bundle(**SIZES, **choice)
+    made.model = quantize(made.model, 8)
+    answer = Engine(made).generate(["the cat"], greedy(max_tokens=12, min_tokens=12))[0]
+    assert answer.tokens == 12
+    assert not calls
