@@ -12,6 +12,7 @@ weights read for one token, and what share of the memory's measured speed that i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import multiprocessing as mp
 import statistics
@@ -179,9 +180,10 @@ def apart(path: str, prompts: list[list[int]], threads: int) -> Callable[[], Spe
 
 def _answer(line: Connection, path: str, prompts: list[list[int]], threads: int) -> None:
     run = llama(path, prompts, threads)
-    while True:
-        line.recv()
-        line.send(run())
+    with contextlib.suppress(EOFError):  # the other side has ended
+        while True:
+            line.recv()
+            line.send(run())
 
 
 def llama(path: str, prompts: list[list[int]], threads: int) -> Callable[[], Speeds]:

@@ -1,7 +1,7 @@
 """The engine: the one place where a model writes.
 
-Requests share one cache. Each ``step`` writes one token for every request that is under way, in one call of
-the model, and reads the prompts of some that wait; ``generate`` and ``stream`` are loops over ``submit`` and
+Requests share one cache. Each ``step`` writes one token (or a few) for every request that is under way, in one
+call of the model, and reads the prompts of some that wait; ``generate`` and ``stream`` are loops over ``submit`` and
 ``step``, so that every user of the engine runs the same code. How logits become ids is decided in
 ``sampling``, when text may leave in ``release``. The engine belongs to one thread, opens no file and never
 changes the model.
@@ -215,6 +215,8 @@ class Engine:
     def step(self) -> list[Chunk]:
         """Write one token for every request under way and read prompts that wait; return what may leave.
 
+        A quantised model may write several tokens of each, for some hundredths of a second, where all requests are greedy and
+        none waits for a free place; they come as so many chunks.
         Every request's first chunk comes when its prompt has been read. Nothing to do gives an empty list. A request that
         cannot go on ends with a chunk that holds its error; others go on.
         """

@@ -89,12 +89,22 @@ class Live:
     @property
     def is_adjusted(self) -> bool:
         """Whether :meth:`adjust` would change this step's logits."""
+        return len(self.ids) < self.sampling.min_tokens or self._is_steered
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is asked for but the likeliest ids, one after another."""
+        s = self.sampling
+        return s.is_greedy and s.logprobs is None and s.lookup is None and not self._is_steered
+
+    @property
+    def _is_steered(self) -> bool:
+        """Whether logits of ids are changed as long as it writes."""
         s = self.sampling
         return bool(
             s.logit_bias
             or self.request.allowed
             or self.constraint
-            or len(self.ids) < s.min_tokens
             or s.repetition_penalty is not None
             or s.presence_penalty
             or s.frequency_penalty

@@ -1,8 +1,8 @@
 """Who is served when: requests wait, have their prompt read, and are written together, one token a step.
 
-Each step writes one token for every request under way, in one call of the model, and reads prompts of some
-that wait, a bounded number of tokens at a time. How logits become ids is decided in ``sampling``, when a
-completion ends in ``live``.
+Each step writes one token for every request under way, in one call of the model (several where ``several`` allows it),
+and reads prompts of some that wait, a bounded number of tokens at a time. How logits become ids is decided in
+``sampling``, when a completion ends in ``live``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from stockpot.generate.recorded import Recorder
 from stockpot.generate.request import Chunk, TokenAlternatives, merged
 from stockpot.generate.rows import Rows
 from stockpot.generate.sampling import Filters, sample
+from stockpot.generate.several import write_several
 
 __all__ = ["Scheduler"]
 
@@ -262,13 +263,17 @@ class Scheduler:
     # --- writing ---
 
     def _write(self) -> list[Chunk]:
-        """Write one token for every request under way, in one call of the model."""
+        """Write a token for every request under way, or several where that is all there is to do, in one call of the model."""
         writing = self._writing
         guesses = [live.guess() for live in writing]
         if any(guesses):
             return self._write_ahead(_share(guesses, AHEAD_TOKENS))
         if self._next is None:
             self._next = torch.tensor([[live.ids[-1]] for live in writing], device=self._model.device)
+        if self._reading is None and (not self._waiting or len(writing) >= self.slots):
+            several = write_several(self._model, self._next, self._rows, writing, self._clock())
+            if several is not None:
+                return self._accept_several(several)
         if self._filters is None:
             self._filters = Filters.of([live.sampling for live in writing], self._model.device)
         logits = self._recorder.step(self._next, self._rows)
@@ -277,6 +282,24 @@ class Scheduler:
             logits = self._model(self._next, cache=view, last=1).logits[:, -1]
         self._rows.grew(0, [1] * len(writing))
         return self._choose(logits, writing, 0, self._filters)
+
+    def _accept_several(self, steps: list[list[int]]) -> list[Chunk]:
+        """Hand each request the ids of some steps, in the order of steps, up to where it ends; take finished ones out."""
+        writing, before = list(self._writing), list(self._rows.lengths)
+        self._rows.grew(0, [len(steps)] * len(writing))
+        self._next = torch.tensor(steps[-1]).unsqueeze(1)
+        chunks: list[Chunk] = []
+        ended: dict[int, int] = {}  # row → how many of its ids it took
+        for number, ids in enumerate(steps, 1):
+            for row, (live, id) in enumerate(zip(writing, ids, strict=True)):
+                if row not in ended:
+                    chunks.append(live.accept(id))
+                    if chunks[-1].finish_reason is not None:
+                        ended[row] = number
+        for row in sorted(ended, reverse=True):
+            self._rows.set_length(row, before[row] + ended[row])
+            self._free(row)
+        return chunks
 
     def _write_ahead(self, guesses: list[list[int]]) -> list[Chunk]:
         """Run every request's next token and its guesses; keep the tokens that the model would have written too."""

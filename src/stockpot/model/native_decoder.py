@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,16 +19,41 @@ from torch import Tensor
 from stockpot.model.cache import CacheStep, KVCache
 from stockpot.model.config import ModelConfig, StackConfig
 from stockpot.model.norms import LayerNorm, RMSNorm
-from stockpot.native.calls import ACTIVATIONS, CallFacts, Kernels, LayerFacts, ModelFacts, NormFacts
+from stockpot.native.calls import (
+    ACTIVATIONS,
+    CallFacts,
+    Kernels,
+    LayerFacts,
+    ModelFacts,
+    NormFacts,
+    WritingFacts,
+)
 
 if TYPE_CHECKING:
     from stockpot.model.quantized import QuantizedTransformer
 
-__all__ = ["NativeDecoder"]
+__all__ = ["GoingOn", "NativeDecoder"]
 
 Pointers = ctypes.Array[ctypes.c_void_p]
 KINDS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}  # activation of gated kinds
 MOST_SHARING = 64  # query heads that may share a key head
+
+
+@dataclass(frozen=True)
+class GoingOn:
+    """How rows are to go on by themselves, each with its likeliest id.
+
+    Attributes:
+        steps: most ids a row.
+        seconds: no further step begins after so long; the first always does.
+        enders: ids that end a text; the step that writes one is the last.
+        least: for each row, the steps at the beginning in which it must not end.
+    """
+
+    steps: int
+    seconds: float
+    enders: Sequence[int]
+    least: Sequence[int]
 
 
 class NativeDecoder:
@@ -94,6 +121,33 @@ class NativeDecoder:
             return hidden.view(batch, seq, -1), logits.view(batch, -1, logits.shape[-1])
         return _spread(hidden, real), _spread(logits, (wanted & real)[:, seq - _count(last, seq) :])
 
+    def write(
+        self, ids: Int[Tensor, "batch 1"], cache: KVCache, going: GoingOn
+    ) -> Int[Tensor, "steps batch"]:
+        """Run a token of each row and those the rows go on with; return the ids, as many as single calls would give."""
+        batch = ids.shape[0]
+        step = cache.begin(going.steps)
+        self._reach(step.extent)
+        written = torch.empty(going.steps, batch, dtype=torch.int64)
+        enders, least = torch.tensor(going.enders, dtype=torch.int64), torch.tensor(going.least)
+        writing = WritingFacts(
+            going.steps,
+            going.seconds,
+            len(going.enders),
+            enders.data_ptr(),
+            least.data_ptr(),
+            written.data_ptr(),
+            0,
+        )
+        rows = self._count(batch)
+        logits = torch.empty(batch, self._facts.head.outputs)
+        ids = ids.contiguous()
+        call = self._call_facts(ids, rows, cache.lengths, rows, cache, logits, None)
+        self._kernels.write(self._facts, call, writing)
+        taken = int(writing.taken)
+        cache.end(step._replace(seq=taken, extent=step.extent - going.steps + taken))
+        return written[:taken]
+
     def _call(
         self, ids: Tensor, rows: Tensor, places: Tensor, picked: Tensor, cache: KVCache
     ) -> tuple[Tensor, Tensor]:
@@ -101,8 +155,23 @@ class NativeDecoder:
         ids = ids.contiguous()
         hidden = torch.empty(ids.numel(), self._model.config.dim)
         logits = torch.empty(picked.shape[0], self._facts.head.outputs)
+        call = self._call_facts(ids, rows, places, picked, cache, logits, hidden)
+        self._kernels.forward(self._facts, call)
+        return hidden, logits[:, : self._model.config.vocab_size]
+
+    def _call_facts(
+        self,
+        ids: Tensor,
+        rows: Tensor,
+        places: Tensor,
+        picked: Tensor,
+        cache: KVCache,
+        logits: Tensor,
+        hidden: Tensor | None,
+    ) -> CallFacts:
+        """Say where everything lies; the caller keeps it alive."""
         (keys, values), first = self._pointers(cache), cache.keys[0]
-        call = CallFacts(
+        return CallFacts(
             ids.numel(),
             picked.shape[0],
             torch.get_num_threads(),
@@ -115,10 +184,8 @@ class NativeDecoder:
             first.stride(1),
             picked.data_ptr(),
             logits.data_ptr(),
-            hidden.data_ptr(),
+            None if hidden is None else hidden.data_ptr(),
         )
-        self._kernels.forward(self._facts, call)
-        return hidden, logits[:, : self._model.config.vocab_size]
 
     def _pointers(self, cache: KVCache) -> tuple[Pointers, Pointers]:
         """Return where each layer's keys and values lie; a cache never changes its tensors for others."""

@@ -20,7 +20,7 @@ from stockpot.model.cache import KVCache
 from stockpot.model.grids import Matrix, NativeMatrix, TorchMatrix, choose_grid
 from stockpot.model.layers import FeedForward
 from stockpot.model.linear import Linear
-from stockpot.model.native_decoder import NativeDecoder
+from stockpot.model.native_decoder import GoingOn, NativeDecoder
 from stockpot.model.transformer import Output, Transformer
 from stockpot.native.build import reason
 from stockpot.native.calls import Kernels, kernels
@@ -112,6 +112,16 @@ class QuantizedTransformer(Transformer):
         wanted = last if self.config.predicts else 0
         hidden, logits = fast.run(ids, real, cache or self.new_cache(*ids.shape), wanted)
         return Output(self._finish(logits), hidden)
+
+    def go_on(
+        self, ids: Int[Tensor, "batch 1"], cache: KVCache, going: GoingOn
+    ) -> Int[Tensor, "steps batch"] | None:
+        """Let each row go on with its likeliest ids, several in one call; None where only single calls are possible."""
+        config, fast = self.config, self._native
+        is_plain = config.logit_scale is None and config.logit_softcap is None and self.logit_bias is None
+        if fast is None or not is_plain or self._seen is not None or not fast.takes(cache):
+            return None
+        return fast.write(ids, cache, going)
 
     def logits(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocab"]:
         """Score every vocabulary item for each hidden state."""

@@ -19,6 +19,7 @@ __all__ = [
     "MatrixFacts",
     "ModelFacts",
     "NormFacts",
+    "WritingFacts",
     "kernels",
     "kernels_at_hand",
 ]
@@ -112,6 +113,20 @@ class CallFacts(Structure):
     )
 
 
+class WritingFacts(Structure):
+    """How rows go on by themselves, and where their ids go."""
+
+    _fields_ = (
+        ("steps", c_int64),
+        ("seconds", c_double),
+        ("enders", c_int64),
+        ("ender", c_void_p),
+        ("least", c_void_p),
+        ("written", c_void_p),
+        ("taken", c_int64),
+    )
+
+
 DECODED = frozenset({"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"})
 """Kinds of GGUF's numbers that :meth:`Kernels.decode` knows."""
 
@@ -126,6 +141,7 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         library.stockpot_lanes.restype = c_char_p
         library.stockpot_forward.argtypes = [POINTER(ModelFacts), POINTER(CallFacts)]
+        library.stockpot_write.argtypes = [POINTER(ModelFacts), POINTER(CallFacts), POINTER(WritingFacts)]
         library.stockpot_multiply.argtypes = [
             POINTER(MatrixFacts),
             c_void_p,
@@ -148,6 +164,12 @@ class Kernels:
     def forward(self, model: ModelFacts, call: CallFacts) -> None:
         """Run tokens through a decoder."""
         _expect_success(self._library.stockpot_forward(ctypes.byref(model), ctypes.byref(call)))
+
+    def write(self, model: ModelFacts, call: CallFacts, writing: WritingFacts) -> None:
+        """Run a token of each row, and then the likeliest id behind it, a few times."""
+        _expect_success(
+            self._library.stockpot_write(ctypes.byref(model), ctypes.byref(call), ctypes.byref(writing))
+        )
 
     def multiply(
         self, matrix: MatrixFacts, rows: int, count: int, width: int, out: int, threads: int

@@ -13,7 +13,6 @@ namespace stockpot {
 
 constexpr int WIDE_SPAN = 64, NARROW_SPAN = 32;  // inputs that share a scale, for weights of 8 and of 4 bits
 constexpr int WIDE_INPUT = 32767, NARROW_INPUT = 127;  // largest digits of inputs: 64 * 255 * 32767 < 2^31
-constexpr int64_t LINE = 64;                 // bytes: one load of a block
 
 // outputs x inputs, in blocks of 16 outputs with one scale a span and output. A block's digits follow each other in the
 // order of inputs, in lines of 64 bytes:
@@ -155,6 +154,15 @@ STOCKPOT_APART inline void multiply_row(const Matrix& m, int64_t block, const In
 struct Panel {
   const uint8_t* lines;                      // (spans, lines a span, 64)
   const float *scales, *lows;                // (spans, 16)
+  const uint8_t* next;                       // digits, scales and lows of the block behind: the first rows let them be fetched
+  const uint16_t *next_scales, *next_lows;
+
+  template <int BITS> void ask(int64_t span) const {
+    constexpr int64_t BYTES = (BITS == 8 ? WIDE_SPAN : NARROW_SPAN) * LANES * BITS / 8;
+    ask_for_lines<BYTES>(next + span * BYTES);
+    ask_for_line(next_scales + span * LANES);
+    if (BITS == 4) ask_for_line(next_lows + span * LANES);
+  }
 };
 
 template <int ROWS> STOCKPOT_APART void wide_tile(const Panel& panel, const Inputs& in, int64_t row, float gain, float* out) {
@@ -175,6 +183,7 @@ template <int ROWS> STOCKPOT_APART void wide_tile(const Panel& panel, const Inpu
       for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w, x[r] + i);
     }
     const Lanes scale = load(panel.scales + s * LANES);
+    if (row == 0) panel.ask<8>(s);
     for (int r = 0; r < ROWS; ++r) {
       totals[r] = fma(as_float(parts[r]), scale, totals[r]);
       x[r] += WIDE_SPAN;
@@ -203,6 +212,7 @@ STOCKPOT_APART void narrow_tile(const Panel& panel, const Inputs& in, int64_t ro
       for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w, x[r] + i);
     }
     const Lanes scale = load(panel.scales + s * LANES), low = load(panel.lows + s * LANES);
+    if (row == 0) panel.ask<4>(s);
     for (int r = 0; r < ROWS; ++r) {
       totals[r] = fma(as_float(widened(parts[r])), scale * fill(scales[r * in.spans]), totals[r]);
       totals[r] = fma(low, fill(masses[r * in.spans]), totals[r]);
@@ -226,12 +236,6 @@ inline void tiles(bool wide, const Panel& panel, const Inputs& in, int64_t row, 
 constexpr int WIDE_TILED = 6, NARROW_TILED = 12;  // rows from which it is faster
 
 #if STOCKPOT_AMX
-
-// Let memory be fetched that the next block will need.
-template <int BYTES> inline void ask_for(const void* from) {
-  STOCKPOT_UNROLL(16)
-  for (int i = 0; i < BYTES; i += LINE) _mm_prefetch(static_cast<const char*>(from) + i, _MM_HINT_T1);
-}
 
 inline void multiply_wide_span(const uint8_t* weights, const int8_t* x, int64_t stride, int32_t* sums) {
   tile_load<WIDE_WEIGHTS>(weights, LINE);
@@ -271,8 +275,8 @@ STOCKPOT_APART void wide_block(const Matrix& m, int64_t block, const Inputs& in,
       multiply_wide_span(weights + (s + 1) * WIDE_SPAN * LANES, x + (s + 1) * 2 * WIDE_SPAN, in.stride, sums[(s + 1) % 2]);
     const Lanes scale = load_half(scales + s * LANES);
     const int32_t* high = sums[s % 2];
-    ask_for<WIDE_SPAN * LANES>(next_weights + s * WIDE_SPAN * LANES);
-    ask_for<LINE>(next_scales + s * LANES);
+    ask_for_lines<WIDE_SPAN * LANES>(next_weights + s * WIDE_SPAN * LANES);
+    ask_for_lines<LINE>(next_scales + s * LANES);
     STOCKPOT_UNROLL(16)
     for (int r = 0; r < ROWS; ++r) {
       const Sums part = joined(high + r * LANES, high + (TILE_ROWS + r) * LANES, -128 * masses[r * in.spans + s]);
@@ -299,9 +303,9 @@ STOCKPOT_APART void narrow_block(const Matrix& m, int64_t block, const Inputs& i
     if (s + 1 < in.spans_used)
       multiply_narrow_span(panel + (s + 1) * NARROW_SPAN * LANES, x + (s + 1) * NARROW_SPAN, in.stride, sums[(s + 1) % 2]);
     const Lanes scale = load_half(scales + s * LANES), low = load_half(lows + s * LANES);
-    ask_for<NARROW_SPAN * LANES / 2>(next_weights + s * NARROW_SPAN * LANES / 2);
-    ask_for<LINE / 2>(scales + to_next + s * LANES);
-    ask_for<LINE / 2>(lows + to_next + s * LANES);
+    ask_for_lines<NARROW_SPAN * LANES / 2>(next_weights + s * NARROW_SPAN * LANES / 2);
+    ask_for_lines<LINE / 2>(scales + to_next + s * LANES);
+    ask_for_lines<LINE / 2>(lows + to_next + s * LANES);
     STOCKPOT_UNROLL(16)
     for (int r = 0; r < ROWS; ++r) {
       const Lanes part = as_float(loaded(sums[s % 2] + r * LANES));
@@ -360,7 +364,9 @@ STOCKPOT_APART inline void multiply_rows(const Matrix& m, int64_t block, const I
     store(scales + s * LANES, load_half(m.scales + place));
     if (!wide) store(lows + s * LANES, load_half(m.lows + place));
   }
-  tiles<TILE>(wide, {room, scales, lows}, in, 0, rows, float(m.gain), out);
+  const int64_t behind = (block + 1) * m.spans() * LANES;
+  const Panel panel{room, scales, lows, m.block(block + 1), m.scales + behind, m.lows + behind};
+  tiles<TILE>(wide, panel, in, 0, rows, float(m.gain), out);
 }
 
 // out (rows, 16): one block of outputs of the matrix for every row.

@@ -32,16 +32,20 @@ inline void breathe() {
 
 class Team {
  public:
-  static constexpr int PATIENCE = 4000;      // spins at a meeting point before the processor is offered to others
+  // Spins at a meeting point before the processor is offered to others, who would keep it for longer than the wait takes: few
+  // where members have to share processors, and wait for each other's.
+  static constexpr int PATIENCE = 64000, LITTLE_PATIENCE = 4000;
   static constexpr std::chrono::microseconds IDLE{3000};  // an idle member sleeps after this: longer than Python takes
-  static constexpr std::chrono::microseconds ALERT{300};  // until then it holds its processor, later it offers it to others
+  static constexpr std::chrono::microseconds ALERT{1000};  // until then it holds its processor, later it offers it to others
   static constexpr int SPINS_A_LOOK = 64;    // spins between two looks at the clock
 
   // Runs of pieces a member takes in one stage, if all are equally fast: few where memory is read in sweeps, many where
   // members wait for the slowest.
   static constexpr int SWEEPS = 2, MANY = 8;
 
-  explicit Team(int size) : size_(size), owner_(getpid()) {
+  explicit Team(int size)
+      : size_(size), patience_(unsigned(size) <= std::thread::hardware_concurrency() ? PATIENCE : LITTLE_PATIENCE),
+        owner_(getpid()) {
     for (int i = 1; i < size; ++i) members_.emplace_back([this, i] { serve(i); });
   }
 
@@ -75,8 +79,8 @@ class Team {
     meet();
   }
 
-  // Wait until every member has come here; then pieces are counted from 0 again.
-  void meet() {
+  // Wait until every member has come here; then pieces are counted from 0 again. Who waits does `idle` over and over.
+  template <class F = void (*)()> void meet(F&& idle = breathe) {
     if (size_ == 1) {
       next_.store(0, std::memory_order_relaxed);
       return;
@@ -89,7 +93,7 @@ class Team {
       return;
     }
     for (int spins = 0; rounds_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins < PATIENCE) breathe();
+      if (spins < patience_) idle();
       else std::this_thread::yield();
     }
   }
@@ -101,10 +105,17 @@ class Team {
   }
 
   // Do something with each of `count` pieces. Runs of neighbours stay together, since memory is read faster in one sweep.
-  template <class F> void share(int count, int sweeps, F&& each) {
+  // A member begins with its own run, so that it can ask for the memory of it beforehand, and then takes what is left.
+  template <class F> void share(int member, int count, int sweeps, F&& each) {
     const int parts = std::min(count, sweeps * size_);
-    for (int part; (part = take(parts)) >= 0;)
+    for (int part = member; part < parts; part = size_ + next_.fetch_add(1, std::memory_order_relaxed))
       for (int i = int(int64_t(count) * part / parts); i < int(int64_t(count) * (part + 1) / parts); ++i) each(i);
+  }
+
+  // The piece that a member begins with in `share`.
+  int begins(int member, int count, int sweeps) const {
+    const int parts = std::min(count, sweeps * size_);
+    return member < parts ? int(int64_t(count) * member / parts) : count;
   }
 
  private:
@@ -134,7 +145,7 @@ class Team {
     --asleep_;
   }
 
-  const int size_;
+  const int size_, patience_;
   const pid_t owner_;
   std::vector<std::thread> members_;
   const std::function<void(int)>* job_ = nullptr;
