@@ -99,7 +99,7 @@ CLAIM = Claim(
     "the 40 pieces of news each of three villages, found by words (BM25), put before SmolLM2-135M-Instruct as `stockpot ask` "
     "does and before the cooks' tuned models",
     measure,
-    "Each piece tells the old state beside the new one, in sentences that no training text has; the cooks' models learned to "
-    "read from notices about strangers, which may be asked about in the same ways. On seed 0 they answer all questions about work, "
-    "most about numbers of workers and none about addresses, whose sentence they misread.",
+    "Each piece tells the old state beside the new one, in sentences that no training text has. The cooks' models learned to "
+    "read from notices about strangers, which may be asked about in the same ways. On seed 0 they answer all questions about "
+    "work, most about numbers of workers and none about addresses, whose sentence they misread.",
 )
