@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from stockpot.claims.claim import Claim, Finding, Material, above, below
+from stockpot.claims.claim import Claim, Finding, Material, above
 from stockpot.claims.material import trained
 from stockpot.run import Run
 from stockpot.stages.contest import contest
@@ -20,9 +20,9 @@ PROMPTS, TIMES, STEP_TOKENS = 200, 4, 4096
 
 def measure(material: Material) -> Sequence[Finding]:
     """Pretrain a larger base model, compare how well it predicts text, and let both answer, judged by the villagers."""
-    wins, sizes, losses = [], [], []
+    wins = []
     for cook, seed in zip(material.cooks, material.seeds, strict=False):
-        large = _large(cook, seed, material)
+        small, large = Run.open(cook / "pretrain"), _large(cook, seed, material)
         found = contest(
             {"large": str(large.path), "small": str(cook / "dpo")},
             {"gold": "village"},
@@ -32,16 +32,13 @@ def measure(material: Material) -> Sequence[Finding]:
             seed=seed,
         )
         wins.append(found.win_rate(found.entries[1], "gold").value)
-        small = Run.open(cook / "pretrain")
-        sizes.append(large.manifest["parameters"] / small.manifest["parameters"])
-        losses.append(large.last("val/bits_per_byte") - small.last("val/bits_per_byte"))
-        seen = f"{large.last('tokens'):,.0f} tokens, the small one's base {small.last('tokens'):,.0f}"
-        material.told.append(f"Seed {seed}: the large model was trained on {seen}.")
-    return [
-        above("win rate of the small aligned model, villagers' exact taste", wins, 0.5, n=PROMPTS),
-        above("times as many parameters in the large base model", sizes, TIMES - 0.001),
-        below("bits a byte on held-out text: large base minus the small one's base", losses, 0.0),
-    ]
+        material.told.append(f"Seed {seed}: large {_told(large)}; the small one's base {_told(small)}.")
+    return [above("win rate of the small aligned model, villagers' exact taste", wins, 0.5, n=PROMPTS)]
+
+
+def _told(run: Run) -> str:
+    size, loss = run.manifest["parameters"], run.last("val/bits_per_byte")
+    return f"{size / 1e6:.2f} million parameters, {run.last('tokens') / 1e6:.1f} million tokens, {loss:.3f} bits a byte"
 
 
 def _large(cook: Path, seed: int, material: Material) -> Run:
@@ -70,7 +67,8 @@ CLAIM = Claim(
     "each cook's DPO model against a base model of at least four times its parameters, pretrained on as many tokens of the same "
     "text as the small one's base; the base model is asked on a page of questions and answers",
     measure,
-    "It costs four times the cooks' pretraining. Apart from cooks, with 1.72 and 7.01 million "
-    "parameters pretrained for 300 steps each on three seeds, the villagers prefer DPO's answers in 76 % [74, 78] and PPO's in "
-    "61 % [59, 62] of 900 cases, mostly for saying that they do not know (`benchmarks/results/post-training.md`).",
+    "Tried on cooks of three minutes, since it costs four to six times their pretraining: after so little text the small "
+    "aligned model is not preferred. Where both were pretrained for 300 "
+    "steps only, the villagers prefer DPO's answers in 76 % [74, 78] and PPO's in 61 % [59, 62] of 900 cases, mostly for saying "
+    "that they do not know (`benchmarks/results/post-training.md`). Cooks of ten minutes have not been tried.",
 )
