@@ -33,8 +33,7 @@ from functools import partial
 from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
-from conftest import Stream
-from training import new_run, settings, threads_of_gloo
+from training import Part, new_run, settings, threads_of_gloo
 from stockpot.errors import ConfigError
 from stockpot.model.config import decoder
 from stockpot.model.transformer import Transformer
@@ -47,13 +46,6 @@ from stockpot.train.parallel import joined
 torch.set_num_threads(1)
 optim.has_fast_bf16 = lambda device: False  # Muon's products in float32, too
 folder, choices = Path({folder!r}), {choices!r}
-
-class Mine(Stream):
-    def __init__(self, place):
-        super().__init__()
-        self.rank, self.world = place.rank, place.world
-    def __next__(self):
-        return [super(Mine, self).__next__() for _ in range(self.world)][self.rank]
 
 def train(name, kind, resume=False, heads=2, **more):
     torch.manual_seed(group.place.rank)  # the first process's weights count
@@ -76,7 +68,7 @@ def train(name, kind, resume=False, heads=2, **more):
         torch.save(model.state_dict(), where / "model.pt")
     loss_fn = partial(next_token_loss, byte_lengths=torch.full((41,), 2))
     events = []
-    batches = Mine(config.parallel.reading(group.place))
+    batches = Part(config.parallel.reading(group.place))
     fit(model, batches, loss_fn, config, run=run, resume=resume, validate=validate, save=save, progress=events.append)
     sums = group.gather(torch.stack([p.detach().double().sum() for p in model.parameters()]).sum())
     if group.is_first:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import Stream, new_run, settings
+from training import Part, new_run, settings
 
 from stockpot.errors import ConfigError
 from stockpot.model import compiled
@@ -28,17 +28,6 @@ from stockpot.train.parallel import Group, joined
 CHOICES = {"steps": 12, "batch_tokens": 256, "optimizer": "adamw", "eps": 1e-3, "moments": "bfloat16"}
 CHOICES |= {"checkpoint_every": 6, "keep": 9}
 SIZES = {"layers": 2, "dim": 32, "heads": 2, "context": 16, "vocab_size": 41}
-
-
-class Mine(Stream):
-    """The share of the batches that is read here."""
-
-    def __init__(self, place):
-        super().__init__()
-        self.rank, self.world = place.rank, place.world
-
-    def __next__(self):
-        return [super(Mine, self).__next__() for _ in range(self.world)][self.rank]
 
 
 def train(group, folder, parallel, **more):
@@ -64,7 +53,7 @@ def train(group, folder, parallel, **more):
         run = made if group.is_first else Run.open(folder)
         events = []
         resume = part == "resumed"
-        batches = Mine(config.parallel.reading(group.place))
+        batches = Part(config.parallel.reading(group.place))
         loss_fn = partial(next_token_loss, byte_lengths=torch.full((41,), 2))
         fit(model, batches, loss_fn, config, run=run, resume=resume, progress=events.append)
         if group.is_first:

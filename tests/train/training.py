@@ -37,6 +37,17 @@ class Stream:
         self.place = state["place"]
 
 
+class Part(Stream):
+    """A process's share of the batches, for its place among those that read."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.rank, self.world = place.rank, place.world
+
+    def __next__(self):
+        return [super(Part, self).__next__() for _ in range(self.world)][self.rank]
+
+
 def settings(**choices):
     return LoopConfig(
         **{"steps": 10, "batch_tokens": 64, "lr": 1e-2, "dtype": "float32", "log_every": 1, **choices}

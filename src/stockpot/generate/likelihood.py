@@ -24,9 +24,7 @@ from stockpot.model.quantized import QuantizedTransformer
 __all__ = ["Encoded", "Judged", "Tree", "grow_trees", "judge_completions", "run_decoder"]
 
 BATCH_TOKENS = 4096
-ROW_TOKENS = (
-    192  # of trees in one row: attention within it stays cheap, and products are as fast as with more
-)
+ROW_TOKENS = 192  # of trees in one row: attention within it is cheap, products as fast as with more
 TREE_TOKENS = 384  # of a tree that has a row of its own
 WORTH_JOINING = (
     4  # a quarter of a pair's ids: below that it is read with what is held of it, in the first of two calls

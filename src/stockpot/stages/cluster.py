@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,21 +129,7 @@ class Option:
         ]
 
 
-HEADERS = (
-    *(
-        "layout",
-        "rows",
-        "weights",
-        "gradients",
-        "optimizer",
-        "copies",
-        "activations",
-        "logits",
-        "GiB",
-        "fits",
-    ),
-    *("sent", "step"),
-)
+HEADERS = ("layout", "rows", *(one.name for one in fields(Share)), "GiB", "fits", "sent", "step")
 
 
 @dataclass(frozen=True)

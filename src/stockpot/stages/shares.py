@@ -26,10 +26,8 @@ from stockpot.train.split_muon import owners
 __all__ = ["Census", "Piece", "Sent", "Share", "State", "Way", "sent", "share"]
 
 WIDE, NARROW = 4.0, 2.0  # bytes of float32 and bfloat16
-SPLIT_ACTIVATIONS, WHOLE_ACTIVATIONS = (
-    24.0,
-    10.0,
-)  # bytes a token, layer and unit of width, of ``sizes.estimate``'s 34
+# Bytes a token, layer and unit of width, of ``sizes.estimate``'s 34.
+SPLIT_ACTIVATIONS, WHOLE_ACTIVATIONS = 24.0, 10.0
 INPUT_BYTES = 4.0  # of a layer's input, a token and unit of width
 
 

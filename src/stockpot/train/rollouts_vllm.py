@@ -28,9 +28,7 @@ from stockpot.weights.handing import save_outline, stored_weights
 
 __all__ = ["VllmConfig", "VllmWriter"]
 
-ONE_PROCESS = (
-    "VLLM_ENABLE_V1_MULTIPROCESSING"  # "0": the workers are in this process and can be given tensors
-)
+ONE_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"  # "0": workers are in this process, and take tensors
 
 RENDERER = "vllm.renderers.base"
 
