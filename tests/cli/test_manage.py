@@ -240,7 +240,7 @@ def test_doctor_says_what_is_here():
     assert found["versions"]["python"].startswith("3.")
     assert found["hardware"]["cores"] >= 1
     assert isinstance(found["hardware"]["fast_bf16"], bool)
-    assert set(found["compiled kernels"]) == {"inference", "encoders", "training"}
+    assert set(found["compiled kernels"]) == {"inference", "reading", "training"}
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     ours = {"test", "dev", "docs", "bench", "llamacpp"}  # what only those who work on stockpot need
     assert set(found["optional parts"]) == set(project["project"]["optional-dependencies"]) - ours

@@ -12,10 +12,10 @@ from stockpot.model.config import encoder
 from stockpot.model.native_encoder import NativeEncoder
 from stockpot.model.quantized import quantize
 from stockpot.model.transformer import Transformer
-from stockpot.native.encoding import encoder_kernels
+from stockpot.native.texts import text_kernels
 
 TEXTS = ["the cat", "", "a", "the cat sat on the mat " * 30, "on the mat", "the dog, the cat and the mat"]
-KERNELS = encoder_kernels()
+KERNELS = text_kernels()
 NO_KERNELS = pytest.mark.skipif(
     KERNELS is None or not KERNELS.is_fast, reason="no kernels here, or none that are fast on this processor"
 )
@@ -107,7 +107,7 @@ def test_kernels_that_compute_wrongly_are_left_alone(monkeypatch):
     class Wrong:
         has_pairs = False
 
-    monkeypatch.setattr(vectors, "encoder_kernels", Wrong)
+    monkeypatch.setattr(vectors, "text_kernels", Wrong)
     monkeypatch.setattr(NativeEncoder, "__init__", lambda self, *args, **choices: None)
     monkeypatch.setattr(NativeEncoder, "run", lambda self, rows: (torch.zeros(48, 64), None))
     vectors._sound_kernels.cache_clear()

@@ -9,7 +9,7 @@ from stockpot.model.config import encoder
 from stockpot.model.native_encoder import NativeEncoder
 from stockpot.model.quantized import quantize
 from stockpot.model.transformer import Transformer
-from stockpot.native.encoding import encoder_kernels
+from stockpot.native.texts import text_kernels
 
 BERT = {
     "layers": 2, "dim": 64, "heads": 2, "ffn_dim": 208, "vocab_size": 50, "context": 160, "position": "learned", "norm": "layer",
@@ -35,7 +35,7 @@ NEAR = {
     "floats": 2e-5,
     "pairs": 4e-3,
 }  # of hidden states of size 1; the second: what digits of 13 bits and more lose
-pytestmark = pytest.mark.skipif(encoder_kernels() is None, reason="the kernels could not be compiled here")
+pytestmark = pytest.mark.skipif(text_kernels() is None, reason="the kernels could not be compiled here")
 
 
 @pytest.fixture(params=KINDS)
@@ -59,7 +59,7 @@ def rows(*lengths):
 
 
 def native(model, kind):
-    return NativeEncoder(model, encoder_kernels(), in_pairs=kind == "pairs")
+    return NativeEncoder(model, text_kernels(), in_pairs=kind == "pairs")
 
 
 @torch.no_grad()

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from stockpot.model import quantized
+from stockpot.model import native_stack, quantized
 from stockpot.model.config import decoder, encoder
 from stockpot.model.grids import NativeMatrix, choose_grid
 from stockpot.model.native_encoder import NativeEncoder
 from stockpot.model.quantized import quantize
 from stockpot.model.transformer import Transformer
-from stockpot.native.build import COMPILERS, ENCODER, FLAGS, MAIN, NATIVE, OWN, compile_kernels
+from stockpot.native.build import COMPILERS, FLAGS, MAIN, NATIVE, OWN, TEXTS, compile_kernels
 from stockpot.native.calls import Kernels
-from stockpot.native.encoding import EncoderKernels
+from stockpot.native.texts import TextKernels
 
 COMPILER = next((path for name in COMPILERS if (path := shutil.which(name))), None)
 VERSIONS = {  # flags beside those of the machine: each takes away what the version before it may use
@@ -39,13 +39,13 @@ def version(tmp_path_factory):
     machine = NATIVE.get(platform.machine(), "-O1")
 
     @functools.cache
-    def made(name: str, main: str = MAIN) -> Kernels | EncoderKernels:
+    def made(name: str, main: str = MAIN) -> Kernels | TextKernels:
         if name == "avx2" and platform.machine() not in ("x86_64", "AMD64"):
             pytest.skip("not an x86 processor")
         assert COMPILER is not None
         out = folder / f"{name}-{Path(main).stem}.so"
         compile_kernels(COMPILER, (*FLAGS, *OWN[main], machine, "-O1", *VERSIONS[name]), out, main)
-        return (Kernels if main == MAIN else EncoderKernels)(ctypes.CDLL(str(out)))
+        return (Kernels if main == MAIN else TextKernels)(ctypes.CDLL(str(out)))
 
     return made
 
@@ -118,6 +118,31 @@ def test_models_are_the_same_to_the_bit(version, name, bits, monkeypatch):
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("name", ["avx2", "plain"])
+def test_stacks_and_judgements_are_the_same_to_the_bit(version, name, monkeypatch):
+    torch.manual_seed(0)
+    sizes = {
+        "layers": 2,
+        "dim": 80,
+        "heads": 5,
+        "vocab_size": 203,
+        "context": 128,
+        "ffn": "geglu",
+        "ffn_dim": 208,
+    }
+    model = Transformer(decoder(zero_init=False, window=(None, 20), **sizes)).eval()
+    ids, branches = torch.randint(203, (2, 70)), torch.arange(70).expand(2, 70) // 30
+    found = []
+    for one in ("machine", name):
+        monkeypatch.setattr(native_stack, "_kernels", lambda kind, one=one: version(one, TEXTS))
+        with torch.inference_mode():
+            hidden = model(ids, branches=branches, last=0).hidden
+            judged = native_stack.judge(model, hidden.flatten(0, 1), ids.flatten())
+        found.append(torch.cat([hidden.flatten().double(), *judged]))
+    assert torch.equal(*found)
+    assert not torch.isnan(found[0]).any()
+
+
 @pytest.mark.parametrize("in_pairs", [False, True], ids=["floats", "pairs"])
 @pytest.mark.parametrize("name", ["avx2", "plain"])
 def test_encoders_are_the_same_to_the_bit(version, name, in_pairs):
@@ -135,7 +160,7 @@ def test_encoders_are_the_same_to_the_bit(version, name, in_pairs):
     )
     rows = [torch.randint(60, (length,)).tolist() for length in (1, 5, 16, 33, 70, 12)]
     found = [
-        NativeEncoder(model.eval(), version(one, ENCODER), in_pairs=in_pairs).run(rows)[0]
+        NativeEncoder(model.eval(), version(one, TEXTS), in_pairs=in_pairs).run(rows)[0]
         for one in ("machine", name)
     ]
     assert torch.equal(*found)

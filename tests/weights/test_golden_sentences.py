@@ -16,7 +16,7 @@ from stockpot.errors import CheckpointError, GenerationError
 from stockpot.generate import vectors as vectors_of
 from stockpot.generate.engine import Engine
 from stockpot.model.native_encoder import NativeEncoder
-from stockpot.native.encoding import encoder_kernels
+from stockpot.native.texts import text_kernels
 from stockpot.weights.store import load, save
 
 transformers = pytest.importorskip("transformers")
@@ -35,7 +35,7 @@ OLD_FLAGS = {
     "pooling_mode_max_tokens": False,
     "pooling_mode_mean_sqrt_len_tokens": False,
 }
-KERNELS = encoder_kernels()
+KERNELS = text_kernels()
 TYPE = "sentence_transformers.models."
 
 

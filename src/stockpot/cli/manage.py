@@ -199,14 +199,14 @@ OPTIONAL = {
 
 def _kernels() -> dict[str, str]:
     """Say whether this machine's own kernels can be made; where they are not there yet, they are made now."""
-    from stockpot.native.build import encoder_library, library, reason, training_library
+    from stockpot.native.build import library, reason, text_library, training_library
 
     why = reason()
     return {
         name: "present" if made() is not None else f"absent: {why}; results are the same, slower"
         for name, made in (
             ("inference", library),
-            ("encoders", encoder_library),
+            ("reading", text_library),
             ("training", training_library),
         )
     }

@@ -18,6 +18,7 @@ from torch import Tensor
 from stockpot.bundle import Bundle
 from stockpot.generate.inputs import pad, seen_both_ways
 from stockpot.generate.prefixes import LEAST, Held, Prefixes, shared_beginning, shared_length
+from stockpot.model import native_stack
 from stockpot.model.cache import KVCache
 from stockpot.model.quantized import QuantizedTransformer
 
@@ -26,6 +27,9 @@ __all__ = ["Encoded", "Judged", "Tree", "grow_trees", "judge_completions", "run_
 BATCH_TOKENS = 4096
 ROW_TOKENS = 192  # of trees in one row: attention within it is cheap, products as fast as with more
 TREE_TOKENS = 384  # of a tree that has a row of its own
+WHOLE_TOKENS = (
+    2048  # of a tree that our kernels read as one, whose attention looks at all pairs of its tokens
+)
 WORTH_JOINING = (
     4  # a quarter of a pair's ids: below that it is read with what is held of it, in the first of two calls
 )
@@ -119,10 +123,11 @@ def run_decoder(
     """Judge different pairs, in batches of trees of like length."""
     trees = grow_trees(pairs, whole_prompts=bundle.model.config.main.attends == "prefix")
     trees.sort(key=lambda tree: -len(tree.trunk))
+    is_whole = _reads_whole(bundle)
     batch: list[Tree] = []
     cost = 0
-    for tree in trees:
-        own = len(tree.trunk) * len(tree.pairs)  # a trunk takes as many rows as it has branches
+    for tree in trees:  # elsewhere than in our kernels a trunk may take as many rows as it has branches
+        own = tree.size if is_whole else len(tree.trunk) * len(tree.pairs)
         if batch and cost + own > BATCH_TOKENS:
             yield _run_trees(bundle, batch, prefixes)
             batch, cost = [], 0
@@ -138,7 +143,7 @@ def _run_trees(bundle: Bundle, trees: Sequence[Tree], prefixes: Prefixes) -> dic
     is_known = any(tokens for _, tokens in held)
     if not is_known and _fit_one_row(bundle, trees):
         found: dict[Encoded, Judged] = {}
-        for some in _packed(trees):
+        for some in _packed(trees, BATCH_TOKENS if _reads_whole(bundle) else ROW_TOKENS):
             found |= _run_row(bundle, some)
         return found
     return _run_branches(bundle, trees, held)
@@ -246,15 +251,21 @@ def _fit_one_row(bundle: Bundle, trees: Sequence[Tree]) -> bool:
         return False
     if bundle.model.device.type != "cpu" and not any(any(tree.rests) for tree in trees):
         return False  # prompts alone need one call either way, and on a GPU a large one; a processor's caches hold a row
-    return all(tree.size <= TREE_TOKENS for tree in trees)
+    most = WHOLE_TOKENS if _reads_whole(bundle) else TREE_TOKENS
+    return all(tree.size <= most for tree in trees)
 
 
-def _packed(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
-    """Part trees so that each part fills one row, or is one larger tree; nothing is padded."""
+def _reads_whole(bundle: Bundle) -> bool:
+    """Say whether our kernels read a row: they cut it themselves, and look at no more than its documents."""
+    return bundle.model.decoder is not None and native_stack.reads(bundle.model.decoder)
+
+
+def _packed(trees: Sequence[Tree], tokens: int) -> Iterator[list[Tree]]:
+    """Part trees so that each part fills one row of so many tokens, or is one larger tree; nothing is padded."""
     some: list[Tree] = []
     held = 0
     for tree in trees:
-        if some and held + tree.size > ROW_TOKENS:
+        if some and held + tree.size > tokens:
             yield some
             some, held = [], 0
         some.append(tree)
@@ -299,12 +310,16 @@ def _judged(
 def judge_completions(bundle: Bundle, states: Tensor, completions: Sequence[tuple[int, ...]]) -> list[Judged]:
     """Judge whole completions by the states before their ids, one behind the other ``(ids, dim)``."""
     targets = torch.tensor([id for completion in completions for id in completion], device=states.device)
-    size = max(1, LOGIT_NUMBERS // bundle.model.config.vocab_size)
-    parts = [
-        _judge_tokens(bundle, *part)
-        for part in zip(torch.split(states, size), torch.split(targets, size), strict=True)
-    ]
-    log_probs, gaps = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
+    judged = native_stack.judge(bundle.model, states, targets)
+    if judged is None:
+        size = max(1, LOGIT_NUMBERS // bundle.model.config.vocab_size)
+        parts = [
+            _judge_tokens(bundle, *part)
+            for part in zip(torch.split(states, size), torch.split(targets, size), strict=True)
+        ]
+        log_probs, gaps = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
+    else:
+        log_probs, gaps = judged
     lengths = [len(completion) for completion in completions]
     return [
         (float(logs.sum()), float(gap.min()))

@@ -27,8 +27,8 @@ from stockpot.model.heads import last_real, mean_real
 from stockpot.model.native_encoder import NativeEncoder
 from stockpot.model.quantized import QuantizedTransformer
 from stockpot.model.transformer import Transformer
-from stockpot.native.build import ENCODER, is_compiled
-from stockpot.native.encoding import EncoderKernels, encoder_kernels
+from stockpot.native.build import TEXTS, is_compiled
+from stockpot.native.texts import TextKernels, text_kernels
 
 __all__ = ["Packed", "Pooling", "embed_texts"]
 
@@ -57,7 +57,7 @@ class Packed:
         """Return what runs texts of such lengths; None: better the usual way."""
         if not NativeEncoder.fits(self._model) or not _are_many(lengths):
             return None
-        if not is_compiled(ENCODER) and sum(lengths) < WORTH_COMPILING:
+        if not is_compiled(TEXTS) and sum(lengths) < WORTH_COMPILING:
             return None
         kernels, in_pairs = _sound_kernels(), _is_rounded(self._model)
         if kernels is None or not kernels.is_fast or (in_pairs and not kernels.has_pairs):
@@ -79,9 +79,9 @@ def _is_rounded(model: Transformer) -> bool:
 
 
 @functools.cache
-def _sound_kernels() -> EncoderKernels | None:
+def _sound_kernels() -> TextKernels | None:
     """Return this machine's kernels if they compute what the usual way does."""
-    found = encoder_kernels()
+    found = text_kernels()
     if found is None:
         return None
     with torch.random.fork_rng(devices=[]):  # the caller's dice are not touched

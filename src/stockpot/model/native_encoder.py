@@ -17,18 +17,12 @@ from stockpot.model.config import ModelConfig, StackConfig
 from stockpot.model.grids import NativeMatrix
 from stockpot.model.linear import Linear
 from stockpot.model.lookup import Embedding
+from stockpot.model.native_stack import described
 from stockpot.model.norms import LayerNorm
 from stockpot.model.quantized import QuantizedEmbedding, QuantizedLinear
 from stockpot.model.transformer import Transformer
-from stockpot.native.encoding import (
-    ACTIVATIONS,
-    EncoderCall,
-    EncoderFacts,
-    EncoderKernels,
-    EncoderLayer,
-    Panels,
-    Shift,
-)
+from stockpot.native.calls import ACTIVATIONS, NormFacts
+from stockpot.native.texts import TextCall, TextKernels, TextLayer, TextMatrix
 
 __all__ = ["NativeEncoder"]
 
@@ -44,28 +38,18 @@ class NativeEncoder:
         in_pairs: multiply digits of 16 bits, chosen anew for each 64 inputs, in place of floats.
     """
 
-    def __init__(self, model: Transformer, kernels: EncoderKernels, *, in_pairs: bool) -> None:
+    def __init__(self, model: Transformer, kernels: TextKernels, *, in_pairs: bool) -> None:
         self._model, self._kernels, self._in_pairs = model, kernels, in_pairs
         self._kept: list[Tensor] = []  # memory that the kernels point into
         stack: Any = model.encoder
         config: StackConfig = stack.config
-        self._layers = (EncoderLayer * config.layers)(*(self._layer(block) for block in stack.layers))
+        self._layers = (TextLayer * config.layers)(*(self._layer(block) for block in stack.layers))
         positions = stack.positions.weight
         if model.segments is not None:
             positions = positions + model.segments.weight[0]
-        self._facts = EncoderFacts(
-            config.layers,
-            config.dim,
-            config.heads,
-            config.head_width,
-            config.ffn_width,
-            ACTIVATIONS[config.ffn],
-            config.norm_eps,
-            config.attention_scale or config.head_width**-0.5,
-            self._layers,
-            self._pointer(positions),
-            self._norm(stack.embedding_norm),
-        )
+        self._facts = described(config, self._layers)
+        self._facts.positions = self._pointer(positions)
+        self._facts.embedding_norm = self._norm(stack.embedding_norm)
 
     @staticmethod
     def fits(model: Transformer) -> bool:
@@ -95,23 +79,23 @@ class NativeEncoder:
         hidden = self._model.embed(torch.tensor([id for row in rows for id in row])).float().contiguous()
         if scale is not None:
             hidden *= scale
-        call = EncoderCall(len(rows), torch.get_num_threads(), starts.data_ptr(), hidden.data_ptr())
-        self._kernels.encode(self._facts, call)
+        call = TextCall(len(rows), torch.get_num_threads(), starts.data_ptr(), hidden.data_ptr())
+        self._kernels.run(self._facts, call)
         return hidden, lengths
 
     # --- what the kernels read ---
 
-    def _layer(self, block: Any) -> EncoderLayer:
-        return EncoderLayer(
-            self._matrix(block.attention.qkv),
-            self._matrix(block.attention.out),
-            self._matrix(block.ffn.up),
-            self._matrix(block.ffn.down),
-            self._norm(block.attention_post_norm),
-            self._norm(block.ffn_post_norm),
+    def _layer(self, block: Any) -> TextLayer:
+        return TextLayer(
+            qkv=self._matrix(block.attention.qkv),
+            out=self._matrix(block.attention.out),
+            up=self._matrix(block.ffn.up),
+            down=self._matrix(block.ffn.down),
+            attention_post_norm=self._norm(block.attention_post_norm),
+            ffn_post_norm=self._norm(block.ffn_post_norm),
         )
 
-    def _matrix(self, layer: Linear | QuantizedLinear) -> Panels:
+    def _matrix(self, layer: Linear | QuantizedLinear) -> TextMatrix:
         weight = _weight(layer).detach().float().contiguous()
         outputs, inputs = weight.shape
         panel, span = self._kernels.panel, self._kernels.span
@@ -119,12 +103,17 @@ class NativeEncoder:
         kind = torch.int16 if self._in_pairs else torch.float32
         room = self._keep(torch.empty(count * panel * inputs, dtype=kind))
         scales = self._keep(torch.empty(count * -(-inputs // span) * panel)) if self._in_pairs else None
-        made = Panels(room, scales, self._pointer(layer.bias), outputs, inputs)
-        self._kernels.pack(weight.data_ptr(), made, torch.get_num_threads())
+        made = TextMatrix(weight.data_ptr(), room, scales, self._pointer(layer.bias), outputs, inputs)
+        self._kernels.pack(made, torch.get_num_threads())
+        made.weight = None  # it may go
         return made
 
-    def _norm(self, norm: LayerNorm | None) -> Shift:
-        return Shift() if norm is None else Shift(self._pointer(norm.weight), self._pointer(norm.bias))
+    def _norm(self, norm: LayerNorm | None) -> NormFacts:
+        return (
+            NormFacts()
+            if norm is None
+            else NormFacts(self._pointer(norm.weight), self._pointer(norm.bias), 1)
+        )
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
         return None if tensor is None else self._keep(tensor.detach().float().clone())

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stockpot.model import native_stack
 from stockpot.model.attention import Trace, View
 from stockpot.model.cache import CacheStep, KVCache, LayerCache, SlotCache
 from stockpot.model.compiled import product_dtype
@@ -112,6 +113,14 @@ class Stack(nn.Module):
         if branches is not None:
             call = call._replace(branches=branches, places=branch_positions(documents, branches))
         x = self._enter(x, call)
+        if trace is None and open_ is None and memory is None:
+            read = native_stack.read(
+                self, x, documents=documents, branches=branches, has_gaps=has_gaps, cache=cache
+            )
+            if read is not None:
+                if cache is not None and call.step is not None:
+                    cache.end(call.step)
+                return read if self.norm is None else self.norm(read)
         flex = self.flex and x.is_cuda and trace is None and cache is None and torch.is_grad_enabled()
         views = {
             window: self._blocks(call, window, x)

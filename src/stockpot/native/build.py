@@ -21,16 +21,16 @@ from pathlib import Path
 from stockpot.durable import write_atomically
 from stockpot.home import home
 
-__all__ = ["compile_kernels", "encoder_library", "is_compiled", "library", "reason", "training_library"]
+__all__ = ["compile_kernels", "is_compiled", "library", "reason", "text_library", "training_library"]
 
 FOLDER = Path(__file__).parent
-MAIN, TRAINING, ENCODER = "transformer.cpp", "training.cpp", "encoder.cpp"
+MAIN, TRAINING, TEXTS = "transformer.cpp", "training.cpp", "texts.cpp"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 # Contraction is off in inference, since it would round differently from one processor to the next.
 OWN = {
     MAIN: ("-ffp-contract=off", "-pthread"),
-    ENCODER: ("-ffp-contract=off", "-pthread"),
+    TEXTS: ("-ffp-contract=off", "-pthread"),
     TRAINING: ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"),
 }
 NATIVE = {
@@ -53,9 +53,9 @@ def training_library() -> ctypes.CDLL | None:
     return _library(TRAINING)[0]
 
 
-def encoder_library() -> ctypes.CDLL | None:
-    """Return the kernels of an encoder's pass, as :func:`library` does."""
-    return _library(ENCODER)[0]
+def text_library() -> ctypes.CDLL | None:
+    """Return the kernels that read texts, as :func:`library` does."""
+    return _library(TEXTS)[0]
 
 
 @functools.cache

@@ -6,19 +6,12 @@
 #pragma once
 
 #include "attention.hpp"
+#include "layers.hpp"
 #include "products.hpp"
 #include "room.hpp"
 #include "team.hpp"
 
 namespace stockpot {
-
-enum Activation { SILU, GELU, GELU_TANH, RELU, RELU2 };
-
-struct Norm {
-  const float* weight;                       // null: this norm does not exist
-  const float* bias;
-  int64_t centred;                           // layer norm: subtract the mean
-};
 
 struct Layer {
   Matrix qkv, out, up, down;
@@ -175,26 +168,6 @@ class Forward {
     }
   }
 
-  void normalise(const Norm& norm, const float* row, float* out, int64_t count, float eps) {
-    Lanes total = fill(0.0f);
-    float mean = 0.0f;
-    if (norm.centred) {
-      for (int64_t i = 0; i < count; i += LANES) total = total + load(row + i);
-      mean = sum(total) / float(count);
-      total = fill(0.0f);
-    }
-    const Lanes centre = fill(mean);
-    for (int64_t i = 0; i < count; i += LANES) {
-      const Lanes a = load(row + i) - centre;
-      total = fma(a, a, total);
-    }
-    const Lanes factor = fill(1.0f / std::sqrt(sum(total) / float(count) + eps));
-    for (int64_t i = 0; i < count; i += LANES) {
-      const Lanes a = (load(row + i) - centre) * factor * load(norm.weight + i);
-      store(out + i, norm.bias ? a + load(norm.bias + i) : a);
-    }
-  }
-
   void prepare_row(Bench& bench, const float* row, int64_t width, const Norm* norm, const Matrix& matrix,
                    const Shelf& shelf, int64_t at, bool tiled) {
     if (norm && norm->weight) {
@@ -237,7 +210,7 @@ class Forward {
     const bool is_query = head < m.heads, is_value = head >= m.heads + m.kv_heads;
     const float* gain = is_query ? layer.q_norm : layer.k_norm;
     if (!is_value && gain) normalise({gain, nullptr, 0}, vector, vector, m.head_dim, m.eps);
-    if (!is_value && layer.rotary) rotate(layer.rotary + c.places[t] * 2 * m.rotary_dim, vector);
+    if (!is_value && layer.rotary) rotate(layer.rotary + c.places[t] * 2 * m.rotary_dim, m.rotary_dim, vector);
     if (is_query) {
       float* target = q.get() + t * inner + head * m.head_dim;
       for (int64_t i = 0; i < m.head_dim; i += LANES) store(target + i, load(vector + i) * fill(m.attention_scale));
@@ -249,17 +222,6 @@ class Forward {
   }
 
   int64_t slot(int64_t t, int64_t kv) const { return c.rows[t] * c.row_stride + kv * c.head_stride; }
-
-  // Rotate pairs (i, i + rotary_dim / 2). Source: Su et al. 2021, arXiv:2104.09864, eq. 34.
-  void rotate(const float* angles, float* vector) const {
-    const int64_t half = m.rotary_dim / 2;
-    const float *cos = angles, *sin = angles + m.rotary_dim + half;
-    for (int64_t i = 0; i < half; ++i) {
-      const float a = vector[i], b = vector[i + half];
-      vector[i] = a * cos[i] - b * sin[i];
-      vector[i + half] = b * cos[i] + a * sin[i];
-    }
-  }
 
   void mix(Bench& bench, const Layer& layer, int64_t index) {
     const int group = int(m.heads / m.kv_heads), dim = int(m.head_dim);
@@ -298,21 +260,6 @@ class Forward {
     });
   }
 
-  Lanes activate(Lanes a) const {
-    const Lanes zero = fill(0.0f), one = fill(1.0f);
-    if (m.activation == SILU) return a / (one + exponential(zero - a));
-    if (m.activation == RELU) return larger(a, zero);
-    if (m.activation == RELU2) return larger(a, zero) * larger(a, zero);
-    if (m.activation == GELU_TANH) {         // a * sigmoid(2 u), as (1 + tanh u) / 2 = sigmoid(2 u)
-      const Lanes u = fill(0.7978845608f) * fma(fill(0.044715f) * a * a, a, a);
-      return a / (one + exponential(zero - u - u));
-    }
-    float v[LANES];
-    store(v, a);
-    for (float& one_of : v) one_of = 0.5f * one_of * (1.0f + std::erf(one_of * 0.7071067812f));
-    return load(v);
-  }
-
   // The first half of the feed-forward. Gated: blocks of gate and value take turns.
   void widen(Bench& bench, const Layer& layer, const Inputs& in) {
     const int step = m.gated ? 2 : 1;
@@ -323,7 +270,7 @@ class Forward {
       for (int64_t t = 0; t < tokens; ++t) {
         Lanes a = load(gates + t * LANES);
         if (layer.up_bias) a = a + load(layer.up_bias + piece * step * LANES);
-        a = activate(a);
+        a = activate(m.activation, a);
         if (m.gated) {
           const Lanes value = load(values + t * LANES);
           a = a * (layer.up_bias ? value + load(layer.up_bias + (piece * step + 1) * LANES) : value);

@@ -374,6 +374,49 @@ inline float largest(Lanes a) {
 
 #endif
 
+#if STOCKPOT_AVX512
+
+inline bool any_above(Lanes a, Lanes b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0; }
+
+// 16 rows of 16 numbers -> what was a row stands in a column. Pairs, fours, eights and halves change places in turn.
+inline void turn(const float* from, int64_t step, float* to, int64_t to_step) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * step);
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; ++i) {
+    const __m512d x = _mm512_castps_pd(b[i / 4 * 4 + i % 4 / 2]), y = _mm512_castps_pd(b[i / 4 * 4 + i % 4 / 2 + 2]);
+    a[i] = _mm512_castpd_ps(i % 2 ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+  }
+  for (int i = 0; i < 16; ++i) {
+    const __m512 x = a[i / 8 * 8 + i % 4], y = a[i / 8 * 8 + i % 4 + 4];
+    b[i] = i % 8 < 4 ? _mm512_shuffle_f32x4(x, y, 0x88) : _mm512_shuffle_f32x4(x, y, 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    _mm512_storeu_ps(to + i * to_step, _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
+    _mm512_storeu_ps(to + (i + 8) * to_step, _mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd));
+  }
+}
+
+#else
+
+inline bool any_above(Lanes a, Lanes b) {
+  float x[LANES], y[LANES];
+  store(x, a);
+  store(y, b);
+  bool found = false;
+  for (int i = 0; i < LANES; ++i) found |= x[i] > y[i];
+  return found;
+}
+inline void turn(const float* from, int64_t step, float* to, int64_t to_step) {
+  for (int i = 0; i < LANES; ++i)
+    for (int j = 0; j < LANES; ++j) to[j * to_step + i] = from[i * step + j];
+}
+
+#endif
+
 inline float sum(Lanes a) {
   float v[4];
   store_quarter(v, a);

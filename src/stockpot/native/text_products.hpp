@@ -1,6 +1,7 @@
-// Products of the rows of some texts with an encoder's matrices, in floats or in whole numbers of 16 bits.
+// Products of the rows of some texts with a model's matrices, in floats or in whole numbers of 16 bits.
 //
-// A matrix lies in panels of PANEL outputs, depth by depth, so that it is read in one sweep. Of whole numbers, each span of a
+// A matrix is read in panels of PANEL outputs, depth by depth, in one sweep. Those who run few rows at a time lay them out once;
+// else each is made of the weights as they are when it is needed, which many rows hardly notice. Of whole numbers, each span of a
 // row and of an output has its own factor, chosen by length: |sum x w| <= |x| |w| (Cauchy-Schwarz), so that no sum can leave
 // 32 bits and hardly a digit is given away. They cost half of floats where the processor adds two products at once.
 #pragma once
@@ -8,6 +9,7 @@
 #include <algorithm>
 
 #include "lanes.hpp"
+#include "team.hpp"
 
 namespace stockpot {
 
@@ -30,13 +32,12 @@ constexpr bool IS_FAST = false;
 #endif
 constexpr int64_t PANEL = BROAD * LANES;
 
-enum Kind { FLOATS, PAIRS };
-
 struct Matrix {
-  const void* panels;                        // (panels, inputs, PANEL) floats, or (panels, inputs / 2, PANEL, 2) digits
+  const float* weight;                       // (outputs, inputs); read where there are no panels
+  const void* panels;                        // (panels, inputs, PANEL) floats, or (panels, inputs / 2, PANEL, 2) digits, or null
   const float* scales;                       // (panels, spans, PANEL): what a digit is worth; null: floats
   const float* bias;                         // (outputs), or null
-  int64_t outputs, inputs;                   // multiples of 16
+  int64_t outputs, inputs;                   // multiples of 16; of a head only the inputs
 
   int64_t spans() const { return (inputs + SPAN - 1) / SPAN; }
   int64_t count() const { return (outputs + PANEL - 1) / PANEL; }
@@ -132,29 +133,67 @@ struct Heights {
   int height(int64_t tile) const { return int(begin(tile + 1) - begin(tile)); }
 };
 
-// Multiply `count` rows and hand every 16 results, bias added, to put(row, output, results).
-template <class Put> inline void multiply(const Matrix& m, const Rows& in, int64_t count, Put&& put) {
+// Who computes something: this thread alone, or all members of a team side by side.
+struct Crew {
+  Team* team;                                // null: alone
+
+  template <class F> void each(int64_t count, F&& f) const {
+    if (!team) {
+      for (int64_t i = 0; i < count; ++i) f(i);
+      return;
+    }
+    for (int i; (i = team->take(int(count))) >= 0;) f(i);
+    team->meet();
+  }
+};
+
+// One panel's floats from the weights as they are: (inputs, PANEL), 0 where there is no output.
+inline void lay_out(const Matrix& m, int64_t panel, float* to) {
+  for (int64_t j = 0; j < PANEL; j += LANES) {
+    const int64_t first = panel * PANEL + j, there = std::clamp<int64_t>(m.outputs - first, 0, LANES);
+    const float* from = m.weight + first * m.inputs;
+    if (there == LANES) {
+      for (int64_t k = 0; k < m.inputs; k += LANES) turn(from + k, m.inputs, to + k * PANEL + j, PANEL);
+      continue;
+    }
+    for (int64_t k = 0; k < m.inputs; ++k)
+      for (int64_t i = 0; i < LANES; ++i) to[k * PANEL + j + i] = i < there ? from[i * m.inputs + k] : 0.0f;
+  }
+}
+
+// Multiply `count` rows with one panel and hand every tile to put(first row, rows, results (rows, PANEL)).
+template <class Put>
+inline void multiply_panel(const Matrix& m, int64_t panel, const Rows& in, int64_t count, float* room, Put&& put) {
   alignas(64) float out[TALL * PANEL];
+  const float* floats = m.panels ? static_cast<const float*>(m.panels) + panel * m.inputs * PANEL : room;
+  if (!m.panels) lay_out(m, panel, room);
   const Heights heights(count);
-  for (int64_t panel = 0; panel < m.count(); ++panel) {
+  for (int64_t tile = 0; tile < heights.tiles; ++tile) {
+    const int64_t row = heights.begin(tile);
+    const int rows = heights.height(tile);
+    if (m.scales) {
+      const int16_t* b = static_cast<const int16_t*>(m.panels) + panel * m.inputs * PANEL;
+      pair_tile_of<TALL>(rows, in, row, b, m.scales + panel * m.spans() * PANEL, m.inputs, out);
+    } else {
+      float_tile_of<TALL, BROAD>(rows, in.floats + row * in.step, in.step, floats, PANEL, m.inputs, out);
+    }
+    put(row, rows, out);
+  }
+}
+
+// Multiply `count` rows and hand every 16 results, bias added, to put(row, output, results).
+template <class Put>
+inline void multiply(const Matrix& m, const Rows& in, int64_t count, const Crew& crew, float* room, Put&& put) {
+  crew.each(m.count(), [&](int64_t panel) {
     const int64_t vectors = std::min<int64_t>(BROAD, (m.outputs - panel * PANEL) / LANES);
-    for (int64_t tile = 0; tile < heights.tiles; ++tile) {
-      const int64_t row = heights.begin(tile);
-      const int rows = heights.height(tile);
-      if (m.scales) {
-        const int16_t* b = static_cast<const int16_t*>(m.panels) + panel * m.inputs * PANEL;
-        pair_tile_of<TALL>(rows, in, row, b, m.scales + panel * m.spans() * PANEL, m.inputs, out);
-      } else {
-        const float* b = static_cast<const float*>(m.panels) + panel * m.inputs * PANEL;
-        float_tile_of<TALL, BROAD>(rows, in.floats + row * in.step, in.step, b, PANEL, m.inputs, out);
-      }
+    multiply_panel(m, panel, in, count, room, [&](int64_t row, int rows, const float* out) {
       for (int64_t j = 0; j < vectors; ++j) {
         const int64_t output = panel * PANEL + j * LANES;
         const Lanes bias = m.bias ? load(m.bias + output) : fill(0.0f);
         for (int r = 0; r < rows; ++r) put(row + r, output, load(out + (r * BROAD + j) * LANES) + bias);
       }
-    }
-  }
+    });
+  });
 }
 
 // --- to whole numbers ---
@@ -183,16 +222,12 @@ inline void to_digits(const float* row, int64_t count, int16_t* digits, float* s
   }
 }
 
-// Weights (outputs, inputs) into one panel.
-inline void pack_floats(const float* weight, const Matrix& m, int64_t panel) {
-  float* to = static_cast<float*>(const_cast<void*>(m.panels)) + panel * m.inputs * PANEL;
-  for (int64_t j = 0; j < PANEL; ++j) {
-    const int64_t output = panel * PANEL + j;
-    for (int64_t k = 0; k < m.inputs; ++k) to[k * PANEL + j] = output < m.outputs ? weight[output * m.inputs + k] : 0.0f;
-  }
+// Weights into one panel that is kept.
+inline void pack_floats(const Matrix& m, int64_t panel) {
+  lay_out(m, panel, static_cast<float*>(const_cast<void*>(m.panels)) + panel * m.inputs * PANEL);
 }
 
-inline void pack_pairs(const float* weight, const Matrix& m, int64_t panel) {
+inline void pack_pairs(const Matrix& m, int64_t panel) {
   int16_t* to = static_cast<int16_t*>(const_cast<void*>(m.panels)) + panel * m.inputs * PANEL;
   float* scales = const_cast<float*>(m.scales) + panel * m.spans() * PANEL;
   int16_t digits[SPAN];
@@ -202,7 +237,7 @@ inline void pack_pairs(const float* weight, const Matrix& m, int64_t panel) {
       const int64_t some = std::min(SPAN, m.inputs - from);
       float scale = 0.0f;
       std::fill(digits, digits + SPAN, int16_t(0));
-      if (output < m.outputs) to_digits(weight + output * m.inputs + from, some, digits, &scale);
+      if (output < m.outputs) to_digits(m.weight + output * m.inputs + from, some, digits, &scale);
       scales[span * PANEL + j] = scale;
       for (int64_t k = 0; k < some; ++k) to[(from + k) / 2 * 2 * PANEL + 2 * j + k % 2] = digits[k];
     }
