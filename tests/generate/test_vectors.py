@@ -91,16 +91,16 @@ def test_weights_that_changed_are_packed_anew(sentences, seen, monkeypatch):
 
 
 @NO_KERNELS
-def test_one_text_leaves_most_threads_idle_and_goes_the_usual_way(sentences, seen):
-    threads = torch.get_num_threads()
+def test_all_threads_share_one_text(sentences, seen):
+    threads, found = torch.get_num_threads(), []
     try:
-        torch.set_num_threads(4)
-        Engine(sentences).embed([TEXTS[3]])
-        assert not seen
-        Engine(sentences).embed([TEXTS[3]] * 4)
-        assert len(seen) == 1
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            found.append(Engine(sentences).embed([TEXTS[3]]))
     finally:
         torch.set_num_threads(threads)
+    assert len(seen) == 2
+    assert torch.equal(*found)
 
 
 def test_kernels_that_compute_wrongly_are_left_alone(monkeypatch):

@@ -54,8 +54,8 @@ class Packed:
         self._encoder: NativeEncoder | None = None
 
     def encoder(self, lengths: Sequence[int]) -> NativeEncoder | None:
-        """Return what runs texts of such lengths; None: better the usual way."""
-        if not NativeEncoder.fits(self._model) or not _are_many(lengths):
+        """Return what runs texts of such lengths; None: they go the usual way."""
+        if not NativeEncoder.fits(self._model):
             return None
         if not is_compiled(TEXTS) and sum(lengths) < WORTH_COMPILING:
             return None
@@ -66,11 +66,6 @@ class Packed:
         if self._encoder is None or state != self._state:
             self._encoder, self._state = NativeEncoder(self._model, kernels, in_pairs=in_pairs), state
         return self._encoder
-
-
-def _are_many(lengths: Sequence[int]) -> bool:
-    """Tell whether there is work for all threads: one text is one thread's."""
-    return sum(lengths) >= torch.get_num_threads() / 2 * max(lengths)
 
 
 def _is_rounded(model: Transformer) -> bool:
