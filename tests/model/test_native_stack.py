@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(KERNELS is None, reason="the kernels could not b
 
 @pytest.fixture(autouse=True)
 def runs(monkeypatch):
-    """Let calls of any length go through the kernels, fast ones or not; note how many tokens each runs."""
+    """Let calls go through the kernels, fast ones or not; note how many tokens each runs."""
     ran = []
     run = native_stack._run
 
@@ -40,7 +40,6 @@ def runs(monkeypatch):
         ran.append(hidden.shape[0])
         run(stack, kernels, hidden, texts, cache)
 
-    monkeypatch.setattr(native_stack, "LEAST_TOKENS", 1)
     monkeypatch.setattr(native_stack, "LEAST_STATES", 1)
     monkeypatch.setattr(native_stack, "_kernels", lambda kind: KERNELS)
     monkeypatch.setattr(native_stack, "_run", noting)
@@ -226,16 +225,6 @@ def test_other_shapes_are_run_by_torch(runs, choices):
     assert runs == []
 
 
-def test_short_calls_are_run_by_torch(runs, monkeypatch):
-    monkeypatch.setattr(native_stack, "LEAST_TOKENS", 64)
-    model = build()
-    with torch.inference_mode():
-        model(draw(1, 63))
-        assert runs == []
-        model(draw(1, 64))
-    assert runs == [64]
-
-
 # --- how likely ids are ---
 
 
@@ -268,6 +257,15 @@ def test_judging_survives_logits_of_any_size():
     assert log_probs[0] == pytest.approx(-torch.tensor(100.0).log().item(), abs=1e-6)
     torch.testing.assert_close(log_probs, wanted, rtol=1e-5, atol=1e-4)
     assert gaps[0] == 0
+
+
+def test_a_logit_that_is_not_a_number_is_not_passed_over():
+    model = build()
+    with torch.no_grad():
+        model.embed.weight[7, 3] = torch.nan
+    with torch.inference_mode():
+        log_probs, _ = native_stack.judge(model, torch.ones(2, 64), torch.tensor([1, 7]))
+    assert torch.isnan(log_probs).all()
 
 
 def test_an_id_outside_of_the_vocabulary_is_refused():

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["GoingOn", "NativeDecoder"]
 
 Pointers = ctypes.Array[ctypes.c_void_p]
-KINDS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}  # activation of gated kinds
 MOST_SHARING = 64  # query heads that may share a key head
 
 
@@ -83,7 +82,7 @@ class NativeDecoder:
             and not (stack.parallel or stack.embedding_norm)
             and stack.attention_softcap is None
             and stack.qk_norm != "full"
-            and KINDS.get(stack.ffn, stack.ffn) in ACTIVATIONS
+            and stack.ffn in ACTIVATIONS
             and all(width % 16 == 0 for width in widths)
             and stack.heads // stack.key_heads <= MOST_SHARING
         )
@@ -251,7 +250,7 @@ class NativeDecoder:
             config.rotary_dim,
             config.ffn_width,
             config.is_gated,
-            ACTIVATIONS[KINDS.get(config.ffn, config.ffn)],
+            ACTIVATIONS[config.ffn],
             model.config.vocab_size,
             config.norm_eps,
             config.attention_scale or config.head_width**-0.5,

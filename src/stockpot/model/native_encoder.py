@@ -138,6 +138,7 @@ def _fits(config: ModelConfig) -> bool:
         and stack.attention_softcap is None
         and stack.key_heads == stack.heads
         and stack.ffn in ACTIVATIONS
+        and not stack.is_gated
         and all(width % LANES == 0 for width in (stack.dim, stack.head_width, stack.ffn_width))
     )
 

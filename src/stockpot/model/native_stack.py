@@ -43,13 +43,11 @@ if TYPE_CHECKING:
 __all__ = ["described", "judge", "layer_by_layer", "read", "reads"]
 
 LANES = 16  # sizes are multiples of these
-LEAST_TOKENS = 64  # of a call; with fewer, laying out the weights costs too much
 LEAST_STATES = 32  # to be judged together
 WORTH_COMPILING = (
-    20_000  # tokens that a process has read from which the kernels are compiled, if they have never been
+    5_000  # tokens a process has read from which the kernels are compiled, if they have never been
 )
 APART = 1e-3  # largest distance of a sound kernel's hidden states, whose size is about 1
-KINDS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}  # activation of gated kinds
 
 _IS_ON: ContextVar[bool] = ContextVar("native_stack", default=True)
 _seen = 0  # tokens that would have gone this way before the kernels were compiled
@@ -71,7 +69,6 @@ def reads(stack: Stack) -> bool:
         _IS_ON.get()
         and torch.is_inference_mode_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and _fits(stack.config)
         and all(map(_is_plain, stack.layers))
         and _kernels(type(stack)) is not None
@@ -91,15 +88,15 @@ def read(
 
     Arguments are those of the stack. Keys and values are written to the cache; to count them is the caller's.
     """
-    if x.shape[0] * x.shape[1] < LEAST_TOKENS or x.dtype != torch.float32:
+    if torch.compiler.is_compiling() or x.dtype != torch.float32 or x.device.type != "cpu":
         return None
-    if torch.is_inference_mode_enabled() and x.device.type == "cpu":
-        _count(x.shape[0] * x.shape[1])
+    if not torch.is_inference_mode_enabled():
+        return None
+    _count(x.shape[0] * x.shape[1])
     if not reads(stack) or (cache is not None and not _takes(cache)):
         return None
-    texts = _texts(x, documents, branches, has_gaps, cache)
-    kernels = _kernels(type(stack))
-    if kernels is None or texts is None or int(texts.starts[-1]) < LEAST_TOKENS:
+    texts, kernels = _texts(x, documents, branches, has_gaps, cache), _kernels(type(stack))
+    if kernels is None or texts is None:
         return None
     flat = x.reshape(-1, x.shape[2])
     hidden = flat.clone() if texts.real is None else flat[texts.real.flatten()]
@@ -156,7 +153,7 @@ def described(config: StackConfig, layers: ctypes.Array[TextLayer]) -> TextModel
         head_dim=config.head_width,
         rotary_dim=config.rotary_dim,
         ffn=config.ffn_width,
-        activation=ACTIVATIONS[KINDS.get(config.ffn, config.ffn)],
+        activation=ACTIVATIONS[config.ffn],
         causal=config.attends == "causal",
         eps=config.norm_eps,
         attention_scale=config.attention_scale or config.head_width**-0.5,
@@ -175,7 +172,7 @@ def _fits(config: StackConfig) -> bool:
         and not (config.parallel or config.cross)
         and config.attention_softcap is None
         and config.qk_norm != "full"
-        and KINDS.get(config.ffn, config.ffn) in ACTIVATIONS
+        and config.ffn in ACTIVATIONS
         and all(width % LANES == 0 for width in (config.dim, config.head_width, config.ffn_width))
     )
 

@@ -24,7 +24,9 @@ __all__ = [
     "kernels_at_hand",
 ]
 
-ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
+ACTIVATIONS = {  # as the kernels number them, by the feed-forward's kind
+    "silu": 0, "swiglu": 0, "gelu": 1, "geglu": 1, "gelu_tanh": 2, "geglu_tanh": 2, "relu": 3, "relu2": 4,
+}  # fmt: skip
 
 
 class MatrixFacts(Structure):

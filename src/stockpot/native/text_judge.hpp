@@ -37,7 +37,7 @@ struct Glance {
         total = total * exponential(most - higher);
         most = higher;
       }
-      total = total + exponential(found - most);
+      total = total + exponential(found - most) + (found - found);  // what is not a number stays that
     }
     store(top, most);
     store(sum, total);
