@@ -28,9 +28,10 @@ MAIN, TRAINING, TEXTS = "transformer.cpp", "training.cpp", "texts.cpp"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 # Contraction is off in inference, since it would round differently from one processor to the next.
+SHARED_THREADS = ("-fopenmp",) if platform.system() == "Linux" else ()
 OWN = {
     MAIN: ("-ffp-contract=off", "-pthread"),
-    TEXTS: ("-ffp-contract=off", "-pthread"),
+    TEXTS: ("-ffp-contract=off", "-pthread", *SHARED_THREADS),
     TRAINING: ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"),
 }
 NATIVE = {
@@ -54,7 +55,7 @@ def training_library() -> ctypes.CDLL | None:
 
 
 def text_library() -> ctypes.CDLL | None:
-    """Return the kernels that read texts, as :func:`library` does."""
+    """Return the kernels that read texts, as :func:`training_library` does."""
     return _library(TEXTS)[0]
 
 

@@ -1,7 +1,8 @@
 // A team of threads that walks through one job together.
 //
 // A decode step has some 150 stages of a few microseconds each, so that waking threads for each of them would cost more
-// than the work. The team is woken once a step; between stages its members spin for the moment it takes.
+// than the work. The team is woken once a step; between stages its members spin for the moment it takes. Compiled with OpenMP its
+// members are torch's threads: where calls and torch's own work take turns, two sets of threads would keep each other waiting.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +16,10 @@
 #include <vector>
 
 #include <unistd.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -44,9 +49,11 @@ class Team {
   static constexpr int SWEEPS = 2, MANY = 8;
 
   explicit Team(int size)
-      : size_(size), patience_(unsigned(size) <= std::thread::hardware_concurrency() ? PATIENCE : LITTLE_PATIENCE),
-        owner_(getpid()) {
+      : wanted_(size), size_(size),
+        patience_(unsigned(size) <= std::thread::hardware_concurrency() ? PATIENCE : LITTLE_PATIENCE), owner_(getpid()) {
+#ifndef _OPENMP
     for (int i = 1; i < size; ++i) members_.emplace_back([this, i] { serve(i); });
+#endif
   }
 
   ~Team() {
@@ -63,13 +70,22 @@ class Team {
     for (auto& one : members_) one.join();
   }
 
-  int size() const { return size_; }
+  int size() const { return wanted_; }
   bool is_here() const { return owner_ == getpid(); }
 
   // Run job(member) on every member and return when all are done.
   void run(const std::function<void(int)>& job) {
-    job_ = &job;
     next_.store(0, std::memory_order_relaxed);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(wanted_)
+    {
+#pragma omp single
+      size_ = omp_get_num_threads();         // there may be fewer than were wanted
+      job(omp_get_thread_num());
+    }
+    size_ = wanted_;
+#else
+    job_ = &job;
     if (size_ > 1) {
       std::lock_guard<std::mutex> hold(mutex_);
       orders_.fetch_add(1, std::memory_order_release);
@@ -77,6 +93,7 @@ class Team {
     }
     job(0);
     meet();
+#endif
   }
 
   // Wait until every member has come here; then pieces are counted from 0 again. Who waits does `idle` over and over.
@@ -145,7 +162,9 @@ class Team {
     --asleep_;
   }
 
-  const int size_, patience_;
+  const int wanted_;
+  int size_;
+  const int patience_;
   const pid_t owner_;
   std::vector<std::thread> members_;
   const std::function<void(int)>* job_ = nullptr;

@@ -9,12 +9,6 @@ namespace stockpot {
 struct Size { int64_t least, most, few; };
 constexpr Size LAID_OUT = {48, 120, 0}, AS_THEY_ARE = {96, 384, 2048};
 constexpr int64_t PIECES = 4;                // a thread should find, so that all end together
-constexpr int64_t LITTLE = 100000;           // weights of a layer, for each of four tokens, below which threads would wait for each other
-
-inline bool is_little(const Model& m, int64_t tokens) {
-  const int64_t weights = m.dim * (2 * m.heads + 2 * m.kv_heads) * m.head_dim + 3 * m.dim * m.ffn;
-  return weights * (tokens + 3) / 4 < LITTLE;
-}
 
 inline std::vector<Piece> cut(const Call& c, Size size) {
   std::vector<Piece> found;
@@ -49,10 +43,6 @@ void run(const Model& m, const Call& c, Team& team) {
   for (int t = 0; t < team.size(); ++t) {
     if (t == 0 || !together) desks.push_back(std::make_unique<Desk>(m, tokens));
     hands.push_back(std::make_unique<Hand>(m, desks[0]->widest, keys));
-  }
-  if (is_little(m, c.starts[c.texts])) {
-    for (const Piece& one : pieces) Pass(m, c, *desks[0], *hands[0], {nullptr}).work(one);
-    return;
   }
   team.run([&](int member) {
     Pass pass(m, c, *desks[together ? 0 : size_t(member)], *hands[size_t(member)], {together ? &team : nullptr});
