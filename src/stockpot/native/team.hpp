@@ -178,13 +178,14 @@ class Team {
   alignas(64) std::atomic<int> next_{0};
 };
 
-// One call at a time: they would only take each other's processors.
-inline std::mutex& entrance() {
+// One call at a time: they would only take each other's processors. These two are each library's own: of what is merely inline a
+// process keeps one for all, and the libraries' teams are not alike.
+static inline std::mutex& entrance() {
   static std::mutex one;
   return one;
 }
 
-inline Team& team_of(int threads) {
+static inline Team& team_of(int threads) {
   static std::unique_ptr<Team> team;
   if (team && !team->is_here()) team.release();  // after a fork the threads are elsewhere
   if (!team || team->size() != threads) {
