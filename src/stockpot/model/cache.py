@@ -58,6 +58,7 @@ class KVCache:
     """
 
     compiles = False
+    _numbers: Tensor | None = None
 
     def __init__(
         self,
@@ -121,8 +122,9 @@ class KVCache:
     def slots(self, layer: int, step: CacheStep) -> SlotCache:
         """Return one layer's part of a call whose tokens go to slots of their own."""
         assert step.slots is not None
-        rows = torch.arange(self.batch, device=step.slots.device)[:, None]
-        return SlotCache(self.keys[layer], self.values[layer], rows, step.slots, step.extent)
+        if self._numbers is None or self._numbers.shape[0] != self.batch:  # once, not a kernel for every layer
+            self._numbers = torch.arange(self.batch, device=step.slots.device)[:, None]
+        return SlotCache(self.keys[layer], self.values[layer], self._numbers, step.slots, step.extent)
 
     def begin(self, seq: int, real: Bool[Tensor, "batch seq"] | None = None) -> CacheStep:
         """Plan where ``seq`` more tokens a row go; ``real`` marks those that are not padding.
