@@ -280,3 +280,45 @@ def test_a_held_layer_compiles_without_a_break():
     """In a process without the shape checks, which the compiler cannot trace within a backward pass of our own."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_gpu_holds_and_multiplies_as_a_cpu_does(kind, shape):
+    here = FrozenMatrix(matrix(*shape), kind)
+    there = FrozenMatrix(matrix(*shape).cuda(), kind)
+    assert here.nbytes == there.nbytes
+    # the same digits, but where a weight lies on the border of two and is rounded to the other one
+    wanted, got = here.weight(), there.weight().cpu()
+    differ = ~torch.isclose(got, wanted, rtol=1e-4, atol=1e-6)
+    assert differ.float().mean() < 1e-3
+    x = torch.randn(3, shape[1], generator=torch.Generator().manual_seed(5))
+    near, far = x.clone().requires_grad_(), x.cuda().requires_grad_()
+    out = there(far)
+    torch.testing.assert_close(out.cpu(), x @ got.T, rtol=1e-4, atol=1e-4)
+    out.sum().backward()
+    (near @ got.T).sum().backward()
+    torch.testing.assert_close(far.grad.cpu(), near.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_s_adapters_learn_beside_a_held_base_as_on_a_cpu(kind):
+    def losses(device):
+        model = frozen(kind, tiny().to(device))
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        ids = torch.randint(0, 40, (8, 16), generator=torch.Generator().manual_seed(6)).to(device)
+        found = []
+        for _ in range(8):
+            logits = model(ids[:, :-1]).logits.flatten(0, 1)
+            loss = nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    on_cpu = losses("cpu")
+    assert on_cpu[-1] < on_cpu[0]
+    assert losses("cuda") == pytest.approx(on_cpu, rel=1e-3)

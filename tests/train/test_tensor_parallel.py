@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from training import Part, settings
 
 from stockpot.model.adapters import LoRA, attach
@@ -45,12 +46,12 @@ class Mine(Part):
     has_source = False
 
 
-def curves(group, parallel):
+def curves(group, parallel, device="cpu"):
     """Train every model for a few steps; name → losses and norms of the gradient."""
     found = {}
     for name, make in MODELS.items():
         torch.manual_seed(0)
-        model = Transformer(make(**SIZES))
+        model = Transformer(make(**SIZES)).to(device)
         how = parallel | {"recompute": "side" in name}
         config = settings(steps=5, batch_tokens=256, dtype="float32", parallel=how)  # a round of two or more
         batches, events = Mine(config.parallel.reading(group.place)), []
@@ -64,26 +65,46 @@ def curves(group, parallel):
 def main():
     torch.set_num_threads(1)
     optim.has_fast_bf16 = lambda device: False  # Muon's products in float32, too
+    device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+    if device != "cpu":  # several processes on one card, which NCCL refuses
+        dist.init_process_group(f"cpu:gloo,{device}:gloo")
     with joined(torch.device("cpu")) as group:
-        found = curves(group, {"kind": "tensor", "layer_processes": 2})
+        found = curves(group, {"kind": "tensor", "layer_processes": 2}, device)
         if group.is_first:
             print(json.dumps(found))
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_layers_split_over_two_processes_learn_as_whole_ones(processes, monkeypatch):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), __file__]
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=200, env=env)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    told = json.loads(ran.stdout.splitlines()[-1])
+    told = told_by(processes)
     monkeypatch.setattr(optim, "has_fast_bf16", lambda device: False)
     for name, one in curves(Group(), {"kind": "tensor"}).items():
         assert len(told[name]) == 5
         assert [loss for loss, _ in told[name]] == pytest.approx([loss for loss, _ in one], rel=1e-5), name
         assert [norm for _, norm in told[name]] == pytest.approx([norm for _, norm in one], rel=1e-4), name
+
+
+@pytest.mark.gpu
+@pytest.mark.distributed
+def test_layers_split_over_two_processes_on_one_card_learn_as_whole_ones_on_a_cpu(monkeypatch):
+    told = told_by(2, "cuda")
+    monkeypatch.setattr(optim, "has_fast_bf16", lambda device: False)
+    for name, one in curves(Group(), {"kind": "tensor"}).items():
+        assert [loss for loss, _ in told[name]] == pytest.approx([loss for loss, _ in one], rel=1e-3), name
+
+
+def told_by(processes, *arguments):
+    """Train in so many processes; return what the first of them printed."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), __file__]
+    command += arguments
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=200, env=env)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
