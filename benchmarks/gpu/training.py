@@ -1,19 +1,23 @@
 """Measure pretraining on one GPU: tokens a second, share of the peak (MFU), memory, beside nanoGPT and nanochat.
 
-    python benchmarks/gpu/training.py [--nanogpt PATH] [--nanochat PATH] [--sizes 124m 350m 1.5b] [--seconds 20]
-        [--rows 64] [--accumulate 1] [--out FILE]
+    python benchmarks/gpu/training.py [--nanogpt PATH] [--nanochat PATH] [--sizes 1.5b 350m 124m] [--seconds 6]
+        [--only WORD …] [--rows N] [--accumulate N] [--warm] [--out FILE]
 
 PATHs are clones of github.com/karpathy/nanoGPT and nanochat. Every contestant is a process of its own and has the card to
-itself; they take turns, two rounds. All train a model of the size on random ids in bfloat16, compiled, with the largest
-micro-batch of powers of two that fits, and the optimizer each comes with. MFU counts operations as in Chowdhery et al. 2022,
-appendix B, for each contestant's own model, over the data sheet's dense bfloat16 peak; the measured peak of matrix
-products stands beside it. Reported: the median step after the first four.
+itself. All train a model of the size on random ids in bfloat16, compiled, with 65,536 tokens a step in the same micro-batches
+(`SIZES`; half as many rows where they do not fit) and the optimizer each comes with. MFU counts operations as in Chowdhery et
+al. 2022, appendix B, for each contestant's own model, over the data sheet's dense bfloat16 peak; the measured peak of matrix
+products stands beside it. Reported: the median step after the first three, and the seconds until they had been taken.
+
+What FILE holds already is not measured again. ``--warm`` takes one step forth and back and measures nothing: torch keeps what it
+compiled, and the peers compile for minutes. ``--device cpu --sizes tiny`` runs the script, not more.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import multiprocessing as mp
 import statistics
@@ -24,9 +28,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch._inductor.config
+from kept import Kept
 
 from stockpot.data.batch import Batch
-from stockpot.device import describe, peak_flops
+from stockpot.device import describe, peak_flops, synchronize
 from stockpot.model.config import decoder
 from stockpot.model.transformer import Transformer
 from stockpot.stages.machines import MACHINES
@@ -35,10 +41,12 @@ from stockpot.train.losses import next_token_loss
 from stockpot.train.parallel import ParallelConfig
 
 SIZES: dict[str, dict[str, int]] = {
-    "124m": {"layers": 12, "dim": 768, "heads": 12, "context": 1024},
-    "350m": {"layers": 24, "dim": 1024, "heads": 16, "context": 1024},
-    "1.5b": {"layers": 48, "dim": 1600, "heads": 25, "context": 1024},
+    "1.5b": {"layers": 48, "dim": 1600, "heads": 25, "context": 1024, "rows": 8},
+    "350m": {"layers": 24, "dim": 1024, "heads": 16, "context": 1024, "rows": 32},
+    "124m": {"layers": 12, "dim": 768, "heads": 12, "context": 1024, "rows": 64},
+    "tiny": {"layers": 2, "dim": 128, "heads": 2, "context": 64, "rows": 4},
 }
+STEP_ROWS = 64
 VOCABULARY = 50_304
 OURS: dict[str, dict[str, Any]] = {
     "stockpot, plain": {},
@@ -49,7 +57,8 @@ OURS: dict[str, dict[str, Any]] = {
     "stockpot, packed documents, FlexAttention": {"documents": True, "flex": True},
     "stockpot, layers recomputed": {"recompute": True},
 }
-WARM, LEAST = 4, 6  # steps that do not count, and those that do at least
+WARM, LEAST = 3, 5  # steps that do not count, and those that do at least
+PEERS = ("nanoGPT", "nanochat")
 
 
 def main() -> None:
@@ -58,37 +67,41 @@ def main() -> None:
     )
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--nanochat", type=Path)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES)[:3])
     parser.add_argument("--only", nargs="+", help="contestants whose names contain one of these words")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each contestant in a round")
-    parser.add_argument("--rows", type=int, default=64, help="the largest micro-batch tried")
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step, as large as fit")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each contestant in a round")
+    parser.add_argument("--rows", type=int, help="of a micro-batch; none: as the size says")
+    parser.add_argument("--accumulate", type=int, help="micro-batches of a step; none: up to 64 rows")
+    parser.add_argument("--warm", action="store_true", help="compile only")
+    parser.add_argument("--memory-share", type=float, help="of the card, that a contestant may take")
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
     options = parser.parse_args()
-    device = torch.device("cuda")
-    names = [*OURS, *(["nanoGPT"] if options.nanogpt else []), *(["nanochat"] if options.nanochat else [])]
+    device = torch.device(options.device)
+    here = {"nanoGPT": options.nanogpt, "nanochat": options.nanochat}
+    names = [*OURS, *(name for name in PEERS if here[name])]
     if options.only:
         names = [name for name in names if any(word in name for word in options.only)]
-    card = torch.cuda.get_device_properties(device).name
+    if options.warm:
+        for size, name in itertools.product(options.sizes, names):
+            began = time.perf_counter()
+            found = _alone(name, size, options)
+            print(json.dumps({"warmed": name, "size": size, **found, "seconds": time.perf_counter() - began}))
+        return
+    card = torch.cuda.get_device_properties(device).name if device.type == "cuda" else "cpu"
     sheet = next((m.flops for name, m in MACHINES.items() if name in card), None)
-    peak = peak_flops(device, torch.bfloat16)
-    figures: dict[str, Any] = {
-        "machine": describe(device),
-        "peak_measured": peak,
-        "peak_data_sheet": sheet,
-        "rows": [],
-    }
-    for size in options.sizes:
-        for number in range(options.rounds):
-            for name in names:
-                found = _alone(name, size, options)
-                if "flops" in found and sheet:
-                    found["mfu"] = found["tokens_per_s"] * found["flops"] / sheet
-                figures["rows"].append({"size": size, "round": number, "name": name, **found})
-                print(json.dumps(figures["rows"][-1]), flush=True)
-                if options.out:
-                    options.out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    facts = {"machine": describe(device), "peak_data_sheet": sheet}
+    if device.type == "cuda":
+        facts["peak_measured"] = peak_flops(device, torch.bfloat16)
+        torch.cuda.empty_cache()
+    kept = Kept(options.out, **facts)
+    for number, size, name in itertools.product(range(options.rounds), options.sizes, names):
+        if kept.lacks(size=size, round=number, name=name):
+            found = _alone(name, size, options)
+            if "flops" in found and sheet:
+                found["mfu"] = found["tokens_per_s"] * found["flops"] / sheet
+            kept.add(**found)
 
 
 def _alone(name: str, size: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -107,46 +120,68 @@ def _alone(name: str, size: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _work(line: Any, name: str, size: str, options: argparse.Namespace) -> None:
-    rows = options.rows
+    sizes = dict(SIZES[size])
+    preset = sizes.pop("rows")
+    rows = options.rows or preset
+    # Kernels that --warm tried out while others ran would be ill chosen: everybody tries out for himself, alone.
+    torch._inductor.config.autotune_local_cache = False
+    if options.memory_share and options.device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(options.memory_share)
     while rows:
         try:
-            line.send(_measured(name, dict(SIZES[size]), rows, options))
+            line.send(_measured(name, sizes, rows, options))
             return
         except torch.OutOfMemoryError:
+            if options.warm:
+                break
             rows //= 2
         except Exception as error:  # noqa: BLE001 - a contestant that cannot run is a row of the table
-            line.send({"error": f"{type(error).__name__}: {error}"[:300]})
+            line.send({"error": f"{type(error).__name__}: {error}"[-400:]})
             return
         gc.collect()  # what did not fit is gone only now
         torch.cuda.empty_cache()
-    line.send({"error": "not even one row fits"})
+    line.send({"error": "it does not fit"})
 
 
 def _measured(name: str, sizes: dict[str, int], rows: int, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
-    torch.cuda.reset_peak_memory_stats()
-    count = options.accumulate
+    is_card = options.device == "cuda"
+    if is_card:
+        torch.cuda.reset_peak_memory_stats()
+    count = options.accumulate or max(1, STEP_ROWS // rows)
+    began = time.perf_counter()
     if name in OURS:
-        seconds, flops = _ours(sizes, rows, count, options.seconds, **OURS[name])
-    elif name == "nanoGPT":
-        seconds, flops = _timed(*_nanogpt(sizes, rows, count, options.nanogpt), options.seconds)
+        taken, flops = _ours(sizes, rows, count, options, **OURS[name])
     else:
-        seconds, flops = _timed(*_nanochat(sizes, rows, count, options.nanochat), options.seconds)
+        make = _nanogpt if name == "nanoGPT" else _nanochat
+        step, flops = make(sizes, rows, count, options)
+        taken = _timed(step, options)
+    first = began + sum(taken[:WARM])
     tokens = rows * count * sizes["context"]
     return {
         "rows": rows,
-        "steps": len(seconds),
-        "tokens_per_s": tokens / statistics.median(seconds),
+        "accumulate": count,
+        "steps": len(taken[WARM:]),
+        "tokens_per_s": tokens / statistics.median(taken[WARM:] or taken),
+        "spread": max(taken[WARM:] or taken) / min(taken[WARM:] or taken),
         "flops": flops,
-        "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if is_card else None,
+        "warm_s": first - began,
+        "seconds": time.perf_counter() - began,
     }
+
+
+def _are_enough(taken: list[float], options: argparse.Namespace) -> bool:
+    if options.warm:
+        return len(taken) >= 1
+    return sum(taken[WARM:]) >= options.seconds and len(taken) >= WARM + LEAST
 
 
 def _ours(  # noqa: PLR0913 - the settings of a contestant
     sizes: dict[str, int],
     rows: int,
     accumulate: int,
-    seconds: float,
+    options: argparse.Namespace,
     *,
     documents: bool = False,
     flex: bool = False,
@@ -155,13 +190,16 @@ def _ours(  # noqa: PLR0913 - the settings of a contestant
     fp8: bool = False,
     optimizer: Literal["muon", "adamw"] = "muon",
 ) -> tuple[list[float], float]:
-    model = Transformer(decoder(vocab_size=VOCABULARY, **sizes)).cuda()
+    device = torch.device(options.device)
+    with device:
+        model = Transformer(decoder(vocab_size=VOCABULARY, **sizes))
     context, taken = sizes["context"], []
+    accumulate = 1 if options.warm else accumulate
 
     def batches() -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(0)
         began = time.perf_counter()
-        while not taken or sum(taken[WARM:]) < seconds or len(taken) < WARM + LEAST:
+        while not _are_enough(taken, options):
             for _ in range(accumulate):
                 ids = torch.randint(0, VOCABULARY, (rows, context + 1), generator=generator)
                 mask = None
@@ -169,7 +207,7 @@ def _ours(  # noqa: PLR0913 - the settings of a contestant
                     ends = torch.rand((rows, context), generator=generator) < 4 / context
                     mask = ends.cumsum(1) + 1
                 yield Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), attention_mask=mask)
-            torch.cuda.synchronize()
+            synchronize(device)
             taken.append(time.perf_counter() - began)
             began = time.perf_counter()
 
@@ -186,24 +224,25 @@ def _ours(  # noqa: PLR0913 - the settings of a contestant
         parallel=ParallelConfig(recompute=recompute),
     )
     fit(model, batches(), next_token_loss, loop)
-    return taken[WARM:], model.config.flops_per_token(context)
+    return taken, model.config.flops_per_token(context)
 
 
-def _timed(step: Callable[[], None], flops: float, seconds: float) -> tuple[list[float], float]:
-    taken: list[float] = []
-    while sum(taken[WARM:]) < seconds or len(taken) < WARM + LEAST:
-        torch.cuda.synchronize()
+def _timed(step: Callable[[], None], options: argparse.Namespace) -> list[float]:
+    device, taken = torch.device(options.device), []
+    while not _are_enough(taken, options):
+        synchronize(device)
         began = time.perf_counter()
         step()
-        torch.cuda.synchronize()
+        synchronize(device)
         taken.append(time.perf_counter() - began)
-    return taken[WARM:], flops
+    return taken
 
 
 def _nanogpt(
-    sizes: dict[str, int], rows: int, accumulate: int, path: Path
+    sizes: dict[str, int], rows: int, accumulate: int, options: argparse.Namespace
 ) -> tuple[Callable[[], None], float]:
-    sys.path.insert(0, str(path))
+    sys.path.insert(0, str(options.nanogpt))
+    device = torch.device(options.device)
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
     config = GPTConfig(
@@ -215,11 +254,13 @@ def _nanogpt(
         dropout=0.0,
         bias=False,
     )
-    model = GPT(config).cuda()
-    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cuda")
+    with device:  # its own training script starts on the CPU, which takes longer and comes to the same
+        model = GPT(config)
+    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), device.type)
     compiled = torch.compile(model)
-    ids = torch.randint(0, VOCABULARY, (rows, sizes["context"] + 1), device="cuda")
-    cast = torch.autocast("cuda", torch.bfloat16)
+    ids = torch.randint(0, VOCABULARY, (rows, sizes["context"] + 1), device=device)
+    cast = torch.autocast(device.type, torch.bfloat16)
+    accumulate = 1 if options.warm else accumulate
 
     def step() -> None:
         for _ in range(accumulate):
@@ -235,9 +276,10 @@ def _nanogpt(
 
 
 def _nanochat(
-    sizes: dict[str, int], rows: int, accumulate: int, path: Path
+    sizes: dict[str, int], rows: int, accumulate: int, options: argparse.Namespace
 ) -> tuple[Callable[[], None], float]:
-    sys.path.insert(0, str(path))
+    sys.path.insert(0, str(options.nanochat))
+    device = torch.device(options.device)
     from nanochat.gpt import GPT, GPTConfig  # type: ignore[import-not-found]
 
     config = GPTConfig(
@@ -251,12 +293,13 @@ def _nanochat(
     )
     with torch.device("meta"):
         model = GPT(config)
-    model.to_empty(device="cuda")
+    model.to_empty(device=device)
     model.init_weights()
     made = (getattr(model, "setup_optimizer", None) or model.setup_optimizers)()
     optimizers = made if isinstance(made, (list, tuple)) else [made]
     compiled = torch.compile(model, dynamic=False)
-    ids = torch.randint(0, VOCABULARY, (rows, sizes["context"] + 1), device="cuda")
+    ids = torch.randint(0, VOCABULARY, (rows, sizes["context"] + 1), device=device)
+    accumulate = 1 if options.warm else accumulate
 
     def step() -> None:  # it casts to bfloat16 by itself
         for _ in range(accumulate):
