@@ -13,8 +13,8 @@ __all__ = ["Kept"]
 class Kept:
     """Rows of one benchmark, written to ``path`` as soon as each is there.
 
-    A row that was begun and never ended, because the process died or was stopped, counts as an error when the file is opened
-    again, so that it is not tried for ever. Rows made on another machine stay as they are, under their machine.
+    A row that was begun and never ended, because the process died or was stopped, is tried once more when the file is opened
+    again; the second time it counts as an error.
 
     Args:
         path: a JSON file; None: rows are printed only.
@@ -26,9 +26,11 @@ class Kept:
         self.figures: dict[str, Any] = {"rows": []}
         if path is not None and path.exists():
             self.figures = json.loads(path.read_text(encoding="utf-8"))
-            begun = self.figures.pop("under_way", None)
-            if begun is not None:
-                self.figures["rows"].append({**begun, "error": "it did not end"})
+            begun, stopped = self.figures.pop("under_way", None), self.figures.setdefault("stopped", [])
+            if begun in stopped:
+                self.figures["rows"].append({**begun, "error": "it did not end, twice"})
+            elif begun is not None:
+                stopped.append(begun)
         self.figures.update(facts)
 
     def lacks(self, **key: Any) -> bool:

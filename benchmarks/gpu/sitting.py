@@ -2,23 +2,16 @@
 
     python3 benchmarks/gpu/sitting.py [--packed .gpu] [--out gpu-results] [--limit 585] [--only PART …] [--list]
 
-Each part has its own time limit and its own file in OUT, which its rows reach as soon as they are there; what is there already, from
-an earlier call or laid into PACKED/before, is not measured again. ``--packed`` names what ``pack.py`` made: wheels are installed
-beside the machine's packages, for these processes only. ``--rehearse`` runs every part on a CPU with tiny models.
-
-Parts, with their seconds (estimates from the raw figures of the first two sittings):
-    compile   0  the peers compile 1.5B and 350M, which takes minutes, while the tests run: neither is timed
-    tests   200  every GPU test, four at a time, and waiting for the peers
-    variants 110 ways of running the layers of one token (decode_variants.py)
-    decoding 110 tokens a second through the engine
-    post    120  SFT, DPO, PPO, GRPO and frozen bases
-    training 300 1.5B, 350M and 124M beside nanoGPT and nanochat
-    more    ...  what time is left for: the remaining rows of decoding and training
+Each part has its own time limit and its own file in OUT, which its rows reach as soon as they are there; what is there
+already, from an earlier call or laid into PACKED/before, is not measured again. ``--packed`` names what ``pack.py`` made: wheels
+are installed beside the machine's packages, for these processes only. ``--rehearse`` runs every part on a CPU with tiny models.
+``--list`` prints the parts with their limits; what they take is in README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -30,15 +23,17 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-NARROW = ("stockpot, narrow states", "nanoGPT", "nanochat")
+LONG = ("kernels", "losses", "at", "flops", "limit", "plain_error")
+THREE = ("stockpot, narrow states", "nanoGPT", "nanochat")
 
 
 class Part(NamedTuple):
-    """A command with its time limit; ``done``: a file of that name says so."""
+    """A command with its time limit; it may run beside the next ones where nothing is timed."""
 
     name: str
     limit_s: int
     command: list[str]
+    is_timed: bool = True
 
 
 def main() -> int:
@@ -48,7 +43,7 @@ def main() -> int:
     parser.add_argument("--packed", type=Path, default=ROOT / ".gpu")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-results")))
     parser.add_argument("--limit", type=float, default=585.0, help="seconds of this call")
-    parser.add_argument("--only", nargs="+", help="names of parts")
+    parser.add_argument("--only", nargs="+", help="words of names of parts")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, tiny")
     parser.add_argument("--list", action="store_true", help="print the parts and stop")
     options = parser.parse_args()
@@ -64,11 +59,11 @@ def main() -> int:
     parts = make_parts(options.packed.absolute(), out, rehearses=options.rehearse)
     if options.list:
         for part in parts:
-            print(f"{part.name:10} {part.limit_s:4} s  {' '.join(part.command)}")
+            print(f"{part.name:16} {part.limit_s:4} s  {' '.join(part.command)}")
         return 0
     sitting = Sitting(out, store, end, environment(options.packed))
     for part in parts:
-        if not options.only or part.name in options.only:
+        if not options.only or any(word in part.name for word in options.only):
             sitting.take(part)
     sitting.close()
     return 0
@@ -88,7 +83,7 @@ def make_parts(packed: Path, out: Path, *, rehearses: bool) -> list[Part]:
         for file in (ROOT / "tests").rglob("test_*.py")
         if "mark.gpu" in file.read_text(encoding="utf-8")
     )
-    with_workers = ["-n", "4", "--dist", "worksteal"] if not rehearses else ["--collect-only", "-q"]
+    with_workers = ["-n", "6", "-v", "-p", "no:benchmark"] if not rehearses else ["--collect-only", "-q"]
     decoding = [
         python,
         str(HERE / "decoding.py"),
@@ -102,20 +97,26 @@ def make_parts(packed: Path, out: Path, *, rehearses: bool) -> list[Part]:
     post = [python, str(HERE / "post_training.py"), *place, "--out", str(out / "post-training.json")]
     warm = [*training, "--warm", "--memory-share", "0.45"]
     return [
-        Part("compile", 200, [*warm, "--sizes", large, middle, "--only", "nanoGPT"]),
-        Part("compile", 200, [*warm, "--sizes", large, middle, "--only", "nanochat"]),
-        Part("tests", 200, [python, "-m", "pytest", "-m", "gpu", *with_workers, *tests]),
-        Part("variants", 120, [*variants, "--size", large, "--rows", "1"]),
-        Part("decoding", 60, [*decoding, "--sizes", large, "--compiled", "1"]),
+        Part("compile nanoGPT", 200, [*warm, "--sizes", large, middle, "--names", "nanoGPT"], is_timed=False),
+        Part(
+            "compile nanochat", 200, [*warm, "--sizes", large, middle, "--names", "nanochat"], is_timed=False
+        ),
+        Part("tests", 270, [python, "-m", "pytest", "-m", "gpu", *with_workers, *tests], is_timed=False),
+        Part("variants", 130, [*variants, "--size", large, "--rows", "1"]),
+        Part("training large", 150, [*training, "--sizes", large, "--names", *THREE]),
+        Part("training middle", 110, [*training, "--sizes", middle, "--names", *THREE]),
+        Part("decoding large", 70, [*decoding, "--sizes", large, "--compiled", "1"]),
         Part("post", 130, [*post, "random-tiny" if rehearses else "random", "--steps", "8"]),
-        Part("training", 150, [*training, "--sizes", large, "--only", *NARROW]),
-        Part("training", 120, [*training, "--sizes", middle, "--only", *NARROW]),
-        Part("training", 150, [*training, "--sizes", small, "--only", *NARROW]),
-        Part("decoding", 60, [*decoding, "--sizes", small, "--compiled", "1"]),
-        Part("variants", 60, [*variants, "--size", large, "--rows", "64"]),
-        Part("decoding", 200, decoding if not rehearses else [*decoding, "--sizes", small]),
-        Part("training", 300, training if not rehearses else [*training, "--sizes", small]),
-    ]  # fmt: skip
+        Part("training small", 150, [*training, "--sizes", small, "--names", *THREE]),
+        Part("decoding small", 60, [*decoding, "--sizes", small, "--compiled", "1"]),
+        Part("variants of 64", 60, [*variants, "--size", large, "--rows", "64"]),
+        Part("decoding rest", 200, decoding if not rehearses else [*decoding, "--sizes", small]),
+        Part(
+            "training rest",
+            300,
+            training if not rehearses else [*training, "--sizes", small, "--names", *THREE],
+        ),
+    ]
 
 
 class Sitting:
@@ -130,42 +131,48 @@ class Sitting:
     def take(self, part: Part) -> None:
         """Run a part, or begin it where it may run beside the next one."""
         left = self.end - time.monotonic() - 5
-        mark = f"{part.name}: {' '.join(part.command[1:])}"
         done = self.marks.read_text(encoding="utf-8").splitlines() if self.marks.exists() else []
-        if mark in done or left < 15:
+        if part.name in done or left < 15:
             return
-        limit = min(part.limit_s, left)
+        if part.is_timed:  # it wants the machine to itself
+            self._wait_for_others()
+            left = self.end - time.monotonic() - 5
         began = time.monotonic()
-        with (self.out / "log.txt").open("ab") as log:
-            log.write(f"\n### {mark}\n".encode())
-            log.flush()
-            made = subprocess.Popen(
-                part.command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.env,
-                cwd=ROOT,
-                start_new_session=True,
-            )
-        if part.name == "compile":
-            self.beside.append((made, began + limit))
-            self._mark(mark)
+        until = began + min(part.limit_s, left)
+        made = self._begin(part)
+        if part.name.startswith("compile"):
+            self.beside.append((made, until))
+            self._mark(part.name)
             return
-        code = wait(made, began + limit)
-        for other, until in self.beside:  # what follows is timed and wants the machine to itself
-            wait(other, until)
-        self.beside = []
-        if code is not None:  # a part that was stopped goes on in the next call
-            self._mark(mark)
-        print(
-            f"{part.name}: {'stopped' if code is None else code} after {time.monotonic() - began:.0f} s",
-            flush=True,
-        )
+        code = wait(made, until)
+        for _ in range(
+            2
+        ):  # a card that has failed wants a new process, which goes on behind the row that failed
+            if code in (0, None) or not part.is_timed or until - time.monotonic() < 15:
+                break
+            code = wait(self._begin(part), until)
+        if code is not None or not part.is_timed:  # what was stopped goes on in the next call
+            self._mark(part.name)
+        how = "stopped" if code is None else f"ended with {code}"
+        print(f"{part.name}: {how} after {time.monotonic() - began:.0f} s", flush=True)
         self._keep()
 
-    def _mark(self, mark: str) -> None:
+    def _begin(self, part: Part) -> subprocess.Popen[bytes]:
+        with (self.out / ("tests.txt" if part.name == "tests" else "log.txt")).open("ab") as log:
+            log.write(f"\n### {part.name}\n".encode())
+            log.flush()
+            return subprocess.Popen(
+                part.command, stdout=log, stderr=log, env=self.env, cwd=ROOT, start_new_session=True
+            )
+
+    def _wait_for_others(self) -> None:
+        for other, until in self.beside:
+            wait(other, until)
+        self.beside = []
+
+    def _mark(self, name: str) -> None:
         with self.marks.open("a", encoding="utf-8") as file:
-            file.write(mark + "\n")
+            file.write(name + "\n")
 
     def _keep(self) -> None:
         for file in self.out.iterdir():
@@ -173,14 +180,23 @@ class Sitting:
                 shutil.copyfile(file, self.store / file.name)
 
     def close(self) -> None:
-        """Stop what is left, and print the end of the tests and what was found."""
+        """Stop what is left, and print what was found in few words."""
         for other, _ in self.beside:
             wait(other, 0)
         self._keep()
+        if (tests := self.out / "tests.txt").exists():
+            print("\n".join(tests.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]))
         for name in ("variants", "decoding", "post-training", "training"):
-            file = self.out / f"{name}.json"
-            if file.exists():
-                print(f"{name}: {file.read_text(encoding='utf-8').count('"at"')} rows")
+            if (file := self.out / f"{name}.json").exists():
+                for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
+                    print(
+                        name, json.dumps({key: short(value) for key, value in row.items() if key not in LONG})
+                    )
+
+
+def short(value: object) -> object:
+    """Round what is printed."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def wait(process: subprocess.Popen[bytes], until: float) -> int | None:

@@ -69,6 +69,9 @@ def main() -> None:
     parser.add_argument("--nanochat", type=Path)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES)[:3])
     parser.add_argument("--only", nargs="+", help="contestants whose names contain one of these words")
+    parser.add_argument(
+        "--names", nargs="+", choices=[*OURS, *PEERS], help="these contestants, in this order"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each contestant in a round")
     parser.add_argument("--rows", type=int, help="of a micro-batch; none: as the size says")
@@ -80,7 +83,8 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     here = {"nanoGPT": options.nanogpt, "nanochat": options.nanochat}
-    names = [*OURS, *(name for name in PEERS if here[name])]
+    names = options.names or [*OURS, *PEERS]
+    names = [name for name in names if name in OURS or here[name]]
     if options.only:
         names = [name for name in names if any(word in name for word in options.only)]
     if options.warm:
