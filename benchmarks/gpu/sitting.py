@@ -217,7 +217,7 @@ def environment(packed: Path) -> dict[str, str]:
         site = Path(tempfile.gettempdir()) / "stockpot-site"
         if not site.exists():
             pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
-            subprocess.run([*pip, "--target", site, *wheels], check=True)
+            subprocess.run([*pip, "--target", site, *wheels], check=False)  # what lacks a wheel will say so
         paths.insert(1, str(site))
     cache = Path(tempfile.gettempdir()) / "stockpot-compiled"
     return os.environ | {

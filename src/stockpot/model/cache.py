@@ -122,7 +122,9 @@ class KVCache:
     def slots(self, layer: int, step: CacheStep) -> SlotCache:
         """Return one layer's part of a call whose tokens go to slots of their own."""
         assert step.slots is not None
-        if self._numbers is None or self._numbers.shape[0] != self.batch:  # once, not a kernel for every layer
+        if (
+            self._numbers is None or self._numbers.shape[0] != self.batch
+        ):  # once, not a kernel for every layer
             self._numbers = torch.arange(self.batch, device=step.slots.device)[:, None]
         return SlotCache(self.keys[layer], self.values[layer], self._numbers, step.slots, step.extent)
 
