@@ -8,13 +8,14 @@ torch's own operations in bfloat16. Reported: milliseconds, the share of the mem
 is attended to would take, and the longest kernels. On a CPU (``--device cpu --size tiny``, ``TRITON_INTERPRET=1`` for our
 kernels) nothing is recorded, and times mean nothing.
 
-Ways, ``rows = 1``:
-    compiled         what ``Engine(compiles=True)`` does today
+Ways; for several rows only those with a star, and there with torch's usual products:
+    compiled *       what ``Engine(compiles=True)`` does today
     own              a layer as five kernels of ``decode_kernels.py``, cut as a short search found best
     own, early       and each is launched while the one before still runs
-    own attention    that file's attention, between two halves of a layer that torch compiled
+    own attention *  that file's attention, between two halves of a layer that torch compiled
     sums             attention written as sums, which torch's compiler makes kernels of
     compiled, early  as today, with torch's own kernels launched early
+    own attention, tried products *  and torch tries out kernels for the products
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def main() -> None:
         bench: Bench | None = None
         for name, make in WAYS.items():
             is_asked = not options.only or any(word in name for word in options.only)
-            if not is_asked or (rows > 1 and name not in MANY):
+            if not is_asked or name not in (ALONE_WAYS if rows == 1 else MANY_WAYS):
                 continue
             if not kept.lacks(size=options.size, rows=rows, way=name):
                 continue
@@ -299,7 +300,8 @@ WAYS: dict[str, Callable[[Bench], Layer]] = {
     "compiled, early": lambda bench: compiled(bench, **ALONE, **{"triton.enable_pdl": True}),
     "own attention, tried products": lambda bench: own_attention(bench, max_autotune_gemm=True),
 }
-MANY = ("compiled", "own attention", "own attention, tried products")
+ALONE_WAYS = tuple(WAYS)[:-1]
+MANY_WAYS = ("compiled", "own attention", "own attention, tried products")
 
 
 # --- time ---
