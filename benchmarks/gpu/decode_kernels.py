@@ -233,6 +233,8 @@ def attend(flat: Tensor, layer: nn.Module, view: View, store: SlotCache, *, earl
     """
     attention = layer.attention
     rows, heads, width = flat.shape[0], attention.heads, attention.head_dim
+    if view.rotary is not None and view.rotary.shape[-1] != 2 * width:
+        raise ValueError("these kernels turn whole heads only")
     extent = min(store.extent, store.keys.shape[2] - 1)
     shares = min(MOST_PARTS, max(1, 256 // (rows * heads)), triton.cdiv(extent, SPLIT))
     shares = 1 << (shares.bit_length() - 1)
