@@ -34,7 +34,7 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path):
     assert not third.lacks(size="large")  # twice is enough
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     assert [(row["size"], row.get("ms"), row.get("error")) for row in rows[:1]] == [("small", 1.5, None)]
-    assert third.figures["rows"][1]["error"] == "it did not end, twice"
+    assert rows[1]["error"] == "it did not end, twice"
 
 
 def test_a_second_call_goes_on_where_the_first_was_stopped(tmp_path):

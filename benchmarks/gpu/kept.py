@@ -32,6 +32,7 @@ class Kept:
             elif begun is not None:
                 stopped.append(begun)
         self.figures.update(facts)
+        self._write()
 
     def lacks(self, **key: Any) -> bool:
         """Tell whether there is no such row yet; from here on it is under way."""
