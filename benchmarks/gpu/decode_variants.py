@@ -44,6 +44,7 @@ from stockpot.stages.machines import MACHINES
 
 POSITIONS, HELD = 256, 190
 TURNS, PLAYS = 5, 10
+MOST_NUMBERS = 300  # of the matrix in a thread's registers, which are 255
 ALONE = {"coordinate_descent_tuning": True}
 Layer = Callable[[Any, Tensor, View, SlotCache], Tensor]
 
@@ -195,7 +196,9 @@ def own(bench: Bench, *, early: bool) -> Layer:
     best: dict[str, Choice] = {}
     tried = [Choice(outputs, warps) for outputs in (2, 4, 8, 16) for warps in (2, 4, 8)]
     for name in ("qkv", "out", "up", "down"):
-        times = {choice: all_layers_ms(layers, name, choice, early=early) for choice in tried}
+        inputs = layers[0].ffn.down.in_features if name == "down" else layers[0].ffn.up.in_features
+        fits = [choice for choice in tried if choice.outputs * inputs / (32 * choice.warps) <= MOST_NUMBERS]
+        times = {choice: all_layers_ms(layers, name, choice, early=early) for choice in fits}
         best[name] = min(times, key=times.__getitem__)
         print(
             {"product": name, "choice": best[name], "us_a_layer": 1e3 * times[best[name]] / len(layers)},
