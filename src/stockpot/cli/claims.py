@@ -23,7 +23,7 @@ def claims(
     flags: Common,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[run [NAME…]]", help="Nothing: list them. run: try them, all or some."),
+        typer.Argument(metavar="run NAME", help="Nothing: list them. run: try them, all or some."),
     ] = None,
     cooks: Annotated[
         list[Path] | None,
