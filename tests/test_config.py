@@ -247,3 +247,12 @@ def test_none_inside_a_list_survives_a_recipe(tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(to_toml({"stack": config}), encoding="utf-8")
     assert build(StackConfig, table="stack", recipe_files=[recipe]).window == (None, 128)
+
+
+def test_too_few_values_are_counted_in_our_words():
+    class Lengths(Settings):
+        lengths: tuple[int, ...] = Field((1, 2, 3), min_length=3)
+
+    with pytest.raises(ConfigError, match="expected at least 3 items") as caught:
+        build(Lengths, sets=["lengths=[1, 2]"])
+    assert "Tuple" not in str(caught.value)

@@ -103,6 +103,13 @@ def test_every_command_that_is_shown_has_its_verb_and_flags(page):
         assert flags <= known, f"{page.name}: stockpot {verb} has no {flags - known}"
 
 
+def test_the_table_of_verbs_is_whole():
+    from stockpot.cli.main import app
+
+    table = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## Flags")[0]
+    assert [verb for verb in typer.main.get_command(app).commands if f"[`{verb}`]" not in table] == []
+
+
 def test_no_page_leads_nowhere():
     for page in [*ALL, ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):

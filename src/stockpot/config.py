@@ -425,6 +425,11 @@ def _holds(values: Any, part: str | int) -> bool:
 
 def _expected(problem: Any) -> str:
     text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
+    if problem["type"] in (
+        "too_short",
+        "too_long",
+    ):  # Tuple should have at least 3 items after validation, not 2
+        return "expected " + text.partition("should have ")[2].partition(" after")[0]
     found, _, rest = text.partition("Input should be ")
     if rest and not found:
         return "expected " + (rest if problem["type"] == "literal_error" else rest.split(", ")[0])

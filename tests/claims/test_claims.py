@@ -180,3 +180,9 @@ def fake_cook(folder: Path, *, base: int, tuned: int) -> Path:
         (folder / stage / "manifest.json").write_text(json.dumps(manifest))
     (folder / "cook.json").write_text(json.dumps({"pretrain": {"seconds": 6.0, "status": "done"}}))
     return folder
+
+
+def test_a_folder_without_verdicts_says_how_to_get_them(tmp_path):
+    told = CliRunner().invoke(app, ["claims", "--results", str(tmp_path)], env={"COLUMNS": "200"})
+    assert told.exit_code == 0
+    assert f"There are no verdicts in {tmp_path} yet" in told.stdout

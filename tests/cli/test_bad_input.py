@@ -254,3 +254,45 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_do(pantry, tmp_
     said = refused(f"{words} --set loop.lr=1e30 --set loop.log_every=1 --set loop.schedule=constant", "Step ")
     assert "loop.lr" in said
     assert Run.open(tmp_path / "r").status == "failed"
+
+
+# --- something else than what was meant ---
+
+
+def test_a_folder_of_runs_that_is_taken_for_a_model_names_the_runs(base):
+    refused(f"chat {base.parent}", "It holds runs", "such as base")
+
+
+def test_a_tokenizer_or_a_text_that_is_taken_for_a_model_is_told_of_as_what_it_is(pantry):
+    refused(f"chat {pantry}/tok", "It is a tokenizer")
+    refused(f"chat {pantry}/corpus.jsonl", "corpus.jsonl is a file, and no model", "Give a run")
+
+
+def test_a_tokenizer_is_not_written_over_a_file(pantry):
+    refused(f"train-tokenizer --data {pantry}/corpus.jsonl --out {pantry}/corpus.jsonl -q", "is a file")
+
+
+def test_a_model_is_not_written_into_a_run(base):
+    before = sorted(base.iterdir())
+    refused(f"convert {base} {base}", "holds a run", "new folder")
+    assert sorted(base.iterdir()) == before
+
+
+def test_a_misspelt_task_is_told_the_nearest(base):
+    refused(f"eval {base} --task arc_esy -q", "arc_esy", "Did you mean arc_easy?", "eval --list")
+    refused(f"eval {base} --task nowhere.jsonl -q", "nowhere.jsonl", "eval --list")
+
+
+def test_kinds_of_tokenizer_are_checked_before_any_is_trained(pantry):
+    said = refused(
+        f"compare-tokenizers --data {pantry}/corpus.jsonl --kinds byte-bpe,chr", 'Did you mean "char"'
+    )
+    assert "train byte-bpe" not in said
+    refused(f"compare-tokenizers --data {pantry}/corpus.jsonl --kinds ,", "--kinds")
+
+
+def test_a_reward_in_a_file_needs_its_function(pantry, tmp_path):
+    (tmp_path / "mine.py").write_text("def short(replies): return [0.0 for _ in replies]\n", encoding="utf-8")
+    refused(
+        f"contest {pantry}/base --judge {tmp_path}/mine.py --data {pantry}/corpus.jsonl", "mine.py:FUNCTION"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,12 @@ def test_each_verb_explains_itself_and_takes_the_common_flags(verb):
         assert flag in shown.stdout
     for flag in MAKING if verb in MADE else ():
         assert flag in shown.stdout
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_names_what_is_given_and_shows_no_type_of_python(verb):
+    shown = ask(*verb.split(), "--help").stdout
+    assert not re.search(r"<(str|bool|int|path|Path|list)\b", shown), shown
 
 
 def test_help_lists_making_before_managing():

@@ -112,6 +112,17 @@ def test_inspect_a_run(base):
     assert (found["newest checkpoint"], found["train/loss"]) == ("step 4", 1.0)
 
 
+def test_inspect_a_cook_and_a_folder_of_runs(base):
+    found = ask("inspect", base.parent)
+    assert found.stdout.splitlines()[0].split()[-1] == "runs"
+    assert base.name in found.stdout
+    (base.parent / "cook.json").write_text(
+        json.dumps({"sft": {"status": "done"}, "dpo": {"status": "started"}})
+    )
+    value = json.loads(ask("inspect", base.parent, "--json").stdout)
+    assert (value["kind"], value["stages done"], value["models"]) == ("cook", ["sft"], ["base", "long"])
+
+
 def test_inspect_a_recipe(base):
     found = told("inspect", base / "recipe.toml")
     assert (found["kind"], found["stages"]) == ("recipe", ["pretrain"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from http.client import HTTPConnection
@@ -49,6 +50,16 @@ def test_models_are_named(given, name, ref, adapters):
 def test_two_models_of_one_name_are_refused(folder):
     found = CliRunner().invoke(app, ["serve", str(folder), str(folder)])
     assert found.exit_code == 1
+
+
+def test_a_port_that_is_taken_is_told_in_two_lines(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = CliRunner().invoke(app, ["serve", str(folder), "--port", str(port)])
+    assert found.exit_code == 1
+    first, second = found.stderr.splitlines()
+    assert first == f"error: 127.0.0.1:{port} cannot be listened on (Address already in use)."
+    assert "--port" in second
 
 
 def test_a_server_starts_asks_for_its_token_and_ends_when_told(folder):

@@ -17,7 +17,7 @@ from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling
 from stockpot.judge.look import read
 from stockpot.run import Run
-from stockpot.serve import comparing
+from stockpot.serve import comparing, views
 from stockpot.serve.documents import kind_of
 from stockpot.serve.feedback import Feedback
 from stockpot.serve.protocol import Refusal
@@ -419,3 +419,10 @@ def test_a_server_that_only_answers_writes_no_file(models, tmp_path):
         server.get("/v1/documents")
         server.get("/v1/training")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_votes_that_cannot_be_made_is_told_of_before_the_first_vote(tmp_path):
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"votes cannot be kept.*--feedback"):
+        views._warn_unless_writable(tmp_path / "file" / "votes.db")
+    views._warn_unless_writable(tmp_path / "new" / "votes.db")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -105,6 +106,12 @@ def test_failures_cost_more_on_more_devices():
     assert few.failure_days == pytest.approx(64 * many.failure_days)
     assert many.effective < few.effective < 1
     assert many.interval_s < few.interval_s
+
+
+def test_days_are_written_out():
+    facts = plan(PlanConfig(size=4, tokens="10M", devices="cpu")).facts()
+    assert re.fullmatch(r"one in \d,\d{3} days", facts["failures"])
+    assert "e+" not in facts["time"]
 
 
 @pytest.mark.parametrize("text", ["8xP100", "0xH100", "many", "8 H100"])

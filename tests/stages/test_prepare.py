@@ -14,7 +14,7 @@ import pytest
 
 import stockpot as sp
 from stockpot.data.shards import open_shards
-from stockpot.errors import ConfigError
+from stockpot.errors import ConfigError, DataError
 from stockpot.stages.prepare import PrepareConfig, PrepareReport, prepare
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.village import Village
@@ -69,6 +69,13 @@ def test_what_is_short_or_there_already_is_left_out_and_counted(made, settings):
     assert (store.documents, store.tokens) == (60, made.tokens)
     said = json.loads((made.folder / "report.json").read_text(encoding="utf-8"))
     assert said["left_out"] == made.left_out
+
+
+def test_a_corpus_of_which_nothing_stays_is_told_why(settings, tmp_path):
+    (tmp_path / "short.txt").write_text("Too short to stay.", encoding="utf-8")
+    with pytest.raises(DataError, match=r"None of the 1 documents is kept; left out: too short 1") as caught:
+        prepare(PrepareConfig(**settings | {"data": str(tmp_path / "short.txt")}), out=tmp_path / "shards")
+    assert "reading.separator" in caught.value.todo
 
 
 def test_processes_make_the_same_bytes(made, settings, tmp_path):

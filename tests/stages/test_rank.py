@@ -69,8 +69,9 @@ def test_a_conversation_is_kept_whole(config, tmp_path, write_lines):
 def test_what_cannot_be_ranked_is_refused_and_leaves_nothing(config, judges, tmp_path):
     with pytest.raises(ConfigError, match="no model to answer"):
         rank(config.model_copy(update={"model": None}), out=tmp_path / "out")
-    with pytest.raises(DataError, match="rated alike"):
+    with pytest.raises(DataError, match="rated alike") as caught:
         rank(config.model_copy(update={"reward": judges("same")}), out=tmp_path / "out")
+    assert "more --minutes" in caught.value.todo
     with pytest.raises(TrainError):
         rank(config.model_copy(update={"reward": judges("none")}), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

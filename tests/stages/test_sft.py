@@ -54,6 +54,15 @@ def test_records_without_an_answer_are_refused_by_name(tiny_base, tmp_path, writ
         sft(SFTConfig(model=str(tiny_base), data=data, loop=LOOP), out=tmp_path / "run")
 
 
+@pytest.mark.parametrize(("data", "is_plain"), [("village", True), ("village:chats", False)])
+def test_plain_texts_are_told_of_where_conversations_are_expected(data, is_plain, tiny_base, tmp_path):
+    said = []
+    config = SFTConfig(model=str(tiny_base), data=f"{data}:0:60", loop=LOOP.model_copy(update={"steps": 1}))
+    sft(config, out=tmp_path / "run", progress=said.append)
+    [note] = [one["text"] for one in said if one["kind"] == "note" and "records" in one["text"]]
+    assert ("every token counts" in note) == is_plain
+
+
 def test_settings_reach_the_adapter_from_the_command_line(tiny_base):
     from stockpot.config import build
 

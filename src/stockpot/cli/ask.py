@@ -56,7 +56,7 @@ class Asking(Common):
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this wording; may be repeated.", rich_help_panel=ITEMS),
     ] = None
-    limit: Annotated[int, typer.Option(min=1, help="Most items.", rich_help_panel=ITEMS)] = 50
+    limit: Annotated[int, typer.Option(min=1, help="At most so many items.", rich_help_panel=ITEMS)] = 50
     chat: Annotated[
         bool, typer.Option("--chat", help="Put each prompt as a user's message.", rich_help_panel=ITEMS)
     ] = False
@@ -120,7 +120,7 @@ def prompts(
         typer.Option(metavar="MODEL", help="Finds similar examples, such as minilm.", rich_help_panel=SHOTS),
     ] = None,
 ) -> None:
-    """Ask the same items in many wordings: the right answer's probability in each, and who chooses right."""
+    """Ask the same items in many wordings: the right answer's probability in each, and how often it is chosen."""
     from stockpot.config import build
     from stockpot.judge.prompts import prompts as ask
     from stockpot.prompt.shots import Shots
@@ -211,7 +211,7 @@ def index(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH…", help="Files and folders: text, Markdown, HTML, PDF, Word, CSV, JSON lines."
+            metavar="PATH", help="Files and folders: text, Markdown, HTML, PDF, Word, CSV, JSON lines."
         ),
     ],
     out: Annotated[
@@ -220,7 +220,7 @@ def index(
     encoder: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Makes the vectors; by default minilm.")
     ] = None,
-    chunk_tokens: Annotated[int | None, typer.Option(help="Most tokens of a passage.")] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Longest passage, in tokens.")] = None,
     store: Annotated[
         str | None, typer.Option(metavar="URI", help="Where passages are kept, such as s3://bucket/index.")
     ] = None,

@@ -23,7 +23,7 @@ def claims(
     flags: Common,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[run [NAME…]]", help="Nothing: list them. run: try them, all or some."),
+        typer.Argument(metavar="run NAME", help="Nothing: list them. run: try them, all or some."),
     ] = None,
     cooks: Annotated[
         list[Path] | None,
@@ -64,7 +64,10 @@ def claims(
         [one.row, one.name, found[one.name].verdict if one.name in found else "not run yet", one.title]
         for one in CLAIMS
     ]
-    show.result(flags, show.table(["row", "claim", "verdict", "what it says"], rows), rows)
+    text = show.table(["row", "claim", "verdict", "what it says"], rows)
+    if not found:
+        text += f"\n\nThere are no verdicts in {results} yet: `stockpot claims run` makes them, --results names another folder."
+    show.result(flags, text, rows)
 
 
 def _named(names: list[str]) -> list[Claim]:

@@ -13,6 +13,7 @@ import typer
 
 from stockpot.cli import show
 from stockpot.cli.grammar import Common, verb
+from stockpot.errors import CheckpointError
 
 __all__ = ["convert", "pull"]
 
@@ -68,8 +69,13 @@ def convert(
     ] = None,
 ) -> None:
     """Write a model in another form: a Hugging Face folder or a GGUF file. --dtype sets the numbers' type."""
+    from stockpot.run import is_run
     from stockpot.weights.store import convert as write
 
+    if is_run(out):  # its own model lies one level deeper
+        raise CheckpointError(
+            f"{out}: holds a run, which a second model would spoil.", "Choose a new folder."
+        )
     place = write(model, out, quantize=quantize, dtype=flags.dtype, max_shard_gib=max_shard_gib)
     files = [place] if place.is_file() else sorted(file for file in place.iterdir() if file.is_file())
     sizes = {file.name: file.stat().st_size for file in files}

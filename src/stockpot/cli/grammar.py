@@ -22,15 +22,25 @@ from types import FrameType
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
 from stockpot.errors import StockpotError
 
 __all__ = ["Common", "Making", "Model", "Terminated", "app", "tell_how_to_go_on", "verb"]
 
+
+class _Verbs(TyperGroup):
+    """All the verbs."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """List what stands before a verb."""
+        return _without_types(super().get_params(ctx))
+
+
 app = typer.Typer(
     name="stockpot",
+    cls=_Verbs,
     help="From raw text to a model that answers: train, use and judge language models.",
     epilog="`stockpot VERB --help` explains a verb. `stockpot cook` does everything once.",
     no_args_is_help=True,
@@ -168,10 +178,22 @@ def verb(
     return register
 
 
+def _without_types(params: list[Any]) -> list[Any]:
+    """Let the help call what a command takes by name alone: types such as ``<list[str]>`` say nothing to a user."""
+    for one in params:
+        if isinstance(one, TyperArgument) or one.name in ("help", "install_completion", "show_completion"):
+            one.display_type_rich = lambda ctx: None
+    return params
+
+
 class _Verb(TyperCommand):
     """A command that says where words belong which it has no place for."""
 
     allow_extra_args = True  # they are told of here
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """List what the verb takes."""
+        return _without_types(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words behind the verb."""

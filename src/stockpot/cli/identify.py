@@ -31,8 +31,8 @@ class Found:
     """What a path is.
 
     Attributes:
-        kind: ``"run"``, ``"model"``, ``"adapter"``, ``"tokenizer"``, ``"recipe"``, ``"weights"``, ``"shards"``, ``"data"``
-            or ``"unknown"``.
+        kind: ``"run"``, ``"cook"``, ``"runs"``, ``"model"``, ``"adapter"``, ``"tokenizer"``, ``"recipe"``, ``"weights"``,
+            ``"shards"``, ``"data"`` or ``"unknown"``.
         path: where it was looked for.
         facts: name → value, in the order to show them.
         records: the first records of data.
@@ -64,10 +64,10 @@ def identify(ref: str | Path, *, records: int = 3) -> Found:
         raise ConfigError(
             f"{path}: there is no such file or folder.", "Check the path; `stockpot runs` lists runs."
         )
-    for look in (_run, _shards, _model, _adapter, _tokenizer, _weights, _recipe):
+    for look in (_run, _cook, _shards, _model, _adapter, _tokenizer, _weights, _recipe):
         if found := look(path):
             return found
-    return _data(str(path), records)
+    return _runs(path) or _data(str(path), records)
 
 
 # --- runs, models, tokenizers, recipes ---
@@ -97,6 +97,31 @@ def _run(path: Path) -> Found | None:
     }
     model = path / "model"
     return Found("run", path, facts | {"model": str(model) if model.exists() else None})
+
+
+def _cook(path: Path) -> Found | None:
+    state = _json_file(path / "cook.json")
+    if not isinstance(state, dict):
+        return None
+    stages = [name for name, one in state.items() if isinstance(one, dict) and one.get("status") == "done"]
+    facts: dict[str, Any] = {"stages done": stages, "models": _names_of_runs(path)}
+    report, offered = path / "report.html", path / "offered"
+    facts["report"] = str(report) if report.is_file() else None
+    if offered.is_file():
+        facts["to chat"] = f"stockpot chat {path / offered.read_text(encoding='utf-8').strip()}"
+    return Found("cook", path, facts)
+
+
+def _runs(path: Path) -> Found | None:
+    """Recognise a folder that holds runs and is nothing else itself."""
+    names = _names_of_runs(path)
+    return Found("runs", path, {"runs": names, "more": f"stockpot runs {path}"}) if names else None
+
+
+def _names_of_runs(path: Path) -> list[str]:
+    from stockpot.run import is_run
+
+    return [one.name for one in sorted(path.iterdir()) if is_run(one)] if path.is_dir() else []
 
 
 def last_metrics(path: Path) -> dict[str, float]:

@@ -292,11 +292,11 @@ def evaluate_images(
     data: Annotated[
         str, typer.Option(metavar="PATH", help="village:scenes/val, or pictures with captions.")
     ] = "village:scenes/val",
-    limit: Annotated[int, typer.Option(min=2, help="Most pictures.")] = 200,
+    limit: Annotated[int, typer.Option(min=2, help="At most so many pictures.")] = 200,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in a conversation.")] = False,
     shown: Annotated[int, typer.Option("--show", min=0, help="Captions to show.")] = 5,
 ) -> None:
-    """Score what a model says of pictures, and whether it follows them: exchanged and blank pictures are put too."""
+    """Score what a model says of pictures, and whether it follows them: it is asked about exchanged and blank ones, too."""
     from stockpot.judge.images import evaluate_images as ask
     from stockpot.weights.store import load
 
@@ -376,10 +376,14 @@ def compare_tokenizers(
     """
     from stockpot.data.sources import read_texts
     from stockpot.text.explain import compare
-    from stockpot.text.kinds import KINDS
+    from stockpot.text.kinds import KINDS, kind_named
     from stockpot.text.tokenizer import Tokenizer
 
     names = [name.strip() for name in kinds.split(",") if name.strip()] if kinds is not None else list(KINDS)
+    if not names and not tokenizers:
+        raise ConfigError("--kinds names no kind of tokenizer.", f"Kinds: {', '.join(KINDS)}.")
+    for name in names:
+        kind_named(name)  # a wrong one is told of before the others are trained
     made = {path: Tokenizer.load(path) for path in tokenizers or ()}
     texts = list(_at_most(read_texts(data), int(mib * 2**20)))
     if len(texts) == 1:

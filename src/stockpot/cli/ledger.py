@@ -65,8 +65,9 @@ def ledger(  # noqa: PLR0913 - one parameter a flag
 ) -> None:
     """Add ingredients one by one and say what each added, with interval and cost, on the same questions.
 
-    Random model, n-gram, base, more parameters, more data, better wording, few-shot, chain of thought, retrieval, instruction
-    tuning, DPO, RLHF. What does not apply is skipped with its reason.
+    Random model, n-gram, base, parameters, data, wording, few-shot, chain of thought, retrieval, tuning, DPO, RLHF.
+
+    What does not apply is skipped with its reason.
     """
     from stockpot.config import build
     from stockpot.stages.ledger import LedgerConfig

@@ -66,7 +66,11 @@ def stockpot(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version and leave.", callback=_print_version, is_eager=True
+            "--version",
+            metavar="",
+            help="Print the version and leave.",
+            callback=_print_version,
+            is_eager=True,
         ),
     ] = False,
 ) -> None:

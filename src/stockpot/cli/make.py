@@ -43,12 +43,15 @@ __all__ = [
 PANEL = "Make"
 Data = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATH", help="Files, folders, patterns in quotes, or village; may be repeated."),
+    typer.Option(
+        metavar="PATH", help="Files, folders, patterns in quotes, or village (the default); may be repeated."
+    ),
 ]
 Model = Annotated[
     str | None,
     typer.Argument(
-        metavar="MODEL", help="What to start from: a run, a checkpoint, a model folder or a GGUF file."
+        metavar="MODEL",
+        help="What to start from: a run, a checkpoint, a model folder, a GGUF file or a known name (smollm2).",
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser updates.")]
@@ -275,7 +278,7 @@ def rank(
         typer.Option(metavar="WHAT", help="What rates: a reward model, village, exact, or FILE.py:FUNCTION."),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Answers to each prompt.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
 ) -> None:
     """Have MODEL answer each prompt several times and rank its answers: comparisons of what it writes itself."""
     from stockpot.stages.rank import FILE, RankConfig

@@ -65,7 +65,7 @@ def runs(
     flags: Common,
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DIR", help="Folders of runs, or runs to compare; default: runs"),
+        typer.Argument(metavar="DIR", help="Folders of runs, or runs to compare; by default runs."),
     ] = None,
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the runs' metrics as TensorBoard events to DIR.")

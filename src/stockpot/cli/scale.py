@@ -97,7 +97,9 @@ def sweep(
     sizes: Annotated[
         list[str] | None, typer.Option("--size", metavar="LxW", help="Layers x width; may be repeated.")
     ] = None,
-    tokens: Annotated[list[int] | None, typer.Option(help="A length of training; may be repeated.")] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Tokens to train on; may be repeated.")
+    ] = None,
     kept: Annotated[
         str | None, typer.Option(metavar="LxW:N", help="A larger run that checks the prediction.")
     ] = None,

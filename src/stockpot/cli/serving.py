@@ -67,7 +67,7 @@ class Serving(Common):
         str | None,
         typer.Option(
             metavar="KIND",
-            help="int8 or int4: round the weights and write faster on a CPU; none: floats. smollm2: int4.",
+            help="int8 or int4: round the weights and write faster on a CPU; none: floats. By default none, of smollm2 int4.",
         ),
     ] = None
     sets: Annotated[

@@ -81,9 +81,7 @@ def emergence(  # noqa: PLR0913 - one parameter a flag
     flags: Common,
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[MODEL]…", help="Models of rising compute; none: a family is trained in --out."
-        ),
+        typer.Argument(metavar="MODEL", help="Models of rising compute; none: a family is trained in --out."),
     ] = None,
     tasks: Annotated[
         list[str] | None,

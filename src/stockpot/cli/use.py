@@ -41,7 +41,7 @@ class Drawing(Common):
         str | None,
         typer.Option(
             metavar="KIND",
-            help="int8 or int4: round the weights and write faster on a CPU; none: floats. smollm2: int4.",
+            help="int8 or int4: round the weights and write faster on a CPU; none: floats. By default none, of smollm2 int4.",
         ),
     ] = None
     max_tokens: Annotated[
@@ -241,7 +241,7 @@ def embed(
     flags: Common,
     model: Model,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT…|-", help="Texts; - reads stdin, a text a line.")
+        list[str] | None, typer.Argument(metavar="TEXT|-", help="Texts; - reads stdin, a text a line.")
     ] = None,
     pool: Annotated[
         Pooling | None,
@@ -265,7 +265,7 @@ def embed(
 def draw(
     flags: Common,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run of train-draw.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="What to draw; a picture a text.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="What to draw; a picture a text.")],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="The PNG to write; pictures stand side by side.")
     ] = Path("drawing.png"),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from stockpot import durable
 from stockpot.bundle import Bundle
-from stockpot.errors import DataError, GenerationError
+from stockpot.errors import ConfigError, DataError, GenerationError
 from stockpot.generate.engine import Engine
 from stockpot.judge.asking import Cache, ask_all, model_fingerprint
 from stockpot.judge.bigbench import is_bigbench, open_bigbench
@@ -228,6 +229,13 @@ def resolve(tasks: Sequence[str | Task], judging: Judging) -> Iterator[Task]:
             yield from _as_wanted(open_bigbench(task, judging.data, limit=limit), judging)
         elif task in shipped_tasks() or task.endswith(".toml"):
             yield open_task(task, judging)
+        elif not Path(task).exists():
+            near = get_close_matches(task, ["village", *shipped_tasks()], n=1)
+            raise ConfigError(
+                f"{task}: there is no such task, neither a shipped name nor a file of questions.",
+                f"{f'Did you mean {near[0]}? ' if near else ''}`stockpot eval --list` shows the shipped ones; "
+                "`village` is built in.",
+            )
         else:
             yield from _as_wanted([load_task(task, limit=limit)], judging)
 

@@ -8,6 +8,7 @@ as complete streams.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -107,9 +108,16 @@ def _listen(config: ServeConfig) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as error:
         raise ServeError(
-            f"{config.host}:{config.port} cannot be listened on ({error.strerror}).",
+            f"{config.host}:{config.port} cannot be listened on ({_reason(error)}).",
             "Choose another with --host and --port; --port 0 takes any that is free.",
         ) from None
+
+
+def _reason(error: OSError) -> str:
+    """Say why in the system's words; Python's repeat the address."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return str(error.strerror)
+    return os.strerror(error.errno)
 
 
 def _settings(app: Any, config: ServeConfig) -> uvicorn.Config:

@@ -5,7 +5,9 @@ The file of votes is made when the first of them needs it, so that a server that
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +56,8 @@ def routes(
             )
     elif path.exists():
         store()  # what is wrong with it is told now
+    else:
+        _warn_unless_writable(path)
     folder = path.with_name(f"{path.stem}-files")
     trained = training.Training(service, store, refs, folder / "trained")
     papers = documents.Documents(service, folder / "documents", encoder)
@@ -65,6 +69,16 @@ def routes(
     router.include_router(documents.routes(papers))
     router.include_router(reports.routes(service, trained.refs))
     return router
+
+
+def _warn_unless_writable(path: Path) -> None:
+    """Tell before the first vote is lost that the file it goes to cannot be made."""
+    folder = next(one for one in path.parents if one.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        warnings.warn(
+            f"{path} cannot be made, so votes cannot be kept: name another file with --feedback.",
+            stacklevel=3,
+        )
 
 
 class _Lazy:

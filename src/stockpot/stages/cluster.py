@@ -205,11 +205,11 @@ class ClusterPlan:
             "step": f"{self.rows} rows at once, {self.accumulate} times a step, on each device",
             "memory": f"{self.share.total / 2**30:.2f}{of} GiB a device: {parts}",
             "speed": f"{self.tokens_per_s:,.0f} tokens/s at an MFU of {self.mfu:.0%} (assumed)",
-            "time": f"{self.days:,.3g} days ({self.days * 24:,.3g} hours)",
+            "time": f"{_figure(self.days)} days ({_figure(self.days * 24)} hours)",
             "traffic": f"{self.traffic_share:.0%} of the arithmetic's time",
             "checkpoint": f"{self.checkpoint_gb:,.2f} GB, {self.write_s:,.1f} s to write, every {self.interval_s / 60:,.0f} min",
-            "failures": f"one in {self.failure_days:,.3g} days",
-            "effective": f"{self.effective:.1%} of the time: {self.effective_days:,.3g} days in all",
+            "failures": f"one in {_figure(self.failure_days)} days",
+            "effective": f"{self.effective:.1%} of the time: {_figure(self.effective_days)} days in all",
         }
 
 
@@ -375,6 +375,11 @@ def checkpoint_interval(write_s: float, failure_s: float) -> float:
         return failure_s
     share = write_s / (2 * failure_s)
     return math.sqrt(2 * write_s * failure_s) * (1 + math.sqrt(share) / 3 + share / 9) - write_s
+
+
+def _figure(value: float) -> str:
+    """Write a number in three digits, never as a power of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _effective(write_s: float, interval_s: float, failure_s: float, restart_s: float) -> float:

@@ -22,7 +22,7 @@ from stockpot.data.reading import ReadConfig
 from stockpot.data.shards import INDEX, REPORT, write_shards
 from stockpot.data.sources import read_texts
 from stockpot.durable import write_atomically
-from stockpot.errors import ConfigError
+from stockpot.errors import ConfigError, DataError
 from stockpot.stages.assemble import Progress, as_sources, silent
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.workers import in_order, joined_ray
@@ -119,6 +119,7 @@ def _kept(config: PrepareConfig, found: PrepareReport, reasons: Counter[str], ou
     """Yield the documents that stay, in order."""
     batches = _batches(read_texts(config.data, config.reading))
     judged = in_order(_judge, batches, shared=config, workers=config.workers, ray=config.ray)
+    is_empty = True
     with Seen(out / NEAR) as seen:
         for documents in judged:
             for text, reason, keys in documents:
@@ -126,9 +127,17 @@ def _kept(config: PrepareConfig, found: PrepareReport, reasons: Counter[str], ou
                 if reason is None and keys and not seen.is_new(keys):
                     reason = "near another"
                 if reason is None:
+                    is_empty = False
                     yield text
                 else:
                     reasons[reason] += 1
+    if is_empty and reasons:
+        why = ", ".join(f"{name} {count:,}" for name, count in sorted(reasons.items()))
+        raise DataError(
+            f"None of the {found.read:,} documents is kept; left out: {why}.",
+            "The settings clean.… say what is left out (--dry-run lists them); a file that holds many documents "
+            "is cut by reading.separator.",
+        )
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -187,7 +187,7 @@ def _note(
         tokens={"train": train.tokens, "validation": held_out.tokens},
         parameters=parameters,
     )
-    report({"kind": "note", "text": f"{parameters:,} parameters, {train.tokens:,} tokens"})
+    report({"kind": "note", "text": f"{parameters:,} parameters, {train.tokens:,} tokens of text"})
 
 
 def plan_pretraining(config: PretrainConfig) -> tuple[PretrainConfig, Plan]:

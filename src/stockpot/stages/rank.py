@@ -119,7 +119,7 @@ def rank(config: RankConfig, *, out: str | Path, progress: Progress | None = Non
     if not records:
         raise DataError(
             f"All answers of {config.model} to a prompt are rated alike.",
-            "Draw more samples, or give other prompts.",
+            "Train it longer (a cook: more --minutes, or --set align=false), draw more samples, or give other prompts.",
         )
     found = Ranked(
         len(asked),

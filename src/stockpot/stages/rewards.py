@@ -55,6 +55,10 @@ def reward_from(spec: str, *, device: torch.device) -> Reward:
     file, _, name = spec.rpartition(":")
     if file.endswith(".py"):
         return _function(Path(file), name)
+    if spec.endswith(".py"):
+        raise ConfigError(
+            f"{spec} is a program; which function in it rates is not said.", f"Name it: {spec}:FUNCTION"
+        )
     return _model(load(spec, device=device, dtype="float32"), spec)
 
 

@@ -14,6 +14,7 @@ from stockpot.data.corpus import open_corpus
 from stockpot.data.corrupt import causal
 from stockpot.data.loader import FixedBatches, Loader, LoaderConfig
 from stockpot.data.reading import ReadConfig
+from stockpot.data.store import TokenStore
 from stockpot.model.adapters import LoRA
 from stockpot.run import Run
 from stockpot.stages.assemble import (
@@ -38,6 +39,9 @@ from stockpot.train.losses import next_token_loss
 from stockpot.train.parallel import Group
 
 __all__ = ["SFTConfig", "sft"]
+
+
+ALL_COUNT = "; every token counts, as in plain texts: nothing here is a question whose answer is learned"
 
 
 class TuningLoop(LoopConfig):
@@ -123,7 +127,7 @@ def _sft(
         records = {"train": train.documents, "validation": held_out.documents}
         note_tuning(group, run, config, model, trained, tokens=tokens, records=records)
         text = f"{train.documents:,} records, {train.tokens:,} tokens, {trained:,} parameters to train"
-        report({"kind": "note", "text": text})
+        report({"kind": "note", "text": text + (ALL_COUNT if _all_count(store) else "")})
         fit(
             model,
             Loader(train, settings, aim, rank=place.rank, world=place.world),
@@ -138,3 +142,8 @@ def _sft(
         if group.is_first:
             write_page(run, bundle, config)
     return run
+
+
+def _all_count(store: TokenStore) -> bool:
+    """Whether no record has a part that is only read: texts, where conversations are expected."""
+    return store.counted is None or all(bool(part.all()) for part in store.counted)

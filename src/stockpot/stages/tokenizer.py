@@ -56,6 +56,8 @@ def train_tokenizer(config: TokenizerConfig, *, out: str | Path) -> Path:
         DataError: if the corpus cannot be read.
     """
     out = Path(out)
+    if out.is_file():
+        raise CheckpointError(f"{out} is a file; a tokenizer is a folder.", "Choose another --out.")
     if out.exists() and not (out / "tokenizer.json").exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty and holds no tokenizer.", "Choose another --out.")
     texts = islice(read_texts(config.data, config.reading), config.documents)

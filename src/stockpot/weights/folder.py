@@ -24,9 +24,13 @@ __all__ = ["INDEX", "SINGLE", "find_folder", "inside", "read_json", "read_list",
 ABSENT: dict[str, Any] = {}
 LARGEST_JSON = 32 * 2**20
 LONGEST_SHOWN = 80  # letters of a name in an error
+MOST_NAMED = 5  # runs that an error names
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.model"]
+_KINDS = (
+    f"Give a run, a checkpoint, a model folder, a GGUF file, a hub id or a known name ({', '.join(KNOWN)})."
+)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -40,6 +44,8 @@ def find_folder(ref: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return _model_of(path)
     if path.exists():
+        if kind_of(path) in ("unknown", "json"):
+            raise CheckpointError(f"{path} is a file, and no model.", _KINDS)
         refuse_unless_safetensors(path)
         raise CheckpointError(
             f"{path} holds weights only; a model also needs config.json and tokenizer.json.",
@@ -51,8 +57,7 @@ def find_folder(ref: str | os.PathLike[str]) -> Path:
     meant = get_close_matches(os.fspath(ref), KNOWN, n=1)
     raise CheckpointError(
         f"{path} does not exist.",
-        "Give a run, a checkpoint, a model folder, a GGUF file, a hub id or a known name "
-        f"({', '.join(KNOWN)}).{f' Did you mean {meant[0]}?' if meant else ''}",
+        f"{_KINDS}{f' Did you mean {meant[0]}?' if meant else ''}",
     )
 
 
@@ -189,6 +194,12 @@ def _printable(name: str) -> str:
     return name if name.isprintable() and len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]!r}"
 
 
+def _runs_in(folder: Path) -> list[str]:
+    """Name the runs in a folder, the newest first: of a cook, the models it made last."""
+    inner = [path for path in folder.iterdir() if is_run(path)] if folder.is_dir() else []
+    return [path.name for path in sorted(inner, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
 def _what_else(folder: Path) -> str:
     """Say what to do about a folder without safetensors weights, from what it holds instead."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -198,4 +209,9 @@ def _what_else(folder: Path) -> str:
                 return f"{path.name} is a pickle, which can run code and is never read: get safetensors."
             if kind == "gguf":
                 return f"It holds {path.name}, a GGUF file: name that file itself."
+    if runs := _runs_in(folder):
+        more = " …" if len(runs) > MOST_NAMED else ""
+        return f"It holds runs; name one of them, such as {', '.join(runs[:MOST_NAMED])}{more}."
+    if (folder / "tokenizer.json").is_file():
+        return "It is a tokenizer: a model is trained with it, stockpot pretrain --tokenizer."
     return "Give a folder with config.json, model.safetensors and tokenizer.json."

@@ -49,7 +49,7 @@ class CompareView {
       id: "rater",
       value: preferences.rater,
       maxLength: 60,
-      placeholder: "so that agreement can be told",
+      placeholder: "needed: whose votes these are",
       oninput: () => {
         preferences.rater = name.value;
       },
@@ -209,7 +209,7 @@ class CompareView {
   /** Show the next pair, and have the one after it made meanwhile. */
   async next(counts) {
     if (!preferences.rater.trim()) {
-      toast("Say who votes first.", "bad");
+      toast("Enter your name first: votes are kept under it.", "bad");
       document.getElementById("rater")?.focus();
       return;
     }

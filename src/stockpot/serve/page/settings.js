@@ -14,7 +14,7 @@ export function showSettings(talk) {
         step,
         min: 0,
         value: preferences[key],
-        placeholder: "model's own",
+        placeholder: key === "seed" ? "a new one" : "model's own",
         oninput: (event) => {
           preferences[key] = event.target.value;
         },
