@@ -20,7 +20,7 @@ from stockpot.model.transformer import Transformer
 from stockpot.train import optim
 from stockpot.train.cuts import faults
 from stockpot.train.loop import fit
-from stockpot.train.losses import next_token_loss, sequence_to_sequence_loss
+from stockpot.train.losses import Loss, next_token_loss, sequence_to_sequence_loss
 from stockpot.train.parallel import Group, joined
 
 SIZES = {"layers": 2, "dim": 32, "context": 16, "vocab_size": 41}
@@ -32,6 +32,7 @@ MODELS = {
     ),
     "side by side": partial(decoder, heads=2, parallel=True, qkv_bias=True),
     "encoder and decoder": partial(encoder_decoder, heads=2, qkv_bias=True),
+    "a lone number": partial(decoder, heads=2),
 }  # fmt: skip
 
 
@@ -46,17 +47,26 @@ class Mine(Part):
     has_source = False
 
 
+def warmed_loss(model, batch):
+    """Multiply the loss with a number that is learned, a parameter of no dimension."""
+    found = next_token_loss(model, batch)
+    return Loss(found.total * model.warmth, found.count, found.metrics)
+
+
 def curves(group, parallel, device="cpu"):
     """Train every model for a few steps; name → losses and norms of the gradient."""
     found = {}
     for name, make in MODELS.items():
         torch.manual_seed(0)
         model = Transformer(make(**SIZES)).to(device)
+        if name == "a lone number":
+            model.warmth = torch.nn.Parameter(torch.tensor(1.0, device=device))
         how = parallel | {"recompute": "side" in name}
         config = settings(steps=5, batch_tokens=256, dtype="float32", parallel=how)  # a round of two or more
         batches, events = Mine(config.parallel.reading(group.place)), []
         batches.has_source = model.encoder is not None
         loss_fn = sequence_to_sequence_loss if batches.has_source else next_token_loss
+        loss_fn = warmed_loss if hasattr(model, "warmth") else loss_fn
         fit(model, batches, loss_fn, config, progress=events.append)
         found[name] = [[one["loss"], one["grad_norm"]] for one in events if one["kind"] == "step"]
     return found

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stockpot.device import World
 from stockpot.train.parallel import Group, ParallelConfig
 
-__all__ = ["Layout", "lay_out", "learned", "local"]
+__all__ = ["Layout", "lay_out", "learned", "local", "row_count"]
 
 
 class Layout:
@@ -61,8 +61,13 @@ class Layout:
         return tensor
 
     def rows(self, name: str, rank: int | None = None) -> tuple[int, int]:
-        """Tell which rows of a parameter a process (None: this one) holds: start and stop."""
-        return 0, self.tensors[name].shape[0]
+        """Tell which rows of a parameter a process (None: this one) holds: start and stop; a lone number is one row."""
+        return 0, row_count(self.tensors[name])
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """Cut what this process holds out of something whole that is laid out like the parameter ``name``."""
+        start, stop = self.rows(name)
+        return whole[start:stop] if whole.ndim else whole
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over what a whole model had learned.
@@ -79,6 +84,11 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
     """Return what training changes: all of the state but frozen parameters, which come from where they came from."""
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def row_count(tensor: Tensor) -> int:
+    """Count the rows that a tensor can be cut into; a lone number is one."""
+    return tensor.shape[0] if tensor.ndim else 1
 
 
 def local(tensor: Tensor) -> Tensor:

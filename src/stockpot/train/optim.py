@@ -346,9 +346,9 @@ class Optimizer:
             found = {f"momentum.{name}": one for name, one in zip(self._matrices, momenta, strict=True)}
         for number, name in enumerate(self._elementwise):
             own = state["adamw"][number]
-            start, stop = self.layout.rows(name)
-            found[f"mean.{name}"] = own["exp_avg"][start:stop]
-            found[f"square.{name}"], found[f"steps.{name}"] = own["exp_avg_sq"][start:stop], own["step"]
+            for key, kind in (("exp_avg", "mean"), ("exp_avg_sq", "square")):
+                found[f"{kind}.{name}"] = self.layout.part(name, own[key])
+            found[f"steps.{name}"] = own["step"]
         return found
 
 
@@ -396,5 +396,4 @@ def _adamw(
 
 def _begin(layout: Layout, name: str) -> int:
     """Count the numbers of the whole parameter that lie before what this process holds of it."""
-    shape = layout.tensors[name].shape
-    return layout.rows(name)[0] * math.prod(shape[1:]) if shape else 0
+    return layout.rows(name)[0] * math.prod(layout.tensors[name].shape[1:])

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from stockpot.model.layers import Block
 from stockpot.model.transformer import Transformer
-from stockpot.train.layout import Layout, local
+from stockpot.train.layout import Layout, local, row_count
 from stockpot.train.parallel import Group, ParallelConfig, held_by
 
 __all__ = ["Split"]
@@ -137,13 +137,12 @@ class Split(Layout):
         if wrong:
             raise RuntimeError(f"{wrong[0]} is missing or has another shape")
         for name, tensor in self.tensors.items():
-            start, stop = self.rows(name)
-            tensor.copy_(state[name][start:stop])
+            tensor.copy_(self.part(name, state[name]))
 
     def rows(self, name: str, rank: int | None = None) -> tuple[int, int]:
         """Tell which rows of a parameter a process holds: start and stop."""
         like = self.parameters[name]
-        count = like.shape[0]
+        count = row_count(like)
         if not isinstance(like, DTensor):
             return 0, count
         each = -(-count // self.sharers.place.world)  # as torch.chunk cuts

@@ -109,8 +109,7 @@ class TensorParallel(Split):
             if gradient is None:
                 tensor.grad = torch.zeros_like(tensor)
                 continue
-            start, stop = self.rows(name)
-            tensor.grad = self._whole(name, gradient)[start:stop].clone() if tensor.ndim else gradient
+            tensor.grad = self.part(name, self._whole(name, gradient)).clone()
         self.readers.sum_gradients(list(self.tensors.values()))
         self.is_stale = True
 
