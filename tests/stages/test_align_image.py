@@ -17,6 +17,8 @@ from stockpot.image import Image, save_png
 from stockpot.judge import images as judge
 from stockpot.judge.images import evaluate_images
 from stockpot.model import sight as room
+from stockpot.model.adapters import LoRA, attach
+from stockpot.model.frozen import KINDS
 from stockpot.model.sight import sight_of
 from stockpot.model.vision import ImageEncoder
 from stockpot.prompt.soft import frozen_hash
@@ -87,6 +89,25 @@ def test_a_changed_frozen_weight_fails_the_run(tiny_base, tmp_path, monkeypatch)
         align_image(settings(tiny_base, "linear"), out=tmp_path / "run")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_base_of_few_bits_is_proven_frozen_as_it_was_rounded(tiny_base, tmp_path, monkeypatch, kind):
+    config = settings(tiny_base, "lora", lora=LoRA(rank=4, frozen=kind))
+    run = align_image(config, out=tmp_path / "run")
+    assert run.manifest["is_frozen"] is True
+    rounded = load(tiny_base, dtype="float32").model
+    plain = frozen_hash(rounded)
+    attach(rounded, config.lora)
+    added = [name for name in rounded.state_dict() if "lora_" in name]
+    assert run.manifest["frozen_sha256"] == frozen_hash(rounded, added) != plain
+
+    def spoil(model, *args, **kwargs):
+        model.decoder.layers[0].ffn.down.frozen.digits[0] += 1
+
+    monkeypatch.setattr(stage, "fit", spoil)
+    with pytest.raises(TrainError, match="frozen weight changed"):
+        align_image(config, out=tmp_path / "spoiled")
+
+
 def test_the_saving_of_looking_once_is_told(runs):
     facts = runs["linear"].manifest["pictures"]
     assert facts["count"] == 60 and facts["shown"] > 3
@@ -108,7 +129,7 @@ def test_a_run_opens_with_the_logits_it_was_trained_to(runs, tiny_base, tmp_path
         assert not torch.allclose(plain.model(torch.tensor([[5, 6]])).logits[0, 0], before[0, -1])
 
 
-@pytest.mark.parametrize("kind", ["linear", "bottleneck", "lora", "full"])
+@pytest.mark.parametrize("kind", ["linear", "bottleneck", "lora", "full", *KINDS])
 def test_what_is_saved_is_what_was_trained(tiny_base, tmp_path, pictures, monkeypatch, kind):
     seen = {}
     prove = stage._prove
@@ -121,10 +142,11 @@ def test_what_is_saved_is_what_was_trained(tiny_base, tmp_path, pictures, monkey
         prove(model, *args)
 
     monkeypatch.setattr(stage, "_prove", look)
-    run = align_image(settings(tiny_base, kind, loop={"steps": 1, "lr": 0.01}), out=tmp_path / "run")
+    held = {"adapters": "lora", "lora": LoRA(frozen=kind)} if kind in KINDS else {"adapters": kind}
+    run = align_image(settings(tiny_base, **held, loop={"steps": 1, "lr": 0.01}), out=tmp_path / "run")
     bundle = load(run.path)
     ids = torch.tensor([[*bundle.encode([pictures[0]])[-16:], 7]])
-    tolerance = {"rtol": 1e-4, "atol": 1e-5} if kind == "lora" else {"rtol": 0, "atol": 0}
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if kind in ("lora", *KINDS) else {"rtol": 0, "atol": 0}
     with torch.no_grad():  # with gradients, other kernels round otherwise
         found = bundle.model(ids).logits
     torch.testing.assert_close(found, seen["logits"], **tolerance)

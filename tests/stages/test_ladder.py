@@ -10,8 +10,11 @@ from typer.testing import CliRunner
 from stockpot.cli.main import app
 from stockpot.errors import ConfigError
 from stockpot.judge.prompts import prompts
+from stockpot.model.adapters import LoRA, frozen_bytes
+from stockpot.model.frozen import KINDS
 from stockpot.prompt.items import Questions
 from stockpot.stages.ladder import LadderConfig, ladder
+from stockpot.train.loop import fit
 from stockpot.weights.store import load
 
 
@@ -53,6 +56,26 @@ def test_each_rung_answers_the_same_items_and_tells_its_cost(tiny_base, tmp_path
         ladder(tiny_base, config, out=tmp_path / "ladder")
     with pytest.raises(ConfigError, match="nowhere"):
         ladder(tiny_base, config.model_copy(update={"device": "nowhere"}), out=tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_climb_beside_a_base_of_few_bits(tiny_base, tmp_path, write_lines, monkeypatch, kind):
+    seen = []
+
+    def looked(model, *args, **kwargs):
+        seen.append(frozen_bytes(model))
+        return fit(model, *args, **kwargs)
+
+    monkeypatch.setattr("stockpot.stages.ladder.fit", looked)
+    labels = ("positive", "negative", "neutral")
+    data = write_lines("items.jsonl", [{"text": f"It is {n}.", "label": labels[n % 3]} for n in range(24)])
+    asked = Questions(task="sentiment", data=data, limit=3, wordings=("slashes",))
+    how = {"k": 1, "chosen_on": 4, "steps": 2, "lora": LoRA(rank=4, frozen=kind)}
+    config = LadderConfig(questions=asked, kinds=("wordings", "lora"), **how)
+    found = ladder(tiny_base, config, out=tmp_path / "ladder")
+    assert found.rungs[-1].name == "low-rank adapters, rank 4"
+    assert found.rungs[-1].accuracy.n == 3
+    assert seen[0] > 0
 
 
 def test_a_ladder_that_breaks_leaves_what_was_climbed(tiny_base, tmp_path, monkeypatch):

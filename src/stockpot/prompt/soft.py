@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Literal, TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from stockpot.bundle import Bundle
 from stockpot.errors import ConfigError
+from stockpot.model.adapters import weights_of
 from stockpot.model.soft import soft_vectors
 
 __all__ = ["Start", "frozen_hash", "nearest_tokens", "start_heads", "start_vectors"]
@@ -97,9 +99,14 @@ def _spelled(bundle: Bundle, id: int) -> str:
 
 
 def frozen_hash(model: nn.Module, leaving_out: Sequence[str] = ()) -> str:
-    """Hash every weight but a soft prompt's and those named: equal hashes prove that nothing else was trained."""
+    """Hash every weight but a soft prompt's and those named: equal hashes prove that nothing else was trained.
+
+    Matrices that are held in few bits count as the floats they stand for.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    stored = model.state_dict()
+    held = (one for one in weights_of(model) if one[0] not in stored)
+    for name, value in chain(sorted(stored.items()), held):
         is_soft = name == "embed.soft" or ".attention.learned." in name
         if not is_soft and name not in leaving_out:
             digest.update(name.encode())
