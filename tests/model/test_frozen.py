@@ -322,3 +322,13 @@ def test_a_gpu_s_adapters_learn_beside_a_held_base_as_on_a_cpu(kind):
     on_cpu = losses("cpu")
     assert on_cpu[-1] < on_cpu[0]
     assert losses("cuda") == pytest.approx(on_cpu, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("least", [1e-44, 1e-30])
+def test_a_row_of_almost_nothing_spoils_no_other(kind, least):
+    """The ratio of two rows' scales may be more than float32 can hold."""
+    weight = matrix(8, 64)
+    weight[3] = least
+    off = (FrozenMatrix(weight, kind).weight() - weight).abs().amax(1)
+    assert (off <= 0.25 * weight.abs().amax(1).clamp(min=1e-15)).all()

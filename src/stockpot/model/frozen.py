@@ -33,6 +33,7 @@ NF4 = (
 )  # fmt: skip
 SPAN = 64  # weights that share a scale
 GROUP = 256  # scales that share a step
+FAINT = 1e-18  # of a group's largest scale: a smaller one is no longer told apart, nor is its ratio more than float32 holds
 # Weights that are turned back into floats at once, in whole spans: on a CPU as many as stay near it, elsewhere to bound memory.
 AT_ONCE = {"cpu": 1 << 17, "other": 1 << 24}
 
@@ -154,7 +155,7 @@ def _levels(largest: Float[Tensor, " spans"]) -> tuple[UInt8[Tensor, " spans"], 
     count = len(largest)
     groups = torch.cat([largest, largest[-1:].expand(-count % GROUP)]).view(-1, GROUP)
     least = groups.masked_fill(groups == 0, torch.inf).amin(1)
-    least = torch.where(least.isinf(), 1.0, least)
+    least = torch.where(least.isinf(), 1.0, least).maximum(groups.amax(1) * FAINT)
     above = (groups / least[:, None]).clamp(min=1).log()
     step = above.amax(1) / 255
     levels = (above / torch.where(step == 0, 1.0, step)[:, None]).round().clamp(max=255)
