@@ -177,11 +177,14 @@ class Bundle:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end an answer: end of document, end of turn, and those the generation defaults name."""
+        """Ids that end an answer: end of document, end of turn, and those the generation defaults name.
+
+        What the model has no id for is none of them.
+        """
         named = self.generation.get("eos_token_id")
         ids = {self.tokenizer.eos_id, self.tokenizer.token_to_id(END_OF_TURN)}
         ids.update(named if isinstance(named, list | tuple) else [named])
-        return frozenset(id for id in ids if isinstance(id, int))
+        return frozenset(id for id in ids if isinstance(id, int) and 0 <= id < self.model.config.vocab_size)
 
     @property
     def start_id(self) -> int:

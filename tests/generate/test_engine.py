@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from stockpot.bundle import Bundle
 from stockpot.errors import GenerationError
 from stockpot.generate.engine import Engine
+from stockpot.generate.live import Live
 from stockpot.generate.request import Request, Sampling
 from stockpot.text.chat import Message
 
@@ -466,3 +469,36 @@ def test_a_completion_too_long_for_the_memory_is_written_alone(make_bundle):
     chunks = [chunk for _ in range(6) for chunk in engine.step()]
     assert {chunk.request for chunk in chunks} == {short}
     assert engine.pending == 0
+
+
+@pytest.mark.parametrize("beams", [None, 2])
+def test_an_end_that_the_model_has_no_id_for_is_no_end(make_bundle, beams):
+    plain = make_bundle()
+    last = plain.model.config.vocab_size - 1
+    odd = dataclasses.replace(plain, generation={"eos_token_id": [last + 1000, -1]})
+    assert odd.stop_ids == plain.stop_ids
+    sampling = Sampling(temperature=0, max_tokens=9, min_tokens=4, beams=beams, logit_bias={last: 3.0})
+    (found,), (wanted,) = (Engine(one).generate(["the cat"], sampling) for one in (odd, plain))
+    assert found == wanted
+
+
+def test_who_fails_takes_nothing_from_others(bundle, monkeypatch):
+    """A prompt of `generate` fails before somebody else's turn in a step; what that one wrote is not lost."""
+    engine = Engine(bundle, slots=3)
+    (alone,) = engine.generate(["far"], GREEDY)
+    accept, found = Live.accept, []
+
+    def breaking(self, id, *more):
+        if self.prompt == failing and len(self.ids) == 6:
+            self.failure = GenerationError("no more")
+        return accept(self, id, *more)
+
+    monkeypatch.setattr(Live, "accept", breaking)
+    failing = bundle.encode("the cat sat on the mat")
+    engine.submit(Request("two", Sampling(temperature=0, max_tokens=3)))  # its row goes to who came last
+    number = engine.submit(Request("far", GREEDY))
+    with pytest.raises(GenerationError, match="no more"):
+        engine.generate([failing], Sampling(temperature=0, max_tokens=24, min_tokens=24))
+    while engine.pending:
+        found += [id for chunk in engine.step() if chunk.request == number for id in chunk.ids]
+    assert tuple(found) == alone.ids

@@ -243,10 +243,9 @@ class Engine:
         unfinished, others = set(wanted), []
         try:
             while unfinished:
-                for chunk in self.step():
-                    if chunk.request not in wanted:
-                        others.append(chunk)
-                        continue
+                step = self.step()
+                others += [chunk for chunk in step if chunk.request not in wanted]
+                for chunk in (chunk for chunk in step if chunk.request in wanted):
                     if chunk.error is not None:
                         raise chunk.error
                     wanted[chunk.request].append(chunk)

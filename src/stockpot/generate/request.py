@@ -8,6 +8,7 @@ itself: bias, penalties, temperature and filters change what is drawn, not what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -117,8 +118,10 @@ class Sampling(Settings):
             raise ValueError("an empty stop text would end every completion at once")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}")
-        if any(id < 0 or bias != bias for id, bias in (self.logit_bias or {}).items()):
-            raise ValueError("logit_bias needs ids of at least 0 and numbers")
+        if any(id < 0 or not bias < math.inf for id, bias in (self.logit_bias or {}).items()):
+            raise ValueError(
+                "logit_bias needs ids of at least 0 and numbers; -inf forbids an id, inf is none"
+            )
         if self.beams is not None:
             drawing = [
                 name for name in ("top_k", "top_p", "min_p", "seed") if getattr(self, name) is not None

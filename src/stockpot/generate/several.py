@@ -39,7 +39,7 @@ def write_several(
     if steps < 2:
         return None
     left = [live.deadline - now for live in writing if live.deadline is not None]
-    enders = sorted({id for live in writing for id in live.stop_ids if id < model.config.vocab_size})
+    enders = sorted({id for live in writing for id in live.stop_ids})
     least = [live.sampling.min_tokens - len(live.ids) for live in writing]
     written = model.go_on(
         ids,

@@ -126,7 +126,10 @@ def align_image(
         loss, own = text_loss(bundle.model, texts), set(bundle.model.state_dict())
         trained = _attach(bundle, reader, config)
         added = [name for name in bundle.model.state_dict() if name not in own]
-        before = {"text_loss": loss, "hash": frozen_hash(bundle.model, added)}  # as an adapter may have rounded it
+        before = {
+            "text_loss": loss,
+            "hash": frozen_hash(bundle.model, added),
+        }  # as an adapter may have rounded it
         model = bundle.model.to(device)
         run.note(
             seed=config.seed,
