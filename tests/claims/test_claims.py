@@ -124,6 +124,14 @@ def test_an_interval_over_copies_is_refused(tmp_path):
         check_cooks((tmp_path,))
 
 
+def test_a_cook_that_was_cut_short_is_not_judged(tmp_path):
+    """The run of its tuned model has a checkpoint, which is not the model that it was to become."""
+    cook = fake_cook(tmp_path / "a", base=0, tuned=0)
+    (cook / "cook.json").write_text(json.dumps({"sft": {"key": "k", "status": "started", "seconds": 3.0}}))
+    with pytest.raises(ConfigError, match="no finished cook: sft is not done"):
+        check_cooks((cook,))
+
+
 def test_a_task_that_nothing_learns_is_no_jump_and_no_mirage(tmp_path):
     """Where exact match is noise about 0 its largest step is its whole range: that must not count as a jump of the metric."""
     learned = family_task("learned", "sharp", exact=[0.0, 0.0, 1.0, 1.0], smooth=[3.0, 2.0, 1.0, 0.0])

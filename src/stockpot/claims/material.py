@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def check_cooks(cooks: Sequence[Path]) -> None:
     for folder in cooks:
         if not (folder / "cook.json").is_file() or not is_run(folder / "sft"):
             raise ConfigError(f"{folder} is no finished cook.", "Make one: stockpot cook --out DIR.")
+        state = json.loads((folder / "cook.json").read_text(encoding="utf-8"))
+        cut = [stage for stage, facts in state.items() if facts.get("status") == "started"]
+        if cut:
+            raise ConfigError(
+                f"{folder} is no finished cook: {cut[0]} is not done.",
+                "Go on with it: stockpot cook --out DIR.",
+            )
         model = _hash(folder / "sft")
         if model in known:
             raise ConfigError(
