@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stockpot.errors import DataError, GenerationError
+from stockpot.errors import ConfigError, DataError, GenerationError
 from stockpot.generate.engine import Engine
 from stockpot.judge.harness import Report, compare, evaluate, reading
 from stockpot.judge.taskfiles import Judging
@@ -62,9 +62,18 @@ def test_a_report_is_read_back_as_it_was_written(bundle, tmp_path):
     path.write_text(path.read_text(encoding="utf-8")[:-30], encoding="utf-8")
     with pytest.raises(DataError, match="not a whole report"):
         Report.load(path)
+    path.write_text(json.dumps(report.to_dict() | {"answers": []}), encoding="utf-8")
+    with pytest.raises(DataError, match="not a whole report"):
+        Report.load(path)
     path.write_text(json.dumps({"model": "x"}), encoding="utf-8")
     with pytest.raises(DataError, match="not a whole report"):
         Report.load(path)
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_that_is_none_is_refused(bundle, limit):
+    with pytest.raises(ConfigError, match="limit"):
+        evaluate(bundle, ["village/sums"], limit=limit)
 
 
 def test_models_are_compared_on_the_same_questions_only(make_bundle):

@@ -10,6 +10,7 @@ import pytest
 from stockpot.errors import ConfigError, DataError
 from stockpot.judge.bigbench import is_bigbench, open_bigbench
 from stockpot.judge.opening import open_task
+from stockpot.judge.readings import READINGS
 from stockpot.judge.taskfiles import Judging, find_task, shipped_tasks
 
 MINE = """
@@ -167,6 +168,8 @@ def test_some_records_are_examples_and_some_numbers_are_asked(tmp_path):
         ({"q": "Q", "answer": 0, "choices": ["a"]}, "no choice"),
         ({"q": "Q", "answer": 0, "choices": ["a", 3]}, "must be texts"),
         ({"q": "Q", "answer": 0}, "there is no choices"),
+        ({"q": "Q", "answer": "9" * 5000, "choices": ["a", "b"]}, "none of the choices"),
+        ({"q": "Q", "answer": 0, "choices": {"text": ["a", "b"], "label": 3}}, "labels must be a list"),
         ([1], "not an object"),
     ],
 )
@@ -263,3 +266,24 @@ def test_a_task_of_bigbench_is_read_as_it_is(tmp_path):
         open_bigbench("bigbench:x", tmp_path / "all.zip")
     with pytest.raises(DataError, match="no such file"):
         open_bigbench("bigbench:x", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"choices": ["a", "b"]},
+        {"choices": ["a", "b"], "labels": ["x", "y"]},
+        {"choices": ["a", "b"], "labels": [1, None]},
+        {"choices": 3, "labels": [1, 0]},
+        {"choices": ["a", 3], "labels": [1, 0]},
+    ],
+)
+def test_targets_that_are_none_are_told(targets):
+    record = {"question": "Q", "mc1_targets": targets}
+    with pytest.raises(DataError, match="^here:1: "):
+        READINGS["truthfulqa_mc1"](record, "here:1")
+
+
+def test_right_and_wrong_answers_are_texts():
+    with pytest.raises(DataError, match="must be texts"):
+        READINGS["truthfulqa_mc2"]({"question": "Q", "correct": ["a"], "incorrect": [3]}, "here:1")

@@ -146,7 +146,7 @@ class Report:
                 saved["seen"],
                 saved["remarks"],
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is not a whole report: {error}.", "Run the evaluation again.") from error
 
 
@@ -178,7 +178,7 @@ def evaluate(
     """
     judging = judging or Judging()
     if limit is not None:
-        judging = judging.model_copy(update={"limit": limit})
+        judging = Judging(**judging.model_dump() | {"limit": limit})
     opened = list(resolve(tasks, judging))
     if any(task.scorer.kind == "code" for task in opened):
         check_running(judging.run_code)

@@ -72,15 +72,22 @@ def options_of(
     if found is None:
         return (), ()
     if isinstance(found, Mapping) and {"text", "label"} <= set(found):
+        if not isinstance(found["label"], list | tuple):
+            raise DataError(f"{where}: the labels must be a list.")
         labels, found = tuple(map(str, found["label"])), found["text"]
     elif isinstance(found, Mapping):
         labels, found = tuple(map(str, found)), list(found.values())
-    if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
-        raise DataError(f"{where}: the choices must be texts.")
+    found = _texts(found, where)
     if len(found) < 2:
         said = "the choices are empty" if not found else "one choice is no choice"
         raise DataError(f"{where}: {said}.", "Give at least two.")
-    return tuple(found), labels
+    return found, labels
+
+
+def _texts(found: object, where: str) -> tuple[str, ...]:
+    if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
+        raise DataError(f"{where}: the choices must be texts.")
+    return tuple(found)
 
 
 def gold_of(
@@ -102,7 +109,7 @@ def gold_of(
             place = int(number)
     if place is None and text in labels:
         place = list(labels).index(text)
-    if place is None and (isinstance(gold, int) or re.fullmatch(r"-?\d+", text)):
+    if place is None and (isinstance(gold, int) or re.fullmatch(r"-?\d{1,9}", text)):
         place = int(gold) if isinstance(gold, int) else int(text)
         if not 0 <= place < len(choices):
             raise DataError(
@@ -157,7 +164,10 @@ def _truthfulqa(record: Mapping[str, Any], where: str, *, all_right: bool) -> Fi
     question = _text(record, where, "question")
     targets = record.get("mc2_targets" if all_right else "mc1_targets")
     if isinstance(targets, Mapping):  # as on the hub
-        choices, right = tuple(targets["choices"]), tuple(map(float, targets["labels"]))
+        labels = targets.get("labels")
+        if not isinstance(labels, list) or not all(isinstance(one, int | float) for one in labels):
+            raise DataError(f"{where}: the targets need labels, a number each.")
+        choices, right = targets.get("choices"), tuple(map(float, labels))
     else:
         true, false = record.get("correct"), record.get("incorrect")
         if not isinstance(true, list) or not isinstance(false, list) or not true or not false:
@@ -166,7 +176,7 @@ def _truthfulqa(record: Mapping[str, Any], where: str, *, all_right: bool) -> Fi
         choices, right = (*true, *false), (1.0,) * len(true) + (0.0,) * len(false)
     return Fields(
         {"question": question},
-        choices=choices,
+        choices=_texts(choices, where),
         right=right,
         question=question,
         kind=str(record.get("category", "")),
