@@ -173,6 +173,25 @@ def test_completions_tell_log_probabilities(client):
     assert all(1 <= len(one) <= 2 for one in found.logprobs.top_logprobs)
 
 
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_a_broken_models_log_probabilities_are_still_json(make, run_server, is_chat):
+    """JSON knows neither infinity nor NaN."""
+    broken = make()
+    broken.model.decoder.norm.weight.data.fill_(float("nan"))
+    path, asked = "/v1/completions", {"prompt": "the", "logprobs": 2}
+    if is_chat:
+        path, asked = (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "a"}], "logprobs": True},
+        )
+    with run_server({"broken": broken}) as one:
+        status, found = one.post(path, asked | {"max_tokens": 2, "temperature": 0})
+    assert status == 200
+    told = found["choices"][0]["logprobs"]
+    values = [one["logprob"] for one in told["content"]] if is_chat else told["token_logprobs"]
+    assert values and set(values) == {-9999.0}
+
+
 def test_vectors_are_the_engines(client, server):
     texts = ["the cat", "the dog ran far away"]
     right = Engine(server.service.models["vectors"].bundle).embed(texts).tolist()

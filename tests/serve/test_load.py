@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -10,6 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 
 import pytest
+
+from stockpot.generate.request import Sampling
+from stockpot.text.chat import Message
 
 CHAT = "/v1/chat/completions"
 STEP_S = 0.02
@@ -132,6 +136,23 @@ def test_who_leaves_frees_the_place(slow, run_server, stream):
         assert one.post(CHAT, body())[0] == 200
 
 
+def test_who_leaves_before_the_first_token_of_a_stream_leaves_no_error(slow, run_server, caplog):
+    with run_server({"slow": slow}, slots=1) as one:
+        asked = {"max_tokens": 1000, "stream": True, "logit_bias": {"3": -100, "10": -100}}
+        data = json.dumps(body(**asked)).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        first, second = (socket.create_connection(("127.0.0.1", one.port)) for _ in range(2))
+        for number, link in enumerate((first, second), 1):
+            link.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            one.until(lambda wanted=number: one.service.open_answers == wanted)
+        second.close()  # which still waits for its place
+        one.until(lambda: one.service.metrics.under_way == 1)
+        first.close()
+        one.until(lambda: one.service.metrics.under_way == 0)
+        assert 'status="500"' not in one.service.metrics.text({})
+    assert not caplog.records
+
+
 def test_a_stop_ends_streams_and_refuses_who_waits(slow, run_server):
     frames, waited = [], []
     with run_server({"slow": slow}, slots=1, grace_s=0.3) as one:
@@ -202,6 +223,9 @@ def test_the_longest_answer_is_bounded(server, bundle, run_server):
     with run_server({"tiny": bundle}, max_tokens=4) as one:
         _, found = one.post(CHAT, body(max_tokens=200))
         assert found["usage"]["completion_tokens"] <= 4
+        asked = one.service.chat("tiny", [Message("user", "the cat")], Sampling(max_tokens=200))
+        (written,) = asyncio.run_coroutine_threadsafe(asked, one.service._loop).result(60)  # by any route
+        assert written.tokens <= 4
 
 
 def test_models_come_and_go(server, make):

@@ -160,7 +160,7 @@ async def _chat(service: Service, asked: ChatRequest, request: Request, client: 
 async def _complete(service: Service, asked: CompletionRequest, request: Request, client: str) -> Response:
     served = service.model(asked.model)
     prompts = asking.completion_prompts(asked)
-    sampling = asking.completion_sampling(asked, served, service.settings)
+    sampling = asking.completion_sampling(asked, served)
     writes = writing.Writing(served.name, is_chat=False, has_logprobs=sampling.logprobs is not None)
     named = f"{client} {asked.user or ''}"
     openings = [service.answer(served.name, prompt, sampling, client=named) for prompt in prompts]
@@ -217,6 +217,7 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result | Res
     finally:
         leaves.cancel()
         task.cancel()
+        await asyncio.gather(leaves, task, return_exceptions=True)  # what was cancelled has ended
 
 
 async def _gone(receive: Receive) -> None:

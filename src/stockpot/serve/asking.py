@@ -23,7 +23,15 @@ from stockpot.serve.service import Served
 from stockpot.serve.settings import ServeConfig
 from stockpot.text.chat import Message
 
-__all__ = ["chat_sampling", "completion_prompts", "completion_sampling", "messages_of", "texts_of", "vector"]
+__all__ = [
+    "chat_sampling",
+    "completion_prompts",
+    "completion_sampling",
+    "message_of",
+    "messages_of",
+    "texts_of",
+    "vector",
+]
 
 COMPLETION_TOKENS = 16  # as OpenAI's completions write when none are named
 DRAWING = (
@@ -50,10 +58,11 @@ def messages_of(asked: ChatRequest) -> list[Message]:
             param="tool_choice",
             code="unsupported_parameter",
         )
-    return [_message(one, number) for number, one in enumerate(asked.messages)]
+    return [message_of(one, number) for number, one in enumerate(asked.messages)]
 
 
-def _message(given: ChatMessage, number: int) -> Message:
+def message_of(given: ChatMessage, number: int) -> Message:
+    """Return one turn, the ``number``-th; errors as of `messages_of`."""
     where = f"messages.{number}"
     role = {"developer": "system", "function": "tool"}.get(given.role, given.role)
     if isinstance(given.content, str) or given.content is None:
@@ -100,10 +109,10 @@ def chat_sampling(asked: ChatRequest, served: Served, config: ServeConfig) -> Sa
         raise Refusal(400, "top_logprobs needs logprobs.", param="top_logprobs")
     most = asked.max_completion_tokens or asked.max_tokens or config.max_tokens
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    return _sampling(asked, served, config, most, logprobs)
+    return _sampling(asked, served, most, logprobs)
 
 
-def completion_sampling(asked: CompletionRequest, served: Served, config: ServeConfig) -> Sampling:
+def completion_sampling(asked: CompletionRequest, served: Served) -> Sampling:
     """Return how a completion is drawn.
 
     Raises:
@@ -116,13 +125,12 @@ def completion_sampling(asked: CompletionRequest, served: Served, config: ServeC
     if asked.echo and asked.logprobs is not None:
         message = "Log-probabilities of the prompt are not given: take out echo or logprobs."
         raise Refusal(400, message, param="echo", code="unsupported_parameter")
-    return _sampling(asked, served, config, asked.max_tokens or COMPLETION_TOKENS, asked.logprobs)
+    return _sampling(asked, served, asked.max_tokens or COMPLETION_TOKENS, asked.logprobs)
 
 
 def _sampling(
     asked: ChatRequest | CompletionRequest,
     served: Served,
-    config: ServeConfig,
     most: int,
     logprobs: int | None,
 ) -> Sampling:
@@ -139,7 +147,7 @@ def _sampling(
         return Sampling(
             **values
             | {
-                "max_tokens": min(most, config.max_tokens),
+                "max_tokens": most,
                 "n": asked.n or 1,
                 "seed": seed,
                 "stop": stop,

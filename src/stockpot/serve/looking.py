@@ -19,9 +19,9 @@ from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling
 from stockpot.judge.look import Reading, lens, read
 from stockpot.serve.app import client_of
+from stockpot.serve.asking import message_of
 from stockpot.serve.protocol import ChatMessage, Refusal
 from stockpot.serve.service import Service
-from stockpot.text.chat import Message
 
 __all__ = ["MOST_TOKENS", "routes"]
 
@@ -158,9 +158,7 @@ def _ids(bundle: Bundle, asked: _Text) -> tuple[Ids, int]:
     if asked.ids is not None:
         return list(asked.ids), 0
     if asked.messages:
-        turns = [
-            Message(one.role, one.content if isinstance(one.content, str) else "") for one in asked.messages
-        ]
+        turns = [message_of(one, number) for number, one in enumerate(asked.messages)]
         answer = turns.pop().content if turns[-1].role == "assistant" else ""
         if bundle.template is None or not turns:
             text = "\n".join([*(one.content for one in turns), answer])

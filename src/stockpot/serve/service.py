@@ -189,7 +189,7 @@ class Service:
         Args:
             model: who answers; None: the first model.
             prompt: text, messages or ids.
-            sampling: how it is drawn; None: as the model says, up to 128 tokens.
+            sampling: how it is drawn, up to the tokens that the server allows; None: as the model says, up to 128 tokens.
             client: whose request it is, for turns to be fair.
             documents: whether passages that fit the last message are put before it.
 
@@ -198,6 +198,8 @@ class Service:
         """
         served = self.model(model)
         settings = sampling or Sampling.suggested(served.bundle.generation)
+        most = min(settings.max_tokens, self.settings.max_tokens)
+        settings = settings.model_copy(update={"max_tokens": most})
         self._refuse_when_full(settings.n)
         index = self.index if documents else None
         ids, sources = await self._reader.read(served, prompt, settings, index)

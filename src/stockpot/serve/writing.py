@@ -23,6 +23,9 @@ from stockpot.serve.service import Answer
 __all__ = ["Writing", "error_frame", "frames", "whole"]
 
 DONE = b"data: [DONE]\n\n"
+LEAST_LOGPROB = (
+    -9999.0
+)  # OpenAI's, in the place of infinity and of what is no number, which JSON does not know
 REASONS = {"stop": "stop", "length": "length", "timeout": "length", "cancelled": "length"}
 
 
@@ -123,8 +126,10 @@ class Writing:
         spelled = [(_spelled(bundle, id), value, others) for id, value, others in tokens]
         return {
             "tokens": [token for token, _, _ in spelled],
-            "token_logprobs": [value for _, value, _ in spelled],
-            "top_logprobs": [{_spelled(bundle, id): p for id, p in others} for _, _, others in spelled],
+            "token_logprobs": [_finite(value) for _, value, _ in spelled],
+            "top_logprobs": [
+                {_spelled(bundle, id): _finite(value) for id, value in others} for _, _, others in spelled
+            ],
             "text_offset": list(_offsets([token for token, _, _ in spelled])),
         }
 
@@ -160,7 +165,7 @@ def _token(bundle: Bundle, id: int, log_prob: float, others: TokenAlternatives) 
 
 
 def _finite(value: float) -> float:
-    return max(value, -9999.0)  # JSON knows no infinity; OpenAI's lowest is this
+    return value if value > LEAST_LOGPROB else LEAST_LOGPROB
 
 
 def usage(prompt: int, completion: int) -> dict[str, int]:
