@@ -183,6 +183,10 @@ def test_other_and_damaged_databases_are_named(tmp_path, feedback):
     database.close()
     with pytest.raises(DataError, match="cannot be read as votes"):
         list(read_records(other))
+    content = other.read_bytes()
+    with pytest.raises(ServeError, match="holds something else"):
+        Feedback(other)
+    assert other.read_bytes() == content
     feedback.add_pair(pair())
     feedback.add_vote(Vote("v", "p", "a", "Ada"))
     feedback.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import uuid
@@ -13,15 +14,17 @@ from pages import page_server
 
 from stockpot.data.records import PreferenceRecord
 from stockpot.data.sources import read_records
+from stockpot.durable import write_atomically
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling
 from stockpot.judge.look import read
 from stockpot.run import Run
-from stockpot.serve import comparing, views
+from stockpot.serve import comparing, documents, training, views
 from stockpot.serve.documents import kind_of
 from stockpot.serve.feedback import Feedback
 from stockpot.serve.protocol import Refusal
 from stockpot.serve.reports import plain
+from stockpot.serve.service import Service
 from stockpot.text.chat import Message
 from stockpot.weights.store import save
 
@@ -71,6 +74,19 @@ def test_a_conversation_is_read_as_the_model_read_it(page, models):
     assert told["prompt_tokens"] == len(prompt)
     assert [one["id"] for one in told["tokens"]] == prompt + models["old"].tokenizer.encode("two three")
     assert told["tokens"][0]["is_special"] and not told["tokens"][-1]["is_special"]
+
+
+def test_a_message_in_parts_is_read_as_in_a_chat(page):
+    asked = [{"type": "text", "text": "the "}, {"type": "text", "text": "cat"}]
+    told, plain = (
+        page.post("/v1/look", {"model": "old", "messages": [{"role": "developer", "content": content}]})
+        for content in (asked, "the cat")
+    )
+    assert told == plain
+    status, _ = page.send(
+        "POST", "/v1/look", {"model": "old", "messages": [{"role": "user", "content": [{"type": "audio"}]}]}
+    )
+    assert status == 400
 
 
 def test_going_on_from_a_changed_token_is_what_the_engine_writes(page, models):
@@ -207,6 +223,20 @@ def test_prompts_come_from_records_of_every_kind_that_asks(fresh):
     assert (told["found"], told["added"]) == (4, 3)
 
 
+def test_a_prompt_that_a_model_cannot_take_holds_up_no_other(fresh):
+    told = fresh.post("/v1/compare/prompts", {"text": "\n".join(["cat " * 500, *RIVERS[:2]])})
+    assert told["added"] == 3
+    seen = [following(fresh, "Ada", temperature=1.5)["prompt"][-1]["content"]]
+    assert seen[0] in RIVERS
+
+
+def test_lines_end_where_json_lines_do(fresh):
+    """A separator of lines that Unicode knows may stand inside a text."""
+    text = json.dumps({"prompt": "one\u2028two\x85three", "completion": "x"}, ensure_ascii=False)
+    told = fresh.post("/v1/compare/prompts", {"text": f"{text}\r\nplain\u2028words\n"})
+    assert (told["found"], told["added"]) == (2, 2)
+
+
 def test_a_full_disk_is_told_as_507_and_nothing_is_acknowledged(models, tmp_path):
     store = Feedback(tmp_path / "feedback.db")
     (pages,) = store._one("PRAGMA page_count")
@@ -254,6 +284,28 @@ def test_votes_become_a_model_that_is_served_beside_the_old_one(make, tmp_path):
         assert following(server, "Ada", ("old", "old-votes-1"), temperature=1.5) is not None
 
 
+def test_a_training_whose_model_cannot_be_opened_has_failed(models, tmp_path, monkeypatch):
+    """Whatever goes wrong, the next training may begin."""
+
+    class Ended:
+        pid = 0
+
+        def wait(self):
+            return 0
+
+        def poll(self):
+            return 0
+
+    def full(*args, **kwargs):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(training, "load", full)
+    made = training.Training(Service(models), lambda: None, {"old": "model"}, tmp_path)
+    made.job = training._Job("old", "old-votes-1", tmp_path / "run", [""] * 4, Ended(), 0.0, 12)
+    asyncio.run(made._follow(made.job))
+    assert (made.job.state, made.job.error) == ("failed", "no room")
+
+
 def test_only_models_that_were_named_can_be_trained(page):
     assert page.send("POST", "/v1/training", {"model": "old"})[0] == 400
     assert page.send("POST", "/v1/training", {"model": "/etc/passwd"})[0] == 404
@@ -295,6 +347,29 @@ def test_a_document_is_kept_under_a_generated_name_and_answers_name_its_passages
     assert status == 200 and left["documents"] == [] and not stored.exists()
     assert "sources" not in papers.post("/v1/chat/completions", asked)
     assert papers.send("DELETE", "/v1/documents/..%2F..%2Ffeedback.db")[0] in (404, 405)
+
+
+def test_the_last_document_leaves_no_word_behind(papers):
+    _, told = upload(papers, b"Nobody shall know that Zebulon paid.", "secret.md")
+    folder = papers.folder / "feedback-files" / "documents"
+    assert papers.send("DELETE", f"/v1/documents/{told['id']}")[0] == 200
+    left = [path for path in folder.rglob("*") if path.is_file() and b"Zebulon" in path.read_bytes()]
+    assert not left
+    status, again = upload(papers, b"Another one.", "other.md")  # and a new index is begun
+    assert status == 200 and again["passages"] == 1
+    assert papers.send("DELETE", f"/v1/documents/{again['id']}")[0] == 200
+
+
+def test_a_document_whose_name_cannot_be_written_is_not_kept(papers, monkeypatch):
+    def full(path, content):
+        if path.name == documents.NAMES:
+            raise OSError(28, "No space left on device")
+        write_atomically(path, content)
+
+    monkeypatch.setattr(documents, "write_atomically", full)
+    assert upload(papers, b"Words that find no room.", "full.md")[0] == 500
+    assert not list((papers.folder / "feedback-files" / "documents" / "files").iterdir())
+    assert papers.service.index is None
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,13 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from stockpot.data.records import asked_of, parse_record
-from stockpot.errors import DataError, ServeError
+from stockpot.errors import DataError, ServeError, StockpotError
 from stockpot.generate.request import Sampling
 from stockpot.judge.metrics import mean_estimate
 from stockpot.serve.app import client_of
 from stockpot.serve.feedback import DiskFullError, Feedback, Pair, Thumb, Vote
 from stockpot.serve.protocol import Refusal
-from stockpot.serve.service import Served, Service
+from stockpot.serve.service import Served, Service, refusal_of
 from stockpot.text.chat import Message
 
 __all__ = ["Drawing", "routes", "win_rate"]
@@ -210,7 +210,7 @@ def prompts_in(text: str) -> Iterator[list[dict[str, str]]]:
     Raises:
         Refusal: if a line is JSON and no such record, or there are too many.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]  # other separators may stand inside a text
     if not 1 <= len(lines) <= MOST_PROMPTS:
         raise Refusal(400, f"{len(lines):,} prompts: send 1 to {MOST_PROMPTS:,} at once.", param="text")
     for number, line in enumerate(lines, 1):
@@ -227,27 +227,34 @@ def prompts_in(text: str) -> Iterator[list[dict[str, str]]]:
 async def _draw(
     service: Service, feedback: Feedback, served: tuple[Served, Served], drawing: Drawing, client: str
 ) -> bool:
-    """Draw a pair for the next prompt; pairs of equal answers are kept out of sight.
+    """Draw a pair for the next prompt that both models can answer; pairs of equal answers are kept out of sight.
 
     False: no prompt is left; True: a pair was drawn, or time is up and prompts are left.
     """
     models = (served[0].name, served[1].name)
+    unfit: list[str] = []
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
-        row = await asyncio.to_thread(feedback.next_prompt, models)
+        row = await asyncio.to_thread(feedback.next_prompt, models, unfit)
         if row is None:
             return False
         prompt = json.loads(row["prompt"])
         given = models.index(row["model"]) if row["model"] in models else None
         settings = [_settings(one, drawing) for one in served]
-        answers = await asyncio.gather(
-            *(
-                _given(row)
-                if side == given
-                else _answer(service, served[side], prompt, settings[side], client)
-                for side in (0, 1)
+        try:
+            answers = await asyncio.gather(
+                *(
+                    _given(row)
+                    if side == given
+                    else _answer(service, served[side], prompt, settings[side], client)
+                    for side in (0, 1)
+                )
             )
-        )
+        except StockpotError as error:
+            if refusal_of(error).status != 400:  # the server's business, not the prompt's
+                raise
+            unfit.append(row["id"])
+            continue
         told = [one.model_dump(exclude_unset=True) for one in settings]
         if given is not None:
             told[given] = json.loads(row["sampling"])

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 import threading
 import uuid
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -86,27 +88,23 @@ class Documents:
             (self.folder / "files").mkdir(parents=True, exist_ok=True)
             stored = uuid.uuid4().hex + ending
             path = self.folder / "files" / stored
-            write_atomically(path, content)
             try:
+                write_atomically(path, content)
                 self._update()
                 assert self._own is not None
                 passages = self._own.files.get(str(path.resolve()), {}).get("passages", 0)
                 if not passages:
                     raise Refusal(400, "There is no text in this document.", code="empty_document")
+                told = json.dumps(names | {stored: shown(name, 200)}, ensure_ascii=False)
+                write_atomically(self.folder / NAMES, told)
             except BaseException as error:
                 path.unlink(missing_ok=True)
-                if names:
-                    self._update()
-                else:
-                    self.service.index = None
+                self._follow(names)
                 if isinstance(error, StockpotError) and not isinstance(error, Refusal):
                     raise Refusal(
                         400, str(error).replace(str(path), "The document"), code="unreadable"
                     ) from None
                 raise
-            write_atomically(
-                self.folder / NAMES, json.dumps(names | {stored: shown(name, 200)}, ensure_ascii=False)
-            )
         return {"id": stored, "name": shown(name, 200), "passages": passages}
 
     def remove(self, id: str) -> None:
@@ -122,10 +120,7 @@ class Documents:
             (self.folder / "files" / id).unlink(missing_ok=True)
             del names[id]
             write_atomically(self.folder / NAMES, json.dumps(names, ensure_ascii=False))
-            if names:
-                self._update()
-            else:
-                self.service.index = None
+            self._follow(names)
 
     def told(self) -> list[dict[str, Any]]:
         """List the documents."""
@@ -133,6 +128,14 @@ class Documents:
             {Path(path).name: one["passages"] for path, one in self._own.files.items()} if self._own else {}
         )
         return [{"id": id, "name": name, "passages": passages.get(id, 0)} for id, name in self.names.items()]
+
+    def _follow(self, names: Collection[str]) -> None:
+        """Forget the passages of documents that are gone; with the last one the whole index goes."""
+        if names:
+            self._update()
+        else:
+            self.service.index = None
+            shutil.rmtree(self.folder / "index", ignore_errors=True)
 
     def _update(self) -> None:
         """Bring the index up to date, and give the service one of its own: the two are used in different threads."""

@@ -118,6 +118,7 @@ class Feedback:
                 self.path, timeout=30, isolation_level=None, check_same_thread=False
             )
             self._database.row_factory = sqlite3.Row
+            self._refuse_others()
             for pragma in (
                 "trusted_schema = OFF",
                 "synchronous = FULL",
@@ -141,6 +142,15 @@ class Feedback:
             self.close()
             raise ServeError(
                 f"{self.path} was written by another version (form {self._meta['form']}).", "Use that one."
+            )
+
+    def _refuse_others(self) -> None:
+        """Leave the database of another program as it is."""
+        found = self._database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        if found and not {"meta", "pairs", "votes"} <= {row["name"] for row in found}:
+            self.close()
+            raise ServeError(
+                f"{self.path} is a database that holds something else.", "Name another file with --feedback."
             )
 
     def close(self) -> None:

@@ -25,7 +25,6 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from stockpot.errors import StockpotError
 from stockpot.run import Run, is_run
 from stockpot.serve.feedback import Feedback
 from stockpot.serve.protocol import Refusal
@@ -162,8 +161,8 @@ class Training:
                 self._service.add(job.name, bundle)
                 self.refs[job.name] = str(job.out)
                 job.state = "done"
-            except StockpotError as error:
-                job.state, job.error = "failed", str(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next training may begin
+                job.state, job.error = "failed", str(error) or repr(error)
         elif job.state == "running":
             lines = (
                 (job.out.parent / f"{job.name}.log")
