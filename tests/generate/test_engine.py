@@ -206,9 +206,11 @@ def test_cancelling_while_a_prompt_is_half_read(bundle):
 
 
 def test_cancelling_what_has_ended_or_never_was_is_harmless(engine):
-    engine.generate(["far"], GREEDY)
+    before = engine.generate(["far"], GREEDY)
     engine.cancel(1)
     engine.cancel(999)
+    assert engine.pending == 0
+    assert engine.generate(["far"], GREEDY) == before
 
 
 def test_chunks_of_others_wait_for_their_owner(engine):

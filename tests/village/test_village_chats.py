@@ -147,10 +147,10 @@ def test_follow_up_questions_are_about_the_same_person(village):
         messages = record["messages"]
         name = next(name for name in people if name in messages[0]["content"])
         fields = fields_of(village.world, people[name])
-        assert (
-            people[name].gender in " ".join(m["content"] for m in messages[2::2])
-            or people[name].gender == "she"
-            or True
-        )
+        asked = set(" ".join(message["content"] for message in messages[2::2]).split())
+        own, other = {"he", "his"}, {"she", "her"}
+        if people[name].gender == "she":
+            own, other = other, own
+        assert asked & own and not asked & other
         for message in messages[1::2]:
             assert message["content"] in fields.values()
