@@ -36,6 +36,11 @@ def test_it_survives_being_written_down():
     )
     assert Contest.from_json(judged.to_json()) == judged
     assert judged.entries[1].kl is None
+    unrated = Contest(("p", "q", "r", "s"), (entry("sft", (1.0, math.nan, 3.0, 0.0)),))
+    assert "NaN" not in unrated.to_json(), "JSON knows no such number"
+    for text in (unrated.to_json(), unrated.to_json().replace("null", "NaN")):  # as it was written before
+        (found,) = Contest.from_json(text).entries
+        assert math.isnan(found.ratings["gold"][1]) and found.ratings["gold"][2] == 3.0
     with pytest.raises(DataError, match="no contest"):
         Contest.from_json('{"prompts": []}')
 

@@ -75,6 +75,11 @@ def test_a_family_needs_a_folder_and_widths_that_fit(tmp_path):
         sp.emergence(config=TINY)
     with pytest.raises(sp.ConfigError, match="no multiple of 8"):
         grow_family(TINY.model_copy(update={"widths": (8, 12, 16, 24)}), out=tmp_path / "x")
+    with pytest.raises(sp.ConfigError, match="8 is there twice"):
+        grow_family(TINY.model_copy(update={"widths": (8, 16, 24, 8)}), out=tmp_path / "x")
+    assert not (tmp_path / "x").exists(), "nothing is trained before that is told"
+    with pytest.raises(sp.ConfigError, match="minutes"):
+        EmergenceConfig(minutes=float("inf"))
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ what is judged. It trains nothing and writes nothing.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -131,9 +132,13 @@ class Contest:
 
     def to_json(self) -> str:
         """Write it down, so that `from_json` gives it back."""
-        return json.dumps(
-            {"prompts": self.prompts, "entries": [asdict(one) for one in self.entries]}, indent=1
-        )
+        value: dict[str, Any] = {"prompts": self.prompts, "entries": [asdict(one) for one in self.entries]}
+        for one in value["entries"]:  # JSON knows no NaN
+            one["ratings"] = {
+                judge: [None if rating != rating else rating for rating in ratings]
+                for judge, ratings in one["ratings"].items()
+            }
+        return json.dumps(value, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Contest:
@@ -149,7 +154,7 @@ class Contest:
                     one["model"],
                     tuple(one["replies"]),
                     tuple(one["tokens"]),
-                    {judge: tuple(ratings) for judge, ratings in one["ratings"].items()},
+                    {judge: tuple(map(_rating, ratings)) for judge, ratings in one["ratings"].items()},
                     None if one["log_ratios"] is None else tuple(one["log_ratios"]),
                 )
                 for one in value["entries"]
@@ -157,6 +162,10 @@ class Contest:
             return cls(tuple(value["prompts"]), entries)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"This is no contest: {error}.", "Judge again.") from error
+
+
+def _rating(saved: float | None) -> float:
+    return math.nan if saved is None else saved
 
 
 def contest(

@@ -59,7 +59,7 @@ class EmergenceConfig(Settings):
     rows: int = Field(64, ge=1, description="sums in a step")
     records: int = Field(100_000, ge=100, description="different sums of each task to learn from")
     seeds: int = Field(3, ge=1, description="times each size is trained, from new weights")
-    minutes: float = Field(30.0, gt=0, description="for everything, on this machine")
+    minutes: float = Field(30.0, gt=0, allow_inf_nan=False, description="for everything, on this machine")
     most_steps: int = Field(
         4_500, ge=1, description="optimiser steps of each size, however many minutes there are"
     )
@@ -186,13 +186,15 @@ def grow_family(
     machine; with workers or a Ray cluster it takes less. There the folder has to be one that all can reach.
 
     Raises:
-        ConfigError: if the folder is in use and not to be resumed, or a width is no multiple of 8.
+        ConfigError: if the folder is in use and not to be resumed, or a width is no multiple of 8 or there twice.
     """
     report = progress or silent
     out = Path(out)
     bad = [width for width in config.widths if width % 8 or width < 8]
     if bad:
         raise ConfigError(f"A width of {bad[0]} is no multiple of 8.", "Choose widths such as 8, 16, 24.")
+    if twice := [width for width in set(config.widths) if config.widths.count(width) > 1]:
+        raise ConfigError(f"The width {twice[0]} is there twice.", "Give each size once.")
     if out.exists() and any(out.iterdir()) and not resume:
         raise ConfigError(f"{out} is not empty.", "Give a new folder with --out, or go on with --resume.")
     out.mkdir(parents=True, exist_ok=True)
