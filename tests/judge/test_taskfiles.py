@@ -280,7 +280,7 @@ def test_a_task_of_bigbench_is_read_as_it_is(tmp_path):
 )
 def test_targets_that_are_none_are_told(targets):
     record = {"question": "Q", "mc1_targets": targets}
-    with pytest.raises(DataError, match="^here:1: "):
+    with pytest.raises(DataError, match=r"^here:1: "):
         READINGS["truthfulqa_mc1"](record, "here:1")
 
 
