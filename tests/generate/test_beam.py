@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from stockpot.bundle import Bundle
+from stockpot.errors import GenerationError
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling
 from stockpot.model.config import decoder
@@ -96,3 +98,11 @@ def test_a_stop_text_cuts_the_answer(engine):
     stop = whole.text[3:5]
     found = engine.generate(["the cat"], Sampling(beams=2, max_tokens=12, min_tokens=12, stop=(stop,)))[0]
     assert found.text == whole.text[: whole.text.find(stop)] and found.finish_reason == "stop"
+
+
+def test_fewer_answers_than_were_asked_for_are_told(bundle):
+    """Otherwise the answers to the next prompt would be taken for this one's."""
+    size = bundle.model.config.vocab_size
+    two_left = {id: -math.inf for id in range(size - 2)}
+    with pytest.raises(GenerationError, match="2 answers, not 3"):
+        Engine(bundle).generate(["the cat", "far"], Sampling(beams=3, n=3, max_tokens=1, logit_bias=two_left))

@@ -42,6 +42,8 @@ def test_temperature_zero_or_a_single_candidate_is_greedy(settings):
         ({"stop": ("a", "")}, "empty stop"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
         ({"logit_bias": {-1: 2.0}}, "logit_bias"),
+        ({"beams": 2, "length_penalty": 1000.0}, "length_penalty"),
+        ({"beams": 2, "length_penalty": -1000.0}, "length_penalty"),
         ({"logit_bias": {1: float("inf")}}, "logit_bias"),
         ({"beams": 2, "n": 3}, "2 beams"),
         ({"beams": 2, "top_p": 0.5}, "top_p"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stockpot.bundle import Bundle
+from stockpot.errors import GenerationError
 from stockpot.generate.inputs import seen_both_ways
 from stockpot.generate.live import Live
 from stockpot.generate.release import TextStream
@@ -42,6 +43,9 @@ def beam_search(bundle: Bundle, prompt: list[int], sampling: Sampling, limit: in
     The search ends when no live beginning could beat the worst of the answers kept, judged at its present
     length. Temperature does not change a ranking of whole answers and is ignored.
 
+    Raises:
+        GenerationError: if there are fewer answers than that.
+
     Source: Wu et al. 2016, arXiv:1609.08144, §7 (with length ** penalty in place of eq. 14's lp).
     """
     beams = sampling.beams or 1
@@ -53,6 +57,11 @@ def beam_search(bundle: Bundle, prompt: list[int], sampling: Sampling, limit: in
             break
         logits = search.advance(cache)
     search.close()
+    if len(search.ended) < sampling.n:
+        raise GenerationError(
+            f"Beam search found {len(search.ended)} answers, not {sampling.n}; there are no more.",
+            "Lower n, or allow more ids.",
+        )
     return heapq.nlargest(sampling.n, search.ended)
 
 

@@ -88,7 +88,8 @@ class Sampling(Settings):
     beams: int | None = Field(None, ge=1, description="beam search with this many beams instead of drawing")
     length_penalty: float = Field(
         1.0,
-        allow_inf_nan=False,
+        ge=-10,
+        le=10,
         description="beams are ranked by log-probability / length ** this; above 1 favours long answers",
     )
     logprobs: int | None = Field(
