@@ -70,6 +70,23 @@ def test_models_that_are_there_can_be_asked_anything(family, tmp_path):
     assert len(task.points) == 4 and (tmp_path / "asked" / "emergence.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("task", "items", "said"),
+    [
+        ("no/such.jsonl", 9, "no/such.jsonl"),
+        ("columns/99", 9, "99 digits"),
+        ("columns/2", 0, "no question"),
+        ("empty.jsonl", 9, "no record"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_before_a_family_grows(tmp_path, monkeypatch, task, items, said):
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((sp.ConfigError, sp.DataError), match=said):
+        sp.emergence(task=task, items=items, config=TINY, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_family_needs_a_folder_and_widths_that_fit(tmp_path):
     with pytest.raises(sp.ConfigError, match="needs a folder"):
         sp.emergence(config=TINY)

@@ -43,6 +43,8 @@ def items_of(task: str, limit: int, *, seed: int = 0) -> list[Item]:
     Raises:
         ConfigError, DataError: if there is no such task or file.
     """
+    if limit < 1:
+        raise ConfigError(f"{limit} items are no question.", "Ask at least one.")
     if is_arithmetic(task):
         kind, digits = arithmetic_task(task)
         drawn = Village(seed).arithmetic("val", limit, kind=kind, digits=digits)

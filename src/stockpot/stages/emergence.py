@@ -23,7 +23,7 @@ from stockpot.data.batch import IGNORED, Batch
 from stockpot.durable import write_atomically
 from stockpot.errors import ConfigError
 from stockpot.judge.emergence import Study
-from stockpot.judge.emergence_answers import Measured, arithmetic_task, is_arithmetic, items_of, measure
+from stockpot.judge.emergence_answers import Item, Measured, arithmetic_task, is_arithmetic, items_of, measure
 from stockpot.judge.emergence_published import read_published
 from stockpot.model.config import ModelConfig, decoder
 from stockpot.model.transformer import Transformer
@@ -96,13 +96,15 @@ def emergence(
         progress: hears one event a model.
 
     Raises:
-        ConfigError: if there is no folder for a family, or models are of equal compute.
+        ConfigError, DataError: if there is no folder for a family or nothing to ask, before any work; or models are of equal
+            compute.
     """
     report = progress or silent
     config = config or EmergenceConfig()
     tasks = list(config.tasks) if task is None else [task] if isinstance(task, str) else list(task)
     learned = tuple(one for one in tasks if is_arithmetic(one)) or config.tasks
     family: Mapping[str, Sequence[str | Path]]
+    asked = {} if published else {task: items_of(task, items, seed=config.seed) for task in tasks}
     if published:
         study = read_published(published)
     else:
@@ -115,7 +117,7 @@ def emergence(
             family = grow_family(learner, out=out, resume=resume, progress=report)
         else:
             family = {name: [one] for name, one in zip(_names(models), models, strict=True)}
-        study = _ask(family, tasks, items, config.seed, report)
+        study = _ask(family, asked, config.seed, report)
     if out is not None:
         study.save(out)
     return study
@@ -129,25 +131,23 @@ def _names(models: Sequence[str | Path]) -> list[str]:
 
 def _ask(
     family: Mapping[str, Sequence[str | Path]],
-    tasks: Sequence[str],
-    items: int,
+    asked: Mapping[str, Sequence[Item]],
     seed: int,
     report: Progress,
 ) -> Study:
-    """Ask every run of every model the same items."""
-    asked = {task: items_of(task, items, seed=seed) for task in tasks}
-    said: dict[str, dict[str, tuple[float, list[Measured]]]] = {task: {} for task in tasks}
+    """Ask every run of every model the same items; ``asked``: those of each task."""
+    said: dict[str, dict[str, tuple[float, list[Measured]]]] = {task: {} for task in asked}
     known = {name: training_flops(runs[0]) for name, runs in family.items()}
     axis = "FLOPs" if all(known.values()) else "parameters"
     for name, runs in family.items():
         for one in runs:
             bundle = load(one)
             size = (known[name] if axis == "FLOPs" else None) or float(bundle.model.config.parameters())
-            for task in tasks:
-                said[task].setdefault(name, (size, []))[1].append(measure(bundle, asked[task]))
+            for task, items in asked.items():
+                said[task].setdefault(name, (size, []))[1].append(measure(bundle, items))
         report({"kind": "note", "text": f"{name} asked"})
     study = Study(axis)
-    for task in tasks:
+    for task in asked:
         study.add(task, said[task], seed=seed)
     return study
 
