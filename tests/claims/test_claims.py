@@ -178,6 +178,23 @@ def test_a_training_that_was_cut_short_goes_on_before_it_is_judged(tmp_path):
     assert calls == [False, True], "what is done is opened, not done again"
 
 
+def test_a_run_on_another_cooks_model_is_not_taken_for_this_ones(tmp_path):
+    one, other = (fake_cook(tmp_path / name, base=seed, tuned=seed) for seed, name in enumerate("ab"))
+
+    class Tuning(Settings):
+        model: str
+
+    def stage(config, *, out, resume, progress):
+        with Run.create(out, stage="test", recipe={}, parent=config.model, resume=resume) as run:
+            return run
+
+    config = Tuning(model=str(one / "sft"))
+    trained(stage, config, tmp_path / "run", nothing(tmp_path))
+    assert trained(stage, config, tmp_path / "run", nothing(tmp_path)).status == "done"
+    with pytest.raises(ConfigError, match="on another model"):
+        trained(stage, Tuning(model=str(other / "sft")), tmp_path / "run", nothing(tmp_path))
+
+
 def fake_cook(folder: Path, *, base: int, tuned: int) -> Path:
     for stage, seed in (("pretrain", base), ("sft", tuned)):
         model = folder / stage / "checkpoints" / "step-000001"

@@ -80,9 +80,18 @@ def _hash(run: Path) -> str:
 
 
 def trained(stage: Callable[..., Run], config: Settings, folder: Path, material: Material) -> Run:
-    """Open a claim's own run, or do its stage; one that was cut short goes on, so that no half-trained model is judged."""
-    if is_run(folder) and Run.open(folder).status == "done":
-        return Run.open(folder)
+    """Open a claim's own run, or do its stage; one that was cut short goes on, so that no half-trained model is judged.
+
+    Raises:
+        ConfigError: if the run that is there was trained on another cook's model.
+    """
+    if is_run(folder) and (run := Run.open(folder)).status == "done":
+        parent, model = run.manifest.get("parent"), getattr(config, "model", None)
+        if parent and model is not None and is_run(model) and parent["fingerprint"] != _hash(Path(model)):
+            raise ConfigError(
+                f"{folder} was trained on another model, {parent['path']}.", "Give another folder with --out."
+            )
+        return run
     return stage(config, out=folder, resume=is_run(folder), progress=material.report)
 
 
