@@ -103,6 +103,6 @@ def test_a_stop_text_cuts_the_answer(engine):
 def test_fewer_answers_than_were_asked_for_are_told(bundle):
     """Otherwise the answers to the next prompt would be taken for this one's."""
     size = bundle.model.config.vocab_size
-    two_left = {id: -math.inf for id in range(size - 2)}
+    two_left = dict.fromkeys(range(size - 2), -math.inf)
     with pytest.raises(GenerationError, match="2 answers, not 3"):
         Engine(bundle).generate(["the cat", "far"], Sampling(beams=3, n=3, max_tokens=1, logit_bias=two_left))
