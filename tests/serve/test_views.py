@@ -226,8 +226,13 @@ def test_prompts_come_from_records_of_every_kind_that_asks(fresh):
 def test_a_prompt_that_a_model_cannot_take_holds_up_no_other(fresh):
     told = fresh.post("/v1/compare/prompts", {"text": "\n".join(["cat " * 500, *RIVERS[:2]])})
     assert told["added"] == 3
-    seen = [following(fresh, "Ada", temperature=1.5)["prompt"][-1]["content"]]
-    assert seen[0] in RIVERS
+    asked = {"rater": "Ada", "models": ("old", "new"), "sampling": {"max_tokens": 12, "temperature": 1.5}}
+    first = fresh.post("/v1/compare/next", asked)["pair"]
+    assert first["prompt"][-1]["content"] in RIVERS
+    while (found := fresh.send("POST", "/v1/compare/next", asked))[0] == 200:
+        cast(fresh, found[1]["pair"], "Ada", "left")
+    assert "tokens" in found[1]["error"]["message"], "and in the end that one is told"
+    assert fresh.send("POST", "/v1/compare/next", asked | {"models": ("old", "reads")})[0] == 400
 
 
 def test_lines_end_where_json_lines_do(fresh):

@@ -230,12 +230,17 @@ async def _draw(
     """Draw a pair for the next prompt that both models can answer; pairs of equal answers are kept out of sight.
 
     False: no prompt is left; True: a pair was drawn, or time is up and prompts are left.
+
+    Raises:
+        StockpotError: if a model cannot answer, or cannot answer any of the prompts that are left.
     """
     models = (served[0].name, served[1].name)
-    unfit: list[str] = []
+    unfit: dict[str, StockpotError] = {}
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
-        row = await asyncio.to_thread(feedback.next_prompt, models, unfit)
+        row = await asyncio.to_thread(feedback.next_prompt, models, list(unfit))
+        if row is None and unfit:
+            raise next(iter(unfit.values()))
         if row is None:
             return False
         prompt = json.loads(row["prompt"])
@@ -251,9 +256,10 @@ async def _draw(
                 )
             )
         except StockpotError as error:
-            if refusal_of(error).status != 400:  # the server's business, not the prompt's
+            refusal = refusal_of(error)
+            if refusal.status != 400 or refusal.code == "model_not_supported":  # it is not the prompt's fault
                 raise
-            unfit.append(row["id"])
+            unfit[row["id"]] = error
             continue
         told = [one.model_dump(exclude_unset=True) for one in settings]
         if given is not None:
