@@ -51,6 +51,19 @@ def test_values_arrive_as_they_are():
     assert run_tests(code, tests) == Verdict(True, "", pytest.approx(0, abs=60), "")
 
 
+@confined
+def test_functions_are_found_where_tests_hand_them_on():
+    tests = "pair = lambda g, x: (g(x), x)\nassert list(map(f, [1, -1])) == [2, 0] and pair(f, 3) == (4, 3)\n"
+    assert run_tests(GOOD, tests) == Verdict(True, "", pytest.approx(0, abs=60), "")
+
+
+@confined
+@pytest.mark.parametrize("tests", ["assert all(map(f, [1, 2]))", "assert not list(map(f, [1, 2]))"])
+def test_a_program_cannot_end_the_tests_own_loops(tests):
+    found = run_tests("def f(x): raise StopIteration", tests, entry=["f"])
+    assert not found.passed and "StopIteration" in found.why
+
+
 FORGED = {
     "exits with 0": "import os\ndef f(x): os._exit(0)",
     "raises SystemExit": "import sys\ndef f(x): sys.exit(0)",

@@ -187,9 +187,12 @@ class _Calls:
 
 
 def _raise(kind: str, said: str) -> None:
-    """Raise what the candidate raised: a built-in error by its name, anything else as a plain one."""
+    """Raise what the candidate raised: a built-in error by its name, anything else as a plain one.
+
+    What ends a loop of the tests (``all(map(f, …))``) would pass for its end, and becomes a plain one, too.
+    """
     known = getattr(builtins, kind, None)
-    fits = isinstance(known, type) and issubclass(known, Exception)
+    fits = isinstance(known, type) and issubclass(known, Exception) and not kind.startswith("Stop")
     said = said.removeprefix(f"{kind}: ") if fits else said
     raise known(said) if fits and known is not None else RuntimeError(said)
 
@@ -208,7 +211,7 @@ def _write_back(before: object, after: object) -> None:
 
 
 def _unknown_names(tests: str, known: dict[str, Any]) -> list[str]:
-    """List what tests call and nobody has defined: the functions that the program is to hold."""
+    """List what tests speak of and nobody has defined: the functions that the program is to hold."""
     tree = ast.parse(tests)
     bound = {
         node.id
@@ -222,14 +225,13 @@ def _unknown_names(tests: str, known: dict[str, Any]) -> list[str]:
         for alias in node.names
     }
     bound |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    called = [
-        node.func.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    bound |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    read = [
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
     ]
     return [
         name
-        for name in dict.fromkeys(called)
+        for name in dict.fromkeys(read)
         if name not in known and name not in bound and not hasattr(builtins, name)
     ]
 

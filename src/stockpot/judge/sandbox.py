@@ -93,7 +93,7 @@ def run_tests(
         code: what the model wrote, a Python module.
         tests: Python that raises if something is wrong.
         setup: Python that the tests need besides; never the model's.
-        entry: functions of the program that tests call; none: those that tests call and nobody else defines.
+        entry: functions of the program that tests call; none: those that tests speak of and nobody else defines.
         limits: what both may use.
 
     Raises:
