@@ -5,14 +5,17 @@ import gzip
 import io
 import json
 import logging
+import socket
 import sys
 import types
+import urllib.request
 import zipfile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stockpot.data import hub
 from stockpot.data.reading import ReadConfig, ReadReport
 from stockpot.data.sources import fingerprint_sources, read_records, read_texts
 from stockpot.errors import ConfigError, DataError
@@ -384,6 +387,7 @@ def fake_hub(monkeypatch, rows):
         return iter(rows)
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr(hub, "_unreachable", lambda: None)
     return calls
 
 
@@ -404,6 +408,23 @@ def test_a_failing_hub_is_one_line(monkeypatch):
     assert "expected hf://OWNER/NAME" in refusal("hf://name")
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install 'stockpot[hub]'" in refusal("hf://owner/name")
+
+
+def test_without_a_network_the_hub_is_not_even_asked(monkeypatch):
+    ask = hub._unreachable
+
+    def nobody(host, port):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    calls = fake_hub(monkeypatch, [{"text": "x"}])
+    monkeypatch.setattr(hub, "_unreachable", ask)
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    assert "cannot be reached" in (told := refusal("hf://owner/name"))
+    assert "Name or service not known" in told
+    assert not calls
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://proxy"})
+    assert texts_of("hf://owner/name") == ["x"]
 
 
 def test_the_village_is_a_source():

@@ -15,7 +15,8 @@ from stockpot import durable
 from stockpot.data.exports import unfold
 from stockpot.data.files import entries, find
 from stockpot.data.formats import Raw, read_entry
-from stockpot.data.reading import ReadConfig, ReadReport, shown
+from stockpot.data.hub import stream
+from stockpot.data.reading import ReadConfig, ReadReport
 from stockpot.data.records import FIELD_NAMES, Record, parse_record, text_of
 from stockpot.data.remote import fetched, find_remote, is_remote
 from stockpot.data.shards import INDEX, is_shards
@@ -173,29 +174,15 @@ def _is_hub(source: Source) -> bool:
 
 
 def _hub(source: str) -> Iterator[Raw]:
-    """Stream a data set of the Hugging Face hub through the ``datasets`` library."""
+    """Stream a data set of the Hugging Face hub."""
     name, _, split = source.removeprefix(_HUB).partition("@")
     parts = name.strip("/").split("/")
     if not 2 <= len(parts) <= 3 or not all(parts):
         raise DataError(f"{source}: expected hf://OWNER/NAME, hf://OWNER/NAME/CONFIG, or either with @SPLIT.")
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            f"{source}: the hub needs a package.", "Install it: pip install 'stockpot[hub]'"
-        ) from None
-    try:
-        rows = datasets.load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train", streaming=True)
-        for number, row in enumerate(rows, 1):
-            fields = {key: cell for key, cell in row.items() if key in FIELD_NAMES and cell is not None}
-            yield f"{source}:{number}", fields or dict(row)
-    except DataError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the library raises whatever its file systems raise
-        text = shown(" ".join(str(error).split()), 200)
-        raise DataError(
-            f"{source}: the data set cannot be read ({text}).", "Check its name and the network."
-        ) from None
+    config = parts[2] if len(parts) > 2 else None
+    for number, row in enumerate(stream(source, "/".join(parts[:2]), config, split or "train"), 1):
+        fields = {key: cell for key, cell in row.items() if key in FIELD_NAMES and cell is not None}
+        yield f"{source}:{number}", fields or row
 
 
 # --- the village ---

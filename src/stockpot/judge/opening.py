@@ -14,6 +14,7 @@ from typing import Any
 
 from stockpot.config import build
 from stockpot.data.files import find
+from stockpot.data.hub import stream
 from stockpot.errors import ConfigError, DataError
 from stockpot.judge.readings import READINGS, Fields, described, gold_of, options_of
 from stockpot.judge.taskfiles import Hub, Judging, TaskFile, find_task, shipped_tasks
@@ -213,26 +214,8 @@ def _plain_name(path: Path) -> str:
 def _from_hub(hub: Hub, split: str | None) -> tuple[str, Iterator[tuple[str, object]]]:
     """Stream a data set of the hub; only where the user asked for no local file."""
     name = f"hf://{hub.path}{'/' + hub.config if hub.config else ''}@{split}"
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            f"{name}: the hub needs a package.", "Install it: pip install 'stockpot[hub]'"
-        ) from None
-
-    def rows() -> Iterator[tuple[str, object]]:
-        try:
-            loaded = datasets.load_dataset(hub.path, hub.config, split=split, streaming=True)
-            for number, row in enumerate(loaded, 1):
-                yield f"{name}:{number}", dict(row)
-        except Exception as error:  # noqa: BLE001 - the library raises whatever its file systems raise
-            text = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"{name}: the data set cannot be read ({text}).",
-                "Check the network, or name a file with --data.",
-            ) from None
-
-    return name, rows()
+    rows = enumerate(stream(name, hub.path, hub.config, split or hub.split), 1)
+    return name, ((f"{name}:{number}", row) for number, row in rows)
 
 
 # --- texts ---
