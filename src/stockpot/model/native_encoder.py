@@ -103,7 +103,14 @@ class NativeEncoder:
         kind = torch.int16 if self._in_pairs else torch.float32
         room = self._keep(torch.empty(count * panel * inputs, dtype=kind))
         scales = self._keep(torch.empty(count * -(-inputs // span) * panel)) if self._in_pairs else None
-        made = TextMatrix(weight.data_ptr(), room, scales, self._pointer(layer.bias), outputs, inputs)
+        made = TextMatrix(
+            weight=weight.data_ptr(),
+            panels=room,
+            scales=scales,
+            bias=self._pointer(layer.bias),
+            outputs=outputs,
+            inputs=inputs,
+        )
         self._kernels.pack(made, torch.get_num_threads())
         made.weight = None  # it may go
         return made

@@ -1,7 +1,8 @@
-"""A stack's pass over many tokens as one call of our kernels: on CPUs, in float32, where nothing is learned and nobody watches.
+"""A stack's pass over its tokens as one call of our kernels: on CPUs, where nothing is learned and nobody watches.
 
 Decides which stacks and calls go that way, and turns padded batches into texts one behind the other and back; padding is never
-computed. Weights are read where torch keeps them: nothing is copied, and no change of them goes unseen.
+computed. Weights are read where torch keeps them: nothing is copied, and no change of them goes unseen. All is computed in
+float32, with weights and caches of 16 bits, too, where torch would be slower.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stockpot.device import has_fast_bf16
 from stockpot.model.attention import SelfAttention
 from stockpot.model.cache import KVCache
 from stockpot.model.config import StackConfig
@@ -27,6 +29,7 @@ from stockpot.model.norms import LayerNorm, RMSNorm
 from stockpot.native.build import TEXTS, is_compiled
 from stockpot.native.calls import ACTIVATIONS, NormFacts
 from stockpot.native.texts import (
+    STORED,
     TextCall,
     TextKernels,
     TextLayer,
@@ -44,6 +47,7 @@ __all__ = ["described", "judge", "layer_by_layer", "read", "reads"]
 
 LANES = 16  # sizes are multiples of these
 LEAST_STATES = 32  # to be judged together
+FEW = 32  # tokens up to which no processor gains from multiplying in bfloat16
 WORTH_COMPILING = (
     5_000  # tokens a process has read from which the kernels are compiled, if they have never been
 )
@@ -63,14 +67,21 @@ def layer_by_layer() -> Iterator[None]:
         _IS_ON.reset(before)
 
 
-def reads(stack: Stack) -> bool:
-    """Tell whether long calls of a stack go through our kernels as things stand: its shape, its weights, and they themselves."""
+def reads(stack: Stack, tokens: int | None = None) -> bool:
+    """Tell whether calls of a stack go through our kernels as things stand: its shape, its weights, and they themselves.
+
+    Args:
+        stack: what is to be run.
+        tokens: of a call; None: of long ones.
+    """
+    first: Any = stack.layers[0]
     return (
         _IS_ON.get()
         and torch.is_inference_mode_enabled()
         and not torch.is_autocast_enabled("cpu")
         and _fits(stack.config)
         and all(map(_is_plain, stack.layers))
+        and _pays(first.attention.qkv.weight.dtype, tokens)
         and _kernels(type(stack)) is not None
     )
 
@@ -88,23 +99,24 @@ def read(
 
     Arguments are those of the stack. Keys and values are written to the cache; to count them is the caller's.
     """
-    if torch.compiler.is_compiling() or x.dtype != torch.float32 or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
         return None
     if not torch.is_inference_mode_enabled():
         return None
-    _count(x.shape[0] * x.shape[1])
-    if not reads(stack) or (cache is not None and not _takes(cache)):
+    tokens = x.shape[0] * x.shape[1]
+    _count(tokens)
+    if not reads(stack, tokens) or (cache is not None and not _takes(cache)):
         return None
     texts, kernels = _texts(x, documents, branches, has_gaps, cache), _kernels(type(stack))
     if kernels is None or texts is None:
         return None
     flat = x.reshape(-1, x.shape[2])
-    hidden = flat.clone() if texts.real is None else flat[texts.real.flatten()]
+    hidden = (flat if texts.real is None else flat[texts.real.flatten()]).to(torch.float32, copy=True)
     _run(stack, kernels, hidden, texts, cache)
     if texts.real is None:
-        return hidden.view_as(x)
+        return hidden.view(x.shape).to(x.dtype)
     out = x.new_zeros(x.shape)
-    out[texts.real] = hidden
+    out[texts.real] = hidden.to(x.dtype)
     return out
 
 
@@ -113,25 +125,24 @@ def judge(
 ) -> tuple[Tensor, Tensor] | None:
     """Find each target's log-probability, and how far its logit stands above the best of the others ``(count,)``.
 
-    None: the model's logits are made in another way than by one matrix in float32, or our kernels are not there.
+    None: the model's logits are made in another way than by one matrix, or our kernels are not there.
     """
     config, weight = model.config, model.output_weight
     suits = (
         states.shape[0] >= LEAST_STATES
         and (stack := model.decoder or model.encoder) is not None
-        and reads(stack)
-        and states.dtype == torch.float32
+        and reads(stack, states.shape[0])
         and config.predicts
         and not (config.logit_bias or config.logit_softcap or config.masked_head)
         and (model.head is None or type(model.head) is Linear)
-        and _is_plain_weight(weight)
+        and _is_plain_weight(weight, weight.dtype)
     )
     kernels = _kernels(type(stack)) if suits and stack is not None else None
     if kernels is None:
         return None
     if int(targets.min()) < 0 or int(targets.max()) >= config.vocab_size:
         raise IndexError("an id is outside of the vocabulary")
-    states = (states if config.logit_scale is None else states * config.logit_scale).contiguous()
+    states = (states if config.logit_scale is None else states * config.logit_scale).float().contiguous()
     targets = targets.contiguous()
     log_probs, gaps = torch.empty(2, states.shape[0], dtype=torch.float64)
     question = TextQuestion(
@@ -139,7 +150,7 @@ def judge(
         torch.get_num_threads(),
         *(tensor.data_ptr() for tensor in (states, targets, log_probs, gaps)),
     )
-    kernels.judge(_matrix(weight, None), question)
+    kernels.judge(_matrix(weight, None, []), question)
     return log_probs, gaps
 
 
@@ -185,19 +196,33 @@ def _is_plain(block: nn.Module) -> bool:
     if type(attention) is not SelfAttention or type(ffn) is not FeedForward or attention.learned is not None:
         return False
     linears = (attention.qkv, attention.out, ffn.up, ffn.down)
-    return all(type(one) is Linear and _is_plain_weight(one.weight) for one in linears) and not any(
+    dtype = attention.qkv.weight.dtype
+    return all(type(one) is Linear and _is_plain_weight(one.weight, dtype) for one in linears) and not any(
         one._forward_hooks or one._forward_pre_hooks for one in (block, attention, ffn, *linears)
     )
 
 
-def _is_plain_weight(weight: Tensor) -> bool:
+def _is_plain_weight(weight: Tensor, dtype: torch.dtype) -> bool:
     return (
         type(weight) is nn.Parameter
-        and weight.dtype == torch.float32
+        and weight.dtype == dtype
         and weight.device.type == "cpu"
         and weight.is_contiguous()
         and weight.shape[1] % LANES == 0
     )
+
+
+def _pays(dtype: torch.dtype, tokens: int | None) -> bool:
+    """Tell whether float32 is at least as fast as what torch does with weights of a type."""
+    is_short = tokens is not None and tokens <= FEW  # then reading the weights is what costs
+    if dtype == torch.bfloat16 and not is_short:
+        return not has_fast_bf16(torch.device("cpu"))
+    return _stored(dtype) is not None
+
+
+def _stored(dtype: torch.dtype) -> int | None:
+    """Return how the kernels number a type; None: they do not know it."""
+    return STORED.get(str(dtype).removeprefix("torch."))
 
 
 def _takes(cache: KVCache) -> bool:
@@ -205,7 +230,7 @@ def _takes(cache: KVCache) -> bool:
     first = cache.keys[0]
     return (
         not (cache.cross or cache.compiles)
-        and first.dtype == torch.float32
+        and _stored(first.dtype) is not None
         and first.device.type == "cpu"
         and first.stride(3) == 1
         and first.stride(2) == first.shape[3]
@@ -325,9 +350,10 @@ def _run(stack: Stack, kernels: TextKernels, hidden: Tensor, texts: _Texts, cach
         for windowed, table in stack._angles.items()
     }
     layers: Any = stack.layers
+    kept: list[Tensor] = []
     facts = (TextLayer * config.layers)(
         *(
-            _layer(block, tables.get(window is not None), window)
+            _layer(block, tables.get(window is not None), window, kept)
             for block, window in zip(layers, config.windows, strict=True)
         )
     )
@@ -343,43 +369,59 @@ def _run(stack: Stack, kernels: TextKernels, hidden: Tensor, texts: _Texts, cach
             for stores in (cache.keys, cache.values)
         ]
         call.keys, call.values = map(ctypes.addressof, stores)
+        call.type = _stored(cache.keys[0].dtype)
         call.row_stride, call.head_stride = cache.keys[0].stride()[:2]
     kernels.run(model, call)
 
 
-def _layer(block: Block, rotary: int | None, window: int | None) -> TextLayer:
+def _layer(block: Block, rotary: int | None, window: int | None, kept: list[Tensor]) -> TextLayer:
+    """Point to a layer's weights; floats that had to be made are kept for the call."""
     attention, ffn = block.attention, block.ffn
     has_norms = attention.qk_norm is not None
     layer = TextLayer(
-        qkv=_matrix(attention.qkv.weight, attention.qkv.bias),
-        out=_matrix(attention.out.weight, attention.out.bias),
-        up=_matrix(ffn.up.weight, ffn.up.bias),
-        down=_matrix(ffn.down.weight, ffn.down.bias),
-        attention_norm=_norm(block.attention_norm),
-        ffn_norm=_norm(block.ffn_norm),
-        attention_post_norm=_norm(block.attention_post_norm),
-        ffn_post_norm=_norm(block.ffn_post_norm),
-        q_norm=attention.q_norm.weight.data_ptr() if has_norms else None,
-        k_norm=attention.k_norm.weight.data_ptr() if has_norms else None,
+        qkv=_matrix(attention.qkv.weight, attention.qkv.bias, kept),
+        out=_matrix(attention.out.weight, attention.out.bias, kept),
+        up=_matrix(ffn.up.weight, ffn.up.bias, kept),
+        down=_matrix(ffn.down.weight, ffn.down.bias, kept),
+        attention_norm=_norm(block.attention_norm, kept),
+        ffn_norm=_norm(block.ffn_norm, kept),
+        attention_post_norm=_norm(block.attention_post_norm, kept),
+        ffn_post_norm=_norm(block.ffn_post_norm, kept),
+        q_norm=_vector(attention.q_norm.weight, kept) if has_norms else None,
+        k_norm=_vector(attention.k_norm.weight, kept) if has_norms else None,
         rotary=rotary,
         window=window or 0,
     )
     if ffn.is_gated:
         gate, up = ffn.up.weight.chunk(2)
         of_gate, of_up = (None, None) if ffn.up.bias is None else ffn.up.bias.chunk(2)
-        layer.gate, layer.up = _matrix(gate, of_gate), _matrix(up, of_up)
+        layer.gate, layer.up = _matrix(gate, of_gate, kept), _matrix(up, of_up, kept)
     return layer
 
 
-def _matrix(weight: Tensor, bias: Tensor | None) -> TextMatrix:
-    own = None if bias is None else bias.data_ptr()
-    return TextMatrix(weight=weight.data_ptr(), bias=own, outputs=weight.shape[0], inputs=weight.shape[1])
+def _matrix(weight: Tensor, bias: Tensor | None, kept: list[Tensor]) -> TextMatrix:
+    return TextMatrix(
+        weight=weight.data_ptr(),
+        type=_stored(weight.dtype),
+        bias=_vector(bias, kept),
+        outputs=weight.shape[0],
+        inputs=weight.shape[1],
+    )
 
 
-def _norm(norm: RMSNorm | LayerNorm | None) -> NormFacts:
+def _norm(norm: RMSNorm | LayerNorm | None, kept: list[Tensor]) -> NormFacts:
     if norm is None:
         return NormFacts()
-    bias = norm.bias if isinstance(norm, LayerNorm) else None
-    return NormFacts(
-        norm.weight.data_ptr(), None if bias is None else bias.data_ptr(), isinstance(norm, LayerNorm)
-    )
+    facts = NormFacts(weight=_vector(norm.weight, kept))
+    if isinstance(norm, LayerNorm):
+        facts.bias, facts.centred = _vector(norm.bias, kept), 1
+    return facts
+
+
+def _vector(vector: Tensor | None, kept: list[Tensor]) -> int | None:
+    """Point to a vector's floats."""
+    if vector is None:
+        return None
+    if vector.dtype != torch.float32:
+        kept.append(vector := vector.float())
+    return vector.data_ptr()

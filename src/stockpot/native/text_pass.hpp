@@ -35,9 +35,9 @@ struct Call {
   const int64_t *trunks, *branches;          // (texts): tokens of the trunk; (tokens): where in its text a token's branch begins,
                                              // 0 in the trunk; null where nothing branches
   const int64_t *rows, *before;              // (texts): row of the cache, tokens it holds; null without a cache
-  float* const* keys;                        // per layer (rows, kv_heads, slots, head_dim)
-  float* const* values;
-  int64_t row_stride, head_stride;           // of keys and values, in floats
+  uint8_t* const* keys;                      // per layer (rows, kv_heads, slots, head_dim), stored as `type` says
+  uint8_t* const* values;
+  int64_t type, row_stride, head_stride;     // of keys and values; strides in numbers
 };
 
 struct Piece { int64_t first, last; };       // texts that go through the layers together
@@ -65,11 +65,12 @@ struct Desk {
 
 // What a thread needs for itself.
 struct Hand {
-  Room<float> panel, turned, weights;
+  Room<float> panel, turned, weights, keys, values;  // the last two: of a cache that does not hold floats
 
-  Hand(const Model& m, int64_t widest, int64_t keys)
-      : panel(make_room<float>(widest * PANEL)), turned(make_room<float>(m.head_dim * whole_lanes(keys))),
-        weights(make_room<float>(TALL * whole_lanes(keys))) {}
+  Hand(const Model& m, const Call& c, int64_t widest, int64_t most)
+      : panel(make_room<float>(widest * PANEL)), turned(make_room<float>(m.head_dim * whole_lanes(most))),
+        weights(make_room<float>(TALL * whole_lanes(most))), keys(make_room<float>(c.rows && c.type ? most * m.head_dim : 0)),
+        values(make_room<float>(c.rows && c.type ? most * m.head_dim : 0)) {}
 };
 
 class Pass {
@@ -185,19 +186,27 @@ class Pass {
       if (!c.rows) continue;
       for (int64_t kv = 0; kv < m.kv_heads; ++kv) {
         const int64_t to = c.rows[text] * c.row_stride + kv * c.head_stride + (own.before + t) * m.head_dim;
-        const float* key = row + d.inner + kv * m.head_dim;
-        std::copy_n(key, m.head_dim, c.keys[index] + to);
-        std::copy_n(key + m.kv_heads * m.head_dim, m.head_dim, c.values[index] + to);
+        const float *key = row + d.inner + kv * m.head_dim, *value = key + m.kv_heads * m.head_dim;
+        for (int64_t i = 0; i < m.head_dim; i += LANES) {
+          store(To{c.keys[index], c.type} + (to + i), load(key + i));
+          store(To{c.values[index], c.type} + (to + i), load(value + i));
+        }
       }
     }
   }
 
   struct Held { const float *keys, *values; int64_t step; };  // of one key head: rows `step` apart
 
-  Held held_by(int64_t index, int64_t text, const Text& own, int64_t kv) const {
+  Held held_by(int64_t index, int64_t text, const Text& own, int64_t kv) {
     if (c.rows) {
-      const int64_t at = c.rows[text] * c.row_stride + kv * c.head_stride;
-      return {c.keys[index] + at, c.values[index] + at, m.head_dim};
+      const int64_t at = c.rows[text] * c.row_stride + kv * c.head_stride, size = (own.before + own.count) * m.head_dim;
+      const From keys = From{c.keys[index], c.type} + at, values = From{c.values[index], c.type} + at;
+      if (c.type == FLOATS) return {floats(keys), floats(values), m.head_dim};
+      for (int64_t i = 0; i < size; i += LANES) {
+        store(hand.keys.get() + i, load(keys + i));
+        store(hand.values.get() + i, load(values + i));
+      }
+      return {hand.keys.get(), hand.values.get(), m.head_dim};
     }
     const float* keys = d.qkv.get() + own.first * d.flat_step + d.inner + kv * m.head_dim;
     return {keys, keys + m.kv_heads * m.head_dim, d.flat_step};

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "lanes.hpp"
+#include "stored.hpp"
 #include "team.hpp"
 
 namespace stockpot {
@@ -33,7 +33,8 @@ constexpr bool IS_FAST = false;
 constexpr int64_t PANEL = BROAD * LANES;
 
 struct Matrix {
-  const float* weight;                       // (outputs, inputs); read where there are no panels
+  const uint8_t* weight;                     // (outputs, inputs), stored as `type` says; read where there are no panels
+  int64_t type;
   const void* panels;                        // (panels, inputs, PANEL) floats, or (panels, inputs / 2, PANEL, 2) digits, or null
   const float* scales;                       // (panels, spans, PANEL): what a digit is worth; null: floats
   const float* bias;                         // (outputs), or null
@@ -147,17 +148,25 @@ struct Crew {
   }
 };
 
+constexpr int64_t AHEAD = 2;                 // panels whose weights are fetched meanwhile
+
 // One panel's floats from the weights as they are: (inputs, PANEL), 0 where there is no output.
 inline void lay_out(const Matrix& m, int64_t panel, float* to) {
+  alignas(64) float block[LANES * LANES] = {};
   for (int64_t j = 0; j < PANEL; j += LANES) {
     const int64_t first = panel * PANEL + j, there = std::clamp<int64_t>(m.outputs - first, 0, LANES);
-    const float* from = m.weight + first * m.inputs;
-    if (there == LANES) {
-      for (int64_t k = 0; k < m.inputs; k += LANES) turn(from + k, m.inputs, to + k * PANEL + j, PANEL);
-      continue;
+    const int64_t later = std::clamp<int64_t>(m.outputs - LANES, 0, first + AHEAD * PANEL);
+    const From from = From{m.weight, m.type} + first * m.inputs, next = From{m.weight, m.type} + later * m.inputs;
+    for (int64_t k = 0; k < m.inputs; k += LANES) {
+      float* out = to + k * PANEL + j;
+      ask_for(next + k * LANES, LANES * LANES);
+      if (there == LANES && m.type == FLOATS) {
+        turn(floats(from) + k, m.inputs, out, PANEL);
+        continue;
+      }
+      for (int64_t i = 0; i < there; ++i) store(block + i * LANES, load(from + (i * m.inputs + k)));
+      turn(block, LANES, out, PANEL);
     }
-    for (int64_t k = 0; k < m.inputs; ++k)
-      for (int64_t i = 0; i < LANES; ++i) to[k * PANEL + j + i] = i < there ? from[i * m.inputs + k] : 0.0f;
   }
 }
 
@@ -237,7 +246,7 @@ inline void pack_pairs(const Matrix& m, int64_t panel) {
       const int64_t some = std::min(SPAN, m.inputs - from);
       float scale = 0.0f;
       std::fill(digits, digits + SPAN, int16_t(0));
-      if (output < m.outputs) to_digits(m.weight + output * m.inputs + from, some, digits, &scale);
+      if (output < m.outputs) to_digits(floats({m.weight, FLOATS}) + output * m.inputs + from, some, digits, &scale);
       scales[span * PANEL + j] = scale;
       for (int64_t k = 0; k < some; ++k) to[(from + k) / 2 * 2 * PANEL + 2 * j + k % 2] = digits[k];
     }

@@ -8,7 +8,7 @@ namespace stockpot {
 // the caches. Where panels have to be laid out it takes more to be worth it, and members share them if there are few tokens.
 struct Size { int64_t least, most, few; };
 constexpr Size LAID_OUT = {48, 120, 0}, AS_THEY_ARE = {96, 384, 2048};
-constexpr int64_t PIECES = 4;                // a thread should find, so that all end together
+constexpr int64_t TURNS = 4;                 // pieces a thread should find, so that all end together
 
 inline std::vector<Piece> cut(const Call& c, Size size) {
   std::vector<Piece> found;
@@ -18,7 +18,7 @@ inline std::vector<Piece> cut(const Call& c, Size size) {
       found.back().last = text + 1;
       continue;
     }
-    most = std::clamp((c.starts[c.texts] - c.starts[text]) / (PIECES * c.threads), size.least, size.most);
+    most = std::clamp((c.starts[c.texts] - c.starts[text]) / (TURNS * c.threads), size.least, size.most);
     found.push_back({text, text + 1});
   }
   return found;
@@ -42,7 +42,7 @@ void run(const Model& m, const Call& c, Team& team) {
   std::vector<std::unique_ptr<Hand>> hands;
   for (int t = 0; t < team.size(); ++t) {
     if (t == 0 || !together) desks.push_back(std::make_unique<Desk>(m, tokens));
-    hands.push_back(std::make_unique<Hand>(m, desks[0]->widest, keys));
+    hands.push_back(std::make_unique<Hand>(m, c, desks[0]->widest, keys));
   }
   team.run([&](int member) {
     Pass pass(m, c, *desks[together ? 0 : size_t(member)], *hands[size_t(member)], {together ? &team : nullptr});

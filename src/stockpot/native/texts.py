@@ -12,14 +12,27 @@ from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 from stockpot.native.build import text_library
 from stockpot.native.calls import NormFacts
 
-__all__ = ["TextCall", "TextKernels", "TextLayer", "TextMatrix", "TextModel", "TextQuestion", "text_kernels"]
+__all__ = [
+    "STORED",
+    "TextCall",
+    "TextKernels",
+    "TextLayer",
+    "TextMatrix",
+    "TextModel",
+    "TextQuestion",
+    "text_kernels",
+]
+
+STORED = {"float32": 0, "bfloat16": 1, "float16": 2}  # as the kernels number the types of weights and caches
 
 
 class TextMatrix(Structure):
     """A matrix as ``text_products.hpp`` reads it: weights as they are, or panels of them."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("weight", "panels", "scales", "bias")),
+        ("weight", c_void_p),
+        ("type", c_int64),
+        *((name, c_void_p) for name in ("panels", "scales", "bias")),
         *((name, c_int64) for name in ("outputs", "inputs")),
     )
 
@@ -63,7 +76,7 @@ class TextCall(Structure):
             (name, c_void_p)
             for name in ("starts", "hidden", "trunks", "branches", "rows", "before", "keys", "values")
         ),
-        *((name, c_int64) for name in ("row_stride", "head_stride")),
+        *((name, c_int64) for name in ("type", "row_stride", "head_stride")),
     )
 
 
