@@ -47,7 +47,7 @@ __all__ = ["described", "judge", "layer_by_layer", "read", "reads"]
 
 LANES = 16  # sizes are multiples of these
 LEAST_STATES = 32  # to be judged together
-FEW = 32  # tokens up to which no processor gains from multiplying in bfloat16
+MUCH = 120_000_000  # products of a layer in a call from which processors gain from multiplying in bfloat16, if they can
 WORTH_COMPILING = (
     5_000  # tokens a process has read from which the kernels are compiled, if they have never been
 )
@@ -81,7 +81,7 @@ def reads(stack: Stack, tokens: int | None = None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and _fits(stack.config)
         and all(map(_is_plain, stack.layers))
-        and _pays(first.attention.qkv.weight.dtype, tokens)
+        and _pays(first.attention.qkv.weight.dtype, stack.config, tokens)
         and _kernels(type(stack)) is not None
     )
 
@@ -108,7 +108,7 @@ def read(
     if not reads(stack, tokens) or (cache is not None and not _takes(cache)):
         return None
     texts, kernels = _texts(x, documents, branches, has_gaps, cache), _kernels(type(stack))
-    if kernels is None or texts is None:
+    if kernels is None or texts is None or not texts.starts[-1]:
         return None
     flat = x.reshape(-1, x.shape[2])
     hidden = (flat if texts.real is None else flat[texts.real.flatten()]).to(torch.float32, copy=True)
@@ -212,12 +212,12 @@ def _is_plain_weight(weight: Tensor, dtype: torch.dtype) -> bool:
     )
 
 
-def _pays(dtype: torch.dtype, tokens: int | None) -> bool:
+def _pays(dtype: torch.dtype, config: StackConfig, tokens: int | None) -> bool:
     """Tell whether float32 is at least as fast as what torch does with weights of a type."""
-    is_short = tokens is not None and tokens <= FEW  # then reading the weights is what costs
-    if dtype == torch.bfloat16 and not is_short:
-        return not has_fast_bf16(torch.device("cpu"))
-    return _stored(dtype) is not None
+    if dtype != torch.bfloat16:
+        return _stored(dtype) is not None
+    is_little = tokens is not None and tokens * config.matrix_parameters() <= MUCH * config.layers
+    return is_little or not has_fast_bf16(torch.device("cpu"))
 
 
 def _stored(dtype: torch.dtype) -> int | None:
