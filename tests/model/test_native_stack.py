@@ -11,6 +11,7 @@ from stockpot.model import native_stack
 from stockpot.model.adapters import LoRA, attach
 from stockpot.model.config import decoder, encoder
 from stockpot.model.native_stack import layer_by_layer, reads
+from stockpot.model.quantized import quantize
 from stockpot.model.transformer import Transformer
 from stockpot.native.texts import TextKernels, text_kernels
 
@@ -247,7 +248,11 @@ def mixed(model):
     model.decoder.layers[1].ffn.up.half()
 
 
-@pytest.mark.parametrize("change", [watched, adapted, mixed])
+def rounded(model):
+    quantize(model, 8)
+
+
+@pytest.mark.parametrize("change", [watched, adapted, mixed, rounded])
 def test_layers_that_are_not_the_usual_ones_are_run_by_torch(runs, change):
     model = build()
     change(model)

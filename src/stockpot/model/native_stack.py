@@ -196,9 +196,10 @@ def _is_plain(block: nn.Module) -> bool:
     if type(attention) is not SelfAttention or type(ffn) is not FeedForward or attention.learned is not None:
         return False
     linears = (attention.qkv, attention.out, ffn.up, ffn.down)
-    dtype = attention.qkv.weight.dtype
-    return all(type(one) is Linear and _is_plain_weight(one.weight, dtype) for one in linears) and not any(
-        one._forward_hooks or one._forward_pre_hooks for one in (block, attention, ffn, *linears)
+    return (
+        all(type(one) is Linear for one in linears)
+        and all(_is_plain_weight(one.weight, attention.qkv.weight.dtype) for one in linears)
+        and not any(one._forward_hooks or one._forward_pre_hooks for one in (block, attention, ffn, *linears))
     )
 
 
