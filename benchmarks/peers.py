@@ -38,6 +38,7 @@ CLONES: dict[str, tuple[str, ...]] = {
     "frozen_base.py": ("none: the same adapters beside floats",),
     "small_against_large.py": ("none: both sides are made here",),
     "votes.py": ("none: the model before the votes",),
+    "whole_pass.py": ("none: the same model in torch, layer by layer",),
     "time_to_loss.py": ("a clone of nanoGPT: --nanogpt PATH", "a clone of nanochat: --nanochat PATH"),
 }
 

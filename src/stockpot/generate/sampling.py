@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -33,7 +34,8 @@ __all__ = [
 ]
 
 NEVER = float("-inf")
-NUCLEUS_GUESS = 256  # nearly every nucleus is smaller, and sorting a whole vocabulary costs ten times as much
+NUCLEUS_GUESS = 256  # nearly every nucleus is smaller, and sorting a whole large vocabulary costs more
+SMALL = 8192  # logits of a vocabulary that is sorted as a whole on a CPU
 
 Logits = Float[Tensor, "batch vocab"]
 Column = Float[Tensor, "batch 1"]
@@ -116,15 +118,27 @@ def keep_top_p(logits: Logits, top_p: Column) -> Logits:
     """
     vocab = logits.shape[-1]
     total = logits.logsumexp(-1, keepdim=True)  # (batch, 1)
-    for size in dict.fromkeys((min(NUCLEUS_GUESS, vocab), vocab)):
-        best = logits.topk(size, dim=-1).values  # (batch, size), falling
-        mass = (best - total).exp().cumsum(-1)
+    guess = vocab if logits.device.type == "cpu" and vocab <= SMALL else min(NUCLEUS_GUESS, vocab)
+    for size in dict.fromkeys((guess, vocab)):
+        best = _largest(logits, size)
+        shares = (best - total).exp()
+        mass = shares.cumsum(-1)
         if size == vocab or bool((mass[:, -1:] >= top_p).logical_or(top_p >= 1).all()):
             break
-    before = mass - (best - total).exp()  # probability of everything likelier
+    before = mass - shares  # probability of everything likelier
     kept = (before < top_p).sum(-1, keepdim=True).clamp(min=1)
     last = best.gather(1, kept - 1)
     return logits.masked_fill((logits < last) & (top_p < 1), NEVER)
+
+
+def _largest(logits: Logits, count: int) -> Float[Tensor, "batch count"]:
+    """Return every row's ``count`` largest logits, falling.
+
+    On a CPU numpy sorts a whole vocabulary in a thirtieth of torch's time.
+    """
+    if count == logits.shape[-1] and logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return torch.from_numpy(np.sort(logits.numpy(), axis=-1)).flip(-1)
+    return logits.topk(count, dim=-1).values
 
 
 def keep_min_p(logits: Logits, min_p: Column) -> Logits:
