@@ -164,6 +164,8 @@ def test_a_hopeless_key_lists_the_valid_ones():
     [
         ("loop.steps=x", "--set loop.steps=x: loop.steps is 'x'; expected a valid integer."),
         ("loop.steps=0", "--set loop.steps=0: loop.steps is 0; expected greater than or equal to 1."),
+        ("loop.clip_norm=inf", "--set loop.clip_norm=inf: loop.clip_norm is inf; expected a finite number."),
+        ("loop.clip_norm=nan", "--set loop.clip_norm=nan: loop.clip_norm is nan; expected a finite number."),
         ("position=rpoe", "--set position=rpoe: position is 'rpoe'; expected 'none', 'rope' or 'alibi'."),
         ("encoder=3", "--set encoder=3: encoder is 3; expected a valid dictionary or instance of Encoder."),
     ],

@@ -67,7 +67,7 @@ class Settings(BaseModel, metaclass=_KnownErrors):
         ConfigError: if a value is wrong, naming the key, what was expected and the nearest valid key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
