@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
@@ -79,7 +79,9 @@ class Sampling(Settings):
         allow_inf_nan=False,
         description="subtracted from the logits of ids in the completion, per occurrence",
     )
-    logit_bias: dict[int, float] | None = Field(None, description="token id → number added to its logit")
+    logit_bias: dict[int, Annotated[float, Field(allow_inf_nan=True)]] | None = Field(
+        None, description="token id → number added to its logit"
+    )
     stop: tuple[str, ...] = Field((), description="texts that end the completion; they are not part of it")
     seed: int | None = Field(
         None, ge=0, le=LARGEST_SEED, description="same seed, same text, whatever else is running"
