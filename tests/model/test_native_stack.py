@@ -248,11 +248,15 @@ def mixed(model):
     model.decoder.layers[1].ffn.up.half()
 
 
+def doubled(model):
+    model.double()
+
+
 def rounded(model):
     quantize(model, 8)
 
 
-@pytest.mark.parametrize("change", [watched, adapted, mixed, rounded])
+@pytest.mark.parametrize("change", [watched, adapted, mixed, doubled, rounded])
 def test_layers_that_are_not_the_usual_ones_are_run_by_torch(runs, change):
     model = build()
     change(model)

@@ -48,13 +48,11 @@ __all__ = ["described", "judge", "layer_by_layer", "read", "reads"]
 LANES = 16  # sizes are multiples of these
 LEAST_STATES = 32  # to be judged together
 MUCH = 120_000_000  # products of a layer in a call from which processors gain from multiplying in bfloat16, if they can
-WORTH_COMPILING = (
-    5_000  # tokens a process has read from which the kernels are compiled, if they have never been
-)
+WORTH_COMPILING = 5_000  # tokens read by a process from which kernels that were never compiled are
 APART = 1e-3  # largest distance of a sound kernel's hidden states, whose size is about 1
 
 _IS_ON: ContextVar[bool] = ContextVar("native_stack", default=True)
-_seen = 0  # tokens that would have gone this way before the kernels were compiled
+_seen = 0  # tokens that this process has read on a CPU
 
 
 @contextmanager
@@ -207,6 +205,7 @@ def _is_plain_weight(weight: Tensor, dtype: torch.dtype) -> bool:
     return (
         type(weight) is nn.Parameter
         and weight.dtype == dtype
+        and _stored(dtype) is not None
         and weight.device.type == "cpu"
         and weight.is_contiguous()
         and weight.shape[1] % LANES == 0
@@ -216,7 +215,7 @@ def _is_plain_weight(weight: Tensor, dtype: torch.dtype) -> bool:
 def _pays(dtype: torch.dtype, config: StackConfig, tokens: int | None) -> bool:
     """Tell whether float32 is at least as fast as what torch does with weights of a type."""
     if dtype != torch.bfloat16:
-        return _stored(dtype) is not None
+        return True
     is_little = tokens is not None and tokens * config.matrix_parameters() <= MUCH * config.layers
     return is_little or not has_fast_bf16(torch.device("cpu"))
 
