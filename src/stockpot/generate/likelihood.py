@@ -27,12 +27,8 @@ __all__ = ["Encoded", "Judged", "Tree", "grow_trees", "judge_completions", "run_
 BATCH_TOKENS = 4096
 ROW_TOKENS = 192  # of trees in one row: attention within it is cheap, products as fast as with more
 TREE_TOKENS = 384  # of a tree that has a row of its own
-WHOLE_TOKENS = (
-    2048  # of a tree that our kernels read as one, whose attention looks at all pairs of its tokens
-)
-WORTH_JOINING = (
-    4  # a quarter of a pair's ids: below that it is read with what is held of it, in the first of two calls
-)
+WHOLE_TOKENS = 2048  # of a tree that our kernels read as one: attention looks at all pairs of them
+WORTH_JOINING = 4  # a quarter of a pair's ids: with less it is read with what is held of it, in two calls
 LOGIT_NUMBERS = 1 << 24  # logits held at once (64 MiB in float32)
 
 Encoded: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # prompt and completion

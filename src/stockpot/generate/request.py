@@ -55,9 +55,7 @@ class Sampling(Settings):
     min_tokens: int = Field(
         0, ge=0, description="ids that end an answer are not drawn before this many tokens"
     )
-    temperature: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="divides the logits; 0 = always the likeliest token"
-    )
+    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 = always the likeliest token")
     top_k: int | None = Field(None, ge=1, description="draw from the k likeliest tokens only; None = all")
     top_p: float | None = Field(
         None, gt=0, le=1, description="draw from the smallest set holding this probability; None = all"
@@ -68,15 +66,13 @@ class Sampling(Settings):
     repetition_penalty: float | None = Field(
         None,
         gt=0,
-        allow_inf_nan=False,
         description="divides positive and multiplies negative logits of ids seen before; 1 = off",
     )
     presence_penalty: float | None = Field(
-        None, allow_inf_nan=False, description="subtracted from the logits of ids in the completion, once"
+        None, description="subtracted from the logits of ids in the completion, once"
     )
     frequency_penalty: float | None = Field(
         None,
-        allow_inf_nan=False,
         description="subtracted from the logits of ids in the completion, per occurrence",
     )
     logit_bias: dict[int, Annotated[float, Field(allow_inf_nan=True)]] | None = Field(
@@ -107,7 +103,7 @@ class Sampling(Settings):
         description="guess up to this many tokens a step from earlier text and check them together; same answer",
     )
     timeout_s: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="seconds from submission after which an answer is cut"
+        None, gt=0, description="seconds from submission after which an answer is cut"
     )
 
     @field_validator("stop", mode="before")

@@ -118,9 +118,8 @@ class Feedback:
                 self.path, timeout=30, isolation_level=None, check_same_thread=False
             )
             self._database.row_factory = sqlite3.Row
-            if (
-                self.path.is_file() and self.path.stat().st_size
-            ):  # asking a new one would lock out who makes it
+            # Asking a new one would lock out who makes it.
+            if self.path.is_file() and self.path.stat().st_size:
                 self._refuse_others()
             for pragma in (
                 "trusted_schema = OFF",

@@ -23,9 +23,7 @@ from stockpot.serve.service import Answer
 __all__ = ["Writing", "error_frame", "frames", "whole"]
 
 DONE = b"data: [DONE]\n\n"
-LEAST_LOGPROB = (
-    -9999.0
-)  # OpenAI's, in the place of infinity and of what is no number, which JSON does not know
+LEAST_LOGPROB = -9999.0  # OpenAI's, for what JSON does not know: infinity and what is no number
 REASONS = {"stop": "stop", "length": "length", "timeout": "length", "cancelled": "length"}
 
 

@@ -59,7 +59,7 @@ class EmergenceConfig(Settings):
     rows: int = Field(64, ge=1, description="sums in a step")
     records: int = Field(100_000, ge=100, description="different sums of each task to learn from")
     seeds: int = Field(3, ge=1, description="times each size is trained, from new weights")
-    minutes: float = Field(30.0, gt=0, allow_inf_nan=False, description="for everything, on this machine")
+    minutes: float = Field(30.0, gt=0, description="for everything, on this machine")
     most_steps: int = Field(
         4_500, ge=1, description="optimiser steps of each size, however many minutes there are"
     )
