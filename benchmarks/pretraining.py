@@ -9,7 +9,7 @@ others use at the same time. Ours runs through
 `stockpot.train.loop.fit`. nanoGPT's loop is that of its train.py for a CPU: AdamW, clipping, the loss read each step.
 Reported: median step, spread over the rounds, ratio to the median of each peer, and the share of the measured limit of
 matrix products in the machine's faster number type (operations counted as in Chowdhery et al. 2022, appendix B). The
-bfloat16 peer takes part only where the processor multiplies bfloat16 faster than float32.
+bfloat16 peer, and ours in float32, take part only where the processor multiplies bfloat16 faster than float32.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ SIZES: dict[str, dict[str, int]] = {
     "30m": {"layers": 8, "dim": 512, "heads": 8, "context": 256, "vocab_size": 8192, "batch": 8},
 }
 GPT = {"position": "learned", "norm": "layer", "qk_norm": None, "ffn": "gelu", "kv_heads": None}
-OURS, OWN = "stockpot", "stockpot, its default architecture and optimizer"
+OURS, OWN, FLOAT32 = "stockpot", "stockpot, its default architecture and optimizer", "stockpot float32"
 CPU = torch.device("cpu")
 PEERS: dict[str, dict[str, bool]] = {"nanoGPT (as published)": {}, "nanoGPT compiled": {"compiled": True}}
+NAMES = [OURS, OWN]
 if has_fast_bf16(CPU):
+    NAMES.append(FLOAT32)
     PEERS |= {"nanoGPT bf16": {"bf16": True}, "nanoGPT bf16, compiled": {"bf16": True, "compiled": True}}
 LR, BETAS, DECAY = 1e-3, (0.9, 0.99), 0.1  # nanoGPT's config/train_shakespeare_char.py
 SECONDS = 2.5  # of each contestant in a round
@@ -89,7 +91,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _race(size: str, options: argparse.Namespace) -> tuple[dict[str, list[list[float]]], list[float]]:
     """Let all contestants train in turn; return the seconds of their steps by round, and the limit by round."""
-    names = [OURS, OWN] + (list(PEERS) if options.nanogpt else [])
+    names = NAMES + (list(PEERS) if options.nanogpt else [])
     if options.only:
         names = [name for name in names if any(word in name for word in options.only)]
     context = mp.get_context("spawn")
@@ -130,10 +132,11 @@ def _work(
     else:
         config = LoopConfig(steps=10**9, batch_tokens=sizes["batch"] * sizes["context"])
         choices: dict[str, Any] = {}
-        if name == OURS:
+        if name != OWN:
             choices = GPT
             config = config.model_copy(
                 update={
+                    "dtype": "float32" if name == FLOAT32 else None,
                     "optimizer": "adamw",
                     "lr": LR,
                     "beta1": BETAS[0],

@@ -51,3 +51,37 @@ def test_few_rows_take_the_short_way_and_many_where_the_usual_one_is_slow(monkey
         linear.multiply(torch.ones(1, 16), torch.ones(16, 16))
         linear.multiply(torch.ones(64, 64), torch.ones(64, 64))
     assert len(calls) == taken
+
+
+@pytest.mark.skipif(linear._KERNEL is None, reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize("outputs", [96, 640])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("frozen", [None, "x", "weight"])
+def test_training_where_the_usual_kernel_is_slow_has_the_same_slopes(outputs, has_bias, frozen, monkeypatch):
+    monkeypatch.setattr(linear, "_IS_SLOW", True)
+    monkeypatch.setattr(linear, "MUCH", 1)
+    torch.manual_seed(0)
+    given = {"x": torch.randn(3, 40, 192), "weight": torch.randn(outputs, 192)}
+    given |= {"bias": torch.randn(outputs)} if has_bias else {}
+    slope, found = torch.randn(3, 40, outputs), {}
+    for kind in (torch.float32, torch.float64):
+        used = {name: one.detach().to(kind).requires_grad_(name != frozen) for name, one in given.items()}
+        out = linear.multiply(**used)
+        with torch.autocast("cpu", torch.bfloat16):  # the way back is that of the way there
+            out.backward(slope.to(kind))
+        assert all(one.grad is None or one.grad.is_contiguous() for one in used.values())
+        found[kind] = [out, *(one.grad for name, one in used.items() if name != frozen)]
+    for ours, exact in zip(*found.values(), strict=True):
+        # sums of up to 640 products of size 1
+        torch.testing.assert_close(ours.double(), exact, atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_a_product_fills_the_room_that_it_is_given(is_slow, monkeypatch):
+    monkeypatch.setattr(linear, "_IS_SLOW", is_slow)
+    monkeypatch.setattr(linear, "MUCH", 1)
+    torch.manual_seed(0)
+    left, right, room = torch.randn(70, 40), torch.randn(30, 40).T, torch.empty(70, 30)
+    assert linear.product(left, right, out=room) is room
+    torch.testing.assert_close(room, linear.product(left, right))
+    torch.testing.assert_close(room, left @ right, atol=1e-5, rtol=1e-5)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from stockpot.model.grids import choose_grid
+from stockpot.model.linear import multiply, product
 
 __all__ = ["KINDS", "NF4", "FrozenMatrix", "Kind"]
 
@@ -82,13 +83,14 @@ class _Multiply(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(*held)  # neither the input nor the floats
         ctx.kind, ctx.shape, ctx.dtype = kind, shape, x.dtype
-        return F.linear(x.to(dtype), _weight(kind, shape, dtype, *held))
+        return multiply(x.to(dtype), _weight(kind, shape, dtype, *held))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         weight = _weight(ctx.kind, ctx.shape, slope.dtype, *ctx.saved_tensors)
-        return (slope @ weight).to(ctx.dtype), None, None, None, *[None] * len(ctx.saved_tensors)
+        to_x = product(slope.reshape(-1, slope.shape[-1]), weight).view(*slope.shape[:-1], -1)
+        return to_x.to(ctx.dtype), None, None, None, *[None] * len(ctx.saved_tensors)
 
 
 def _weight(kind: Kind, shape: torch.Size, dtype: torch.dtype, *held: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from stockpot.device import on_large_pages
 from stockpot.model import compiled
+from stockpot.model.linear import product
 
 __all__ = ["IGNORED", "FusedLoss", "linear_cross_entropy"]
 
@@ -128,7 +129,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 at = at if rows is None else rows[at]
                 part, wanted = hidden[at].to(dtype), labels[at]
                 room = None if grads is None else grads.room(part)
-                logits = torch.mm(part, matrix.T, out=room)
+                logits = product(part, matrix.T, out=room)
                 pieces, slope = _chunk(logits, bias, wanted, softcap, z_loss, needs_grad)
                 sums += pieces
                 if grads is not None and slope is not None:
@@ -182,9 +183,9 @@ class _Grads:
         gathers = self._gathers(part)
         narrow = self._gather(slope, part) if gathers else slope.to(part.dtype)
         if isinstance(at, slice) and self.hidden.dtype == narrow.dtype:
-            torch.mm(narrow, matrix, out=self.hidden[at])
+            product(narrow, matrix, out=self.hidden[at])
         else:
-            self.hidden[at] = (narrow @ matrix).to(self.hidden.dtype)
+            self.hidden[at] = product(narrow, matrix).to(self.hidden.dtype)
         if self.wants_weight and not gathers:
             self._to_weight(narrow, part)
 
@@ -226,13 +227,13 @@ class _Grads:
     def _to_weight(self, slope: Tensor, part: Tensor) -> None:
         if self.weight is None:  # in the products' type, half as large, for as long as nothing is added to it
             out = on_large_pages(part.new_empty(self.vocab, part.shape[1]))
-            self.weight = torch.mm(slope.T, part, out=out)
+            self.weight = product(slope.T, part, out=out)
             return
         self.weight = as_type(self.weight, self.wide)
         if self.weight.dtype == slope.dtype:
             self.weight.addmm_(slope.T, part)
         else:
-            self.weight += slope.T @ part
+            self.weight += product(slope.T, part)
 
     def scaled(self, by: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the gradients times what arrives from above; of a frozen matrix there is none."""

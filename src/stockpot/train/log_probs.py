@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from stockpot.data.batch import IGNORED, Batch
 from stockpot.device import on_large_pages
 from stockpot.model.compiled import product_dtype
+from stockpot.model.linear import product
 from stockpot.model.transformer import Transformer
 from stockpot.train.fused import as_type
 
@@ -146,7 +147,7 @@ class _LinearLogProbs(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(labels), chunk):
                 at = slice(start, start + chunk)
-                raw = hidden[at].to(dtype) @ matrix.T
+                raw = product(hidden[at].to(dtype), matrix.T)
                 log_probs[at], entropy[at], slope = _judge(
                     raw, bias, labels[at], softcap, needs_grad, room[:, : len(raw)]
                 )
@@ -156,7 +157,7 @@ class _LinearLogProbs(torch.autograd.Function):
                     kept[at] = slope
                     slope = kept[at]
                 if to_hidden is not None:
-                    to_hidden[at] = (slope.to(dtype) @ matrix).to(hidden.dtype)
+                    to_hidden[at] = product(slope.to(dtype), matrix).to(hidden.dtype)
                 del slope  # its memory serves the next chunk
         ctx.save_for_backward(hidden, to_hidden, kept)
         ctx.out = weight.dtype
@@ -173,7 +174,7 @@ class _LinearLogProbs(torch.autograd.Function):
         if kept is not None:  # one product: adding to the gradient of a wide matrix piece by piece costs more
             part = (hidden * slope.unsqueeze(1)).to(kept.dtype)
             to_weight = as_type(
-                torch.mm(kept.T, part, out=on_large_pages(kept.new_empty(kept.shape[1], part.shape[1]))),
+                product(kept.T, part, out=on_large_pages(kept.new_empty(kept.shape[1], part.shape[1]))),
                 ctx.out,
             )
         return to_hidden, to_weight, None, None, None, None, None
