@@ -150,15 +150,6 @@ inline void look(const Gaze& gaze, GazeRoom& room, int q, int start, int count, 
   if (from < gaze.head_dim) gather<Q, 1>(gaze, room, q, values, count, from);
 }
 
-// Let the memory of the next block be fetched.
-inline void ask_for_rows(const uint16_t* from, int64_t count) {
-#if STOCKPOT_AVX512
-  for (int64_t i = 0; i < count; i += 32) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
-#else
-  (void)from, (void)count;                   // elsewhere the processor foresees it
-#endif
-}
-
 // Average the values of the positions each query sees.
 inline void attend(const Gaze& gaze, GazeRoom& room, const uint16_t* keys, const uint16_t* values) {
   const int first = *std::min_element(gaze.first, gaze.first + gaze.count);
@@ -171,8 +162,11 @@ inline void attend(const Gaze& gaze, GazeRoom& room, const uint16_t* keys, const
   for (int start = first / KEYS * KEYS; start <= last; start += KEYS) {
     const int count = std::min(KEYS, last + 1 - start);
     const uint16_t *k = keys + start * gaze.head_dim, *v = values + start * gaze.head_dim;
-    ask_for_rows(k + KEYS * gaze.head_dim, std::min(KEYS, last + 1 - start - KEYS) * gaze.head_dim);
-    ask_for_rows(v + KEYS * gaze.head_dim, std::min(KEYS, last + 1 - start - KEYS) * gaze.head_dim);
+#if STOCKPOT_AVX512                              // elsewhere the processor foresees it
+    const int64_t next = std::min(KEYS, last + 1 - start - KEYS) * gaze.head_dim;
+    ask(k + KEYS * gaze.head_dim, next);
+    ask(v + KEYS * gaze.head_dim, next);
+#endif
     int q = 0;
     for (; q + TOGETHER <= gaze.count; q += TOGETHER) look<TOGETHER>(gaze, room, q, start, count, k, v);
     if (gaze.count - q == 2) look<2>(gaze, room, q, start, count, k, v);

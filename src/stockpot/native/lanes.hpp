@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "fetching.hpp"
+
 #if !defined(STOCKPOT_PLAIN) && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
 #define STOCKPOT_AVX2 1
@@ -29,7 +31,6 @@
 namespace stockpot {
 
 constexpr int LANES = 16;
-constexpr int64_t LINE = 64;                 // bytes that memory gives at once: one load of a block of weights
 
 #if STOCKPOT_AVX512
 
@@ -295,13 +296,6 @@ inline Digits fill_pairs(const int16_t* pair) {
 inline Sums add_products(Sums s, Digits w, const int16_t* pair) { return add_pairs(s, w, fill_pairs(pair)); }
 
 #endif
-
-// Let memory be fetched into the second cache: a line, or so many bytes.
-inline void ask_for_line(const void* line) { __builtin_prefetch(line, 0, 2); }
-template <int64_t BYTES> inline void ask_for_lines(const void* from) {
-  STOCKPOT_UNROLL(16)
-  for (int64_t i = 0; i < BYTES; i += LINE) ask_for_line(static_cast<const char*>(from) + i);
-}
 
 // --- sums and maxima over the lanes ---
 //

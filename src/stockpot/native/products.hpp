@@ -150,85 +150,82 @@ STOCKPOT_APART inline void multiply_row(const Matrix& m, int64_t block, const In
 
 // --- many rows ---
 
-// A block with its digits unpacked.
-struct Panel {
-  const uint8_t* lines;                      // (spans, lines a span, 64)
-  const float *scales, *lows;                // (spans, 16)
-  const uint8_t* next;                       // digits, scales and lows of the block behind: the first rows let them be fetched
-  const uint16_t *next_scales, *next_lows;
+// Let the digits, scales and lows of a span of the block behind be fetched.
+template <int BITS> STOCKPOT_ASKING void ask_for_next(const Matrix& m, int64_t block, int64_t span) {
+  constexpr int64_t BYTES = (BITS == 8 ? WIDE_SPAN : NARROW_SPAN) * LANES * BITS / 8;
+  const int64_t place = ((block + 1) * m.spans() + span) * LANES;
+  ask_for_lines<BYTES>(m.block(block + 1) + span * BYTES);
+  ask_for_line(m.scales + place);
+  if (BITS == 4) ask_for_line(m.lows + place);
+}
 
-  template <int BITS> void ask(int64_t span) const {
-    constexpr int64_t BYTES = (BITS == 8 ? WIDE_SPAN : NARROW_SPAN) * LANES * BITS / 8;
-    ask_for_lines<BYTES>(next + span * BYTES);
-    ask_for_line(next_scales + span * LANES);
-    if (BITS == 4) ask_for_line(next_lows + span * LANES);
-  }
-};
-
-template <int ROWS> STOCKPOT_APART void wide_tile(const Panel& panel, const Inputs& in, int64_t row, float gain, float* out) {
+template <int ROWS> STOCKPOT_APART void wide_tile(const Matrix& m, int64_t block, const Inputs& in, int64_t row, float* out) {
   const int16_t* x[ROWS];
   Lanes totals[ROWS];
   for (int r = 0; r < ROWS; ++r) {
     x[r] = in.wide(row + r);
     totals[r] = fill(0.0f);
   }
-  const uint8_t* line = panel.lines;
+  const uint8_t* line = m.block(block);
+  const uint16_t* scales = m.scales + block * m.spans() * LANES;
   const int32_t* sums = in.sums + row * in.spans;
   for (int64_t s = 0; s < in.spans_used; ++s, ++sums) {
     Sums parts[ROWS];
     for (int r = 0; r < ROWS; ++r) parts[r] = fill_sums(-128 * sums[r * in.spans]);
     STOCKPOT_UNROLL(4)
-    for (int64_t i = 0; i < WIDE_SPAN; i += 2, line += LINE) {
-      const Digits w = load_digits(line);
-      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w, x[r] + i);
+    for (int64_t i = 0; i < WIDE_SPAN; i += 4, line += LINE) {
+      const Halved w = halved_wide(line);
+      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w.first, x[r] + i);
+      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w.second, x[r] + i + 2);
     }
-    const Lanes scale = load(panel.scales + s * LANES);
-    if (row == 0) panel.ask<8>(s);
+    const Lanes scale = load_half(scales + s * LANES);
+    if (row == 0) ask_for_next<8>(m, block, s);
     for (int r = 0; r < ROWS; ++r) {
       totals[r] = fma(as_float(parts[r]), scale, totals[r]);
       x[r] += WIDE_SPAN;
     }
   }
   for (int r = 0; r < ROWS; ++r)
-    store(out + (row + r) * LANES, totals[r] * fill(in.scales[(row + r) * in.spans]) * fill(gain));
+    store(out + (row + r) * LANES, totals[r] * fill(in.scales[(row + r) * in.spans]) * fill(float(m.gain)));
 }
 
-template <int ROWS>
-STOCKPOT_APART void narrow_tile(const Panel& panel, const Inputs& in, int64_t row, float gain, float* out) {
+template <int ROWS> STOCKPOT_APART void narrow_tile(const Matrix& m, int64_t block, const Inputs& in, int64_t row, float* out) {
   const int8_t* x[ROWS];
   Lanes totals[ROWS];
   for (int r = 0; r < ROWS; ++r) {
     x[r] = in.narrow(row + r);
     totals[r] = fill(0.0f);
   }
-  const uint8_t* line = panel.lines;
-  const float *scales = in.scales + row * in.spans, *masses = in.masses + row * in.spans;
-  for (int64_t s = 0; s < in.spans_used; ++s, ++scales, ++masses) {
+  const uint8_t* line = m.block(block);
+  const uint16_t *scales = m.scales + block * m.spans() * LANES, *lows = m.lows + block * m.spans() * LANES;
+  const float *gains = in.scales + row * in.spans, *masses = in.masses + row * in.spans;
+  for (int64_t s = 0; s < in.spans_used; ++s, ++gains, ++masses) {
     Partial parts[ROWS];
     for (int r = 0; r < ROWS; ++r) parts[r] = no_partial();
-    STOCKPOT_UNROLL(2)
-    for (int64_t i = 0; i < NARROW_SPAN; i += 4, line += LINE) {
-      const Digits w = load_digits(line);
-      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w, x[r] + i);
+    STOCKPOT_UNROLL(4)
+    for (int64_t i = 0; i < NARROW_SPAN; i += 8, line += LINE) {
+      const Halved w = halved_narrow(line);
+      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w.first, x[r] + i);
+      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w.second, x[r] + i + 4);
     }
-    const Lanes scale = load(panel.scales + s * LANES), low = load(panel.lows + s * LANES);
-    if (row == 0) panel.ask<4>(s);
+    const Lanes scale = load_half(scales + s * LANES), low = load_half(lows + s * LANES);
+    if (row == 0) ask_for_next<4>(m, block, s);
     for (int r = 0; r < ROWS; ++r) {
-      totals[r] = fma(as_float(widened(parts[r])), scale * fill(scales[r * in.spans]), totals[r]);
+      totals[r] = fma(as_float(widened(parts[r])), scale * fill(gains[r * in.spans]), totals[r]);
       totals[r] = fma(low, fill(masses[r * in.spans]), totals[r]);
       x[r] += NARROW_SPAN;
     }
   }
-  for (int r = 0; r < ROWS; ++r) store(out + (row + r) * LANES, totals[r] * fill(gain));
+  for (int r = 0; r < ROWS; ++r) store(out + (row + r) * LANES, totals[r] * fill(float(m.gain)));
 }
 
 template <int ROWS>
-inline void tiles(bool wide, const Panel& panel, const Inputs& in, int64_t row, int64_t rows, float gain, float* out) {
+inline void tiles(const Matrix& m, int64_t block, const Inputs& in, int64_t row, int64_t rows, float* out) {
   for (; row + ROWS <= rows; row += ROWS) {
-    if (wide) wide_tile<ROWS>(panel, in, row, gain, out);
-    else narrow_tile<ROWS>(panel, in, row, gain, out);
+    if (m.bits == 8) wide_tile<ROWS>(m, block, in, row, out);
+    else narrow_tile<ROWS>(m, block, in, row, out);
   }
-  if constexpr (ROWS > 1) tiles<(ROWS + 1) / 2>(wide, panel, in, row, rows, gain, out);
+  if constexpr (ROWS > 1) tiles<(ROWS + 1) / 2>(m, block, in, row, rows, out);
 }
 
 // --- many rows, with the matrix unit ---
@@ -346,34 +343,13 @@ inline void multiply_tiled(const Matrix&, int64_t, const Inputs&, int64_t, uint8
 #endif
 
 // Bytes of scratch for a block of a matrix with so many inputs.
-inline int64_t panel_bytes(int64_t inputs) { return inputs / 2 * LINE + 2 * inputs / NARROW_SPAN * LANES * 4; }
-
-STOCKPOT_APART inline void multiply_rows(const Matrix& m, int64_t block, const Inputs& in, int64_t rows, uint8_t* room,
-                                         float* out) {
-  const bool wide = m.bits == 8;
-  const int64_t lines = m.inputs / (wide ? 4 : 8);
-  const uint8_t* line = m.block(block);
-  for (int64_t i = 0; i < lines; ++i, line += LINE) {
-    const Halved w = wide ? halved_wide(line) : halved_narrow(line);
-    store_line(room + 2 * i * LINE, w.first);
-    store_line(room + (2 * i + 1) * LINE, w.second);
-  }
-  float *scales = reinterpret_cast<float*>(room + 2 * lines * LINE), *lows = scales + m.spans() * LANES;
-  for (int64_t s = 0; s < m.spans(); ++s) {
-    const int64_t place = (block * m.spans() + s) * LANES;
-    store(scales + s * LANES, load_half(m.scales + place));
-    if (!wide) store(lows + s * LANES, load_half(m.lows + place));
-  }
-  const int64_t behind = (block + 1) * m.spans() * LANES;
-  const Panel panel{room, scales, lows, m.block(block + 1), m.scales + behind, m.lows + behind};
-  tiles<TILE>(wide, panel, in, 0, rows, float(m.gain), out);
-}
+inline int64_t panel_bytes(int64_t inputs) { return has_byte_tiles() ? inputs * LANES : 0; }
 
 // out (rows, 16): one block of outputs of the matrix for every row.
 inline void multiply_block(const Matrix& m, int64_t block, const Inputs& in, int64_t rows, uint8_t* room, float* out) {
   if (in.tiled) multiply_tiled(m, block, in, rows, room, out);
   else if (rows == 1) multiply_row(m, block, in, out);
-  else multiply_rows(m, block, in, rows, room, out);
+  else tiles<TILE>(m, block, in, 0, rows, out);
 }
 
 // One row of a matrix of 8 bits as floats: the look-up of an embedding.

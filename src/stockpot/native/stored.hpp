@@ -31,7 +31,7 @@ inline Lanes load(From from) {
 }
 
 // Let so many numbers be fetched.
-inline void ask_for(From from, int64_t count) {
+STOCKPOT_ASKING void ask_for(From from, int64_t count) {
   for (int64_t i = 0; i < from.size(count); i += LINE) ask_for_line(from.bytes + i);
 }
 

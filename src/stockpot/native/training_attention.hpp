@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "fetching.hpp"
 #include "numbers.hpp"
 #include "training_heads.hpp"
 #include "training_pairs.hpp"
@@ -34,14 +35,6 @@ struct Room {
 inline Room& room() {
   static thread_local Room own;
   return own;
-}
-
-// Asks for a head of a later row: rows lie so far apart that the processor does not guess the next one.
-template <class T> inline void ask(const T* row, int64_t dim) {
-  for (int64_t i = 0; i < dim; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + i);
-}
-template <class T> inline void ask_to_write(T* row, int64_t dim) {
-  for (int64_t i = 0; i < dim; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + i, 1);
 }
 
 template <class T> void widen_row(const T* from, float* to, int64_t dim, int64_t wide) {
@@ -305,8 +298,8 @@ template <class T, class A> struct BackTask {
     close_rows<T, A>(f, item, head, start, rows, part, s.wide, gains);
   }
 
-  // What a query of the next block will need.
-  void ask_for_next(int64_t query, int64_t head) const {
+  // What a query of the next block will need: rows lie so far apart that the processor does not guess the next one.
+  STOCKPOT_ASKING void ask_for_next(int64_t query, int64_t head) const {
     const int64_t place = in_result(f, item, query, head);
     ask(static_cast<const T*>(f.qkv) + in_product(f, item, query, head), s.dim);
     ask(static_cast<const T*>(f.slope) + place, s.dim);
