@@ -150,82 +150,120 @@ STOCKPOT_APART inline void multiply_row(const Matrix& m, int64_t block, const In
 
 // --- many rows ---
 
-// Let the digits, scales and lows of a span of the block behind be fetched.
-template <int BITS> STOCKPOT_ASKING void ask_for_next(const Matrix& m, int64_t block, int64_t span) {
-  constexpr int64_t BYTES = (BITS == 8 ? WIDE_SPAN : NARROW_SPAN) * LANES * BITS / 8;
-  const int64_t place = ((block + 1) * m.spans() + span) * LANES;
-  ask_for_lines<BYTES>(m.block(block + 1) + span * BYTES);
-  ask_for_line(m.scales + place);
-  if (BITS == 4) ask_for_line(m.lows + place);
-}
+// A block as many rows look at it. Where registers hold many rows, digits are unpacked for each of them anew, which costs nothing
+// beside so many products; elsewhere that is done beforehand.
+struct Panel {
+  const Matrix& m;
+  const int64_t block;
+  const uint8_t* lines;
+#if STOCKPOT_AVX512
+  const int64_t place;                       // of the block's scales and lows
 
-template <int ROWS> STOCKPOT_APART void wide_tile(const Matrix& m, int64_t block, const Inputs& in, int64_t row, float* out) {
+  Panel(const Matrix& matrix, int64_t index, uint8_t*)
+      : m(matrix), block(index), lines(m.block(index)), place(index * m.spans() * LANES) {}
+  static constexpr int64_t HALVES = 2;       // of digits that are packed in a line
+  template <int BITS, class F> static void take(const uint8_t* line, int64_t input, F&& each) {
+    const Halved w = BITS == 8 ? halved_wide(line) : halved_narrow(line);
+    each(w.first, input);
+    each(w.second, input + 16 / BITS);
+  }
+  Lanes scale(int64_t span) const { return load_half(m.scales + place + span * LANES); }
+  Lanes low(int64_t span) const { return load_half(m.lows + place + span * LANES); }
+#else
+  const float *scales, *lows;                // (spans, 16)
+
+  Panel(const Matrix& matrix, int64_t index, uint8_t* room) : m(matrix), block(index), lines(room) {
+    const uint8_t* end = m.block(index + 1);
+    for (const uint8_t* line = m.block(index); line < end; line += LINE, room += 2 * LINE) {
+      const Halved w = m.bits == 8 ? halved_wide(line) : halved_narrow(line);
+      store_line(room, w.first);
+      store_line(room + LINE, w.second);
+    }
+    float* out = reinterpret_cast<float*>(room);
+    scales = out, lows = out + m.spans() * LANES;
+    for (int64_t i = 0; i < m.spans() * LANES; i += LANES) {
+      store(out + i, load_half(m.scales + index * m.spans() * LANES + i));
+      if (m.lows) store(out + m.spans() * LANES + i, load_half(m.lows + index * m.spans() * LANES + i));
+    }
+  }
+  static constexpr int64_t HALVES = 1;
+  template <int BITS, class F> static void take(const uint8_t* line, int64_t input, F&& each) { each(load_digits(line), input); }
+  Lanes scale(int64_t span) const { return load(scales + span * LANES); }
+  Lanes low(int64_t span) const { return load(lows + span * LANES); }
+#endif
+
+  // Let the digits, scales and lows of a span of the block behind be fetched.
+  template <int BITS> STOCKPOT_ASKING void ask_for_next(int64_t span) const {
+    constexpr int64_t BYTES = (BITS == 8 ? WIDE_SPAN : NARROW_SPAN) * LANES * BITS / 8;
+    const int64_t place = ((block + 1) * m.spans() + span) * LANES;
+    ask_for_lines<BYTES>(m.block(block + 1) + span * BYTES);
+    ask_for_line(m.scales + place);
+    if (BITS == 4) ask_for_line(m.lows + place);
+  }
+};
+
+template <int ROWS> STOCKPOT_APART void wide_tile(const Panel& panel, const Inputs& in, int64_t row, float* out) {
   const int16_t* x[ROWS];
   Lanes totals[ROWS];
   for (int r = 0; r < ROWS; ++r) {
     x[r] = in.wide(row + r);
     totals[r] = fill(0.0f);
   }
-  const uint8_t* line = m.block(block);
-  const uint16_t* scales = m.scales + block * m.spans() * LANES;
+  const uint8_t* line = panel.lines;
   const int32_t* sums = in.sums + row * in.spans;
   for (int64_t s = 0; s < in.spans_used; ++s, ++sums) {
     Sums parts[ROWS];
     for (int r = 0; r < ROWS; ++r) parts[r] = fill_sums(-128 * sums[r * in.spans]);
     STOCKPOT_UNROLL(4)
-    for (int64_t i = 0; i < WIDE_SPAN; i += 4, line += LINE) {
-      const Halved w = halved_wide(line);
-      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w.first, x[r] + i);
-      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w.second, x[r] + i + 2);
-    }
-    const Lanes scale = load_half(scales + s * LANES);
-    if (row == 0) ask_for_next<8>(m, block, s);
+    for (int64_t i = 0; i < WIDE_SPAN; i += 2 * Panel::HALVES, line += LINE)
+      Panel::take<8>(line, i, [&](Digits w, int64_t at) {
+        for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w, x[r] + at);
+      });
+    const Lanes scale = panel.scale(s);
+    if (row == 0) panel.ask_for_next<8>(s);
     for (int r = 0; r < ROWS; ++r) {
       totals[r] = fma(as_float(parts[r]), scale, totals[r]);
       x[r] += WIDE_SPAN;
     }
   }
-  for (int r = 0; r < ROWS; ++r)
-    store(out + (row + r) * LANES, totals[r] * fill(in.scales[(row + r) * in.spans]) * fill(float(m.gain)));
+  const Lanes gain = fill(float(panel.m.gain));
+  for (int r = 0; r < ROWS; ++r) store(out + (row + r) * LANES, totals[r] * fill(in.scales[(row + r) * in.spans]) * gain);
 }
 
-template <int ROWS> STOCKPOT_APART void narrow_tile(const Matrix& m, int64_t block, const Inputs& in, int64_t row, float* out) {
+template <int ROWS> STOCKPOT_APART void narrow_tile(const Panel& panel, const Inputs& in, int64_t row, float* out) {
   const int8_t* x[ROWS];
   Lanes totals[ROWS];
   for (int r = 0; r < ROWS; ++r) {
     x[r] = in.narrow(row + r);
     totals[r] = fill(0.0f);
   }
-  const uint8_t* line = m.block(block);
-  const uint16_t *scales = m.scales + block * m.spans() * LANES, *lows = m.lows + block * m.spans() * LANES;
-  const float *gains = in.scales + row * in.spans, *masses = in.masses + row * in.spans;
-  for (int64_t s = 0; s < in.spans_used; ++s, ++gains, ++masses) {
+  const uint8_t* line = panel.lines;
+  const float *scales = in.scales + row * in.spans, *masses = in.masses + row * in.spans;
+  for (int64_t s = 0; s < in.spans_used; ++s, ++scales, ++masses) {
     Partial parts[ROWS];
     for (int r = 0; r < ROWS; ++r) parts[r] = no_partial();
     STOCKPOT_UNROLL(4)
-    for (int64_t i = 0; i < NARROW_SPAN; i += 8, line += LINE) {
-      const Halved w = halved_narrow(line);
-      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w.first, x[r] + i);
-      for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w.second, x[r] + i + 4);
-    }
-    const Lanes scale = load_half(scales + s * LANES), low = load_half(lows + s * LANES);
-    if (row == 0) ask_for_next<4>(m, block, s);
+    for (int64_t i = 0; i < NARROW_SPAN; i += 4 * Panel::HALVES, line += LINE)
+      Panel::take<4>(line, i, [&](Digits w, int64_t at) {
+        for (int r = 0; r < ROWS; ++r) parts[r] = add_products(parts[r], w, x[r] + at);
+      });
+    const Lanes scale = panel.scale(s), low = panel.low(s);
+    if (row == 0) panel.ask_for_next<4>(s);
     for (int r = 0; r < ROWS; ++r) {
-      totals[r] = fma(as_float(widened(parts[r])), scale * fill(gains[r * in.spans]), totals[r]);
+      totals[r] = fma(as_float(widened(parts[r])), scale * fill(scales[r * in.spans]), totals[r]);
       totals[r] = fma(low, fill(masses[r * in.spans]), totals[r]);
       x[r] += NARROW_SPAN;
     }
   }
-  for (int r = 0; r < ROWS; ++r) store(out + (row + r) * LANES, totals[r] * fill(float(m.gain)));
+  for (int r = 0; r < ROWS; ++r) store(out + (row + r) * LANES, totals[r] * fill(float(panel.m.gain)));
 }
 
-template <int ROWS>
-inline void tiles(const Matrix& m, int64_t block, const Inputs& in, int64_t row, int64_t rows, float* out) {
+template <int ROWS> inline void tiles(const Panel& panel, const Inputs& in, int64_t row, int64_t rows, float* out) {
   for (; row + ROWS <= rows; row += ROWS) {
-    if (m.bits == 8) wide_tile<ROWS>(m, block, in, row, out);
-    else narrow_tile<ROWS>(m, block, in, row, out);
+    if (panel.m.bits == 8) wide_tile<ROWS>(panel, in, row, out);
+    else narrow_tile<ROWS>(panel, in, row, out);
   }
-  if constexpr (ROWS > 1) tiles<(ROWS + 1) / 2>(m, block, in, row, rows, out);
+  if constexpr (ROWS > 1) tiles<(ROWS + 1) / 2>(panel, in, row, rows, out);
 }
 
 // --- many rows, with the matrix unit ---
@@ -343,13 +381,13 @@ inline void multiply_tiled(const Matrix&, int64_t, const Inputs&, int64_t, uint8
 #endif
 
 // Bytes of scratch for a block of a matrix with so many inputs.
-inline int64_t panel_bytes(int64_t inputs) { return has_byte_tiles() ? inputs * LANES : 0; }
+inline int64_t panel_bytes(int64_t inputs) { return inputs / 2 * LINE + 2 * inputs / NARROW_SPAN * LANES * 4; }
 
 // out (rows, 16): one block of outputs of the matrix for every row.
 inline void multiply_block(const Matrix& m, int64_t block, const Inputs& in, int64_t rows, uint8_t* room, float* out) {
   if (in.tiled) multiply_tiled(m, block, in, rows, room, out);
   else if (rows == 1) multiply_row(m, block, in, out);
-  else tiles<TILE>(m, block, in, 0, rows, out);
+  else tiles<TILE>(Panel(m, block, room), in, 0, rows, out);
 }
 
 // One row of a matrix of 8 bits as floats: the look-up of an embedding.
