@@ -86,6 +86,10 @@ def test_titles_labels_and_nulls_are_left_out():
             '"margin" must be a finite number',
         ),
         (
+            {"prompt": "p", "chosen": "c", "rejected": "r", "margin": 10**400},
+            '"margin" must be a finite',
+        ),
+        (
             {"prompt": "p", "chosen": "c", "rejected": "r", "margin": float("nan")},
             '"margin" must be a finite',
         ),
