@@ -283,7 +283,7 @@ def _recipe(path: Path) -> Found | None:
     try:
         text = path.read_text(encoding="utf-8-sig")
         tables = tomllib.loads(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     stages = [name for name, value in tables.items() if isinstance(value, dict)]
     if not stages:
