@@ -80,6 +80,20 @@ def test_runs_can_be_written_as_tensorboard_events(base, tmp_path):
         assert list((tmp_path / "tb" / name).glob("events.out.*"))
 
 
+def test_tensorboard_events_of_one_name_stay_apart_and_nothing_else_is_removed(tmp_path):
+    pytest.importorskip("tensorboard")
+    cooks = tmp_path / "cooks"
+    for cook in "ab":
+        with Run.create(cooks / cook / "base", stage="pretrain", recipe={}) as run:
+            run.log(1, loss=1.0)
+    assert ask("runs", cooks, "--tensorboard", tmp_path / "tb").exit_code == 0
+    assert len(list((tmp_path / "tb").glob("*/base/events.out.*"))) == 2
+    for _ in range(2):
+        assert ask("runs", cooks, "--tensorboard", cooks).exit_code == 0  # beside what the runs hold
+    assert len(list(cooks.glob("*/base/events.out.*"))) == 2
+    assert [row["loss"] for row in told("runs", cooks)] == [1.0, 1.0]
+
+
 def test_runs_inside_a_run_are_found_once(tmp_path):
     with Run.create(tmp_path / "cook", stage="cook", recipe={}) as outer:
         Run.create(outer.path / "sft", stage="sft", recipe={}).finish("done")
