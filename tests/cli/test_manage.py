@@ -134,7 +134,7 @@ def test_inspect_a_cook_and_a_folder_of_runs(base):
         json.dumps({"sft": {"status": "done"}, "dpo": {"status": "started"}})
     )
     value = json.loads(ask("inspect", base.parent, "--json").stdout)
-    assert (value["kind"], value["stages done"], value["models"]) == ("cook", ["sft"], ["base", "long"])
+    assert (value["kind"], value["stages done"], value["models"]) == ("cook", ["sft"], ["long", "base"])
 
 
 def test_inspect_a_recipe(base):

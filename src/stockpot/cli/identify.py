@@ -103,8 +103,10 @@ def _cook(path: Path) -> Found | None:
     state = _json_file(path / "cook.json")
     if not isinstance(state, dict):
         return None
+    from stockpot.weights.folder import runs_in
+
     stages = [name for name, one in state.items() if isinstance(one, dict) and one.get("status") == "done"]
-    facts: dict[str, Any] = {"stages done": stages, "models": _names_of_runs(path)}
+    facts: dict[str, Any] = {"stages done": stages, "models": runs_in(path)}
     report, offered = path / "report.html", path / "offered"
     facts["report"] = str(report) if report.is_file() else None
     if offered.is_file():
@@ -114,27 +116,19 @@ def _cook(path: Path) -> Found | None:
 
 def _runs(path: Path) -> Found | None:
     """Recognise a folder that holds runs and is nothing else itself."""
-    names = _names_of_runs(path)
+    from stockpot.weights.folder import runs_in
+
+    names = runs_in(path)
     return Found("runs", path, {"runs": names, "more": f"stockpot runs {path}"}) if names else None
-
-
-def _names_of_runs(path: Path) -> list[str]:
-    from stockpot.run import is_run
-
-    return [one.name for one in sorted(path.iterdir()) if is_run(one)] if path.is_dir() else []
 
 
 def last_metrics(path: Path) -> dict[str, float]:
     """Read the last logged value of each metric of a run."""
+    from stockpot.curves import read_rows
+
     last: dict[str, float] = {}
-    metrics = path / "metrics.jsonl"
-    if not metrics.is_file():
-        return last
-    with metrics.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            row = _json(line)
-            if isinstance(row, dict):
-                last |= {name: value for name, value in row.items() if isinstance(value, (int, float))}
+    for row in read_rows(path / "metrics.jsonl"):
+        last |= {name: value for name, value in row.items() if isinstance(value, (int, float))}
     return last
 
 
