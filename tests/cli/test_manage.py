@@ -137,6 +137,12 @@ def test_inspect_a_cook_and_a_folder_of_runs(base):
     assert (value["kind"], value["stages done"], value["models"]) == ("cook", ["sft"], ["long", "base"])
 
 
+def test_the_command_that_inspect_names_can_be_typed(base, tmp_path):
+    folder = tmp_path / "my runs"
+    base.parent.rename(folder)
+    assert told("inspect", folder)["more"] == f"stockpot runs '{folder}'"
+
+
 def test_inspect_a_recipe(base):
     found = told("inspect", base / "recipe.toml")
     assert (found["kind"], found["stages"]) == ("recipe", ["pretrain"])

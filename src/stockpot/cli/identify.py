@@ -7,6 +7,7 @@ answer is shown is decided elsewhere.
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -110,7 +111,9 @@ def _cook(path: Path) -> Found | None:
     report, offered = path / "report.html", path / "offered"
     facts["report"] = str(report) if report.is_file() else None
     if offered.is_file():
-        facts["to chat"] = f"stockpot chat {path / offered.read_text(encoding='utf-8').strip()}"
+        facts["to chat"] = shlex.join(
+            ["stockpot", "chat", str(path / offered.read_text(encoding="utf-8").strip())]
+        )
     return Found("cook", path, facts)
 
 
@@ -119,7 +122,11 @@ def _runs(path: Path) -> Found | None:
     from stockpot.weights.folder import runs_in
 
     names = runs_in(path)
-    return Found("runs", path, {"runs": names, "more": f"stockpot runs {path}"}) if names else None
+    return (
+        Found("runs", path, {"runs": names, "more": shlex.join(["stockpot", "runs", str(path)])})
+        if names
+        else None
+    )
 
 
 def last_metrics(path: Path) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -168,7 +169,10 @@ def generate(
             reason, wrote = chunk.finish_reason, wrote or bool(chunk.text)
         show.stream("\n")
         if not wrote:
-            print(f"The model ended the text at once. To ask it: stockpot chat {model}", file=sys.stderr)
+            print(
+                f"The model ended the text at once. To ask it: stockpot chat {shlex.quote(model)}",
+                file=sys.stderr,
+            )
         _refuse_half_json(sampling, [reason])
         return
     completions = engine.generate([given_to_it], sampling)
@@ -335,7 +339,7 @@ def chat(
     if bundle.template is None:
         raise GenerationError(
             f"{model} has no chat template: it was not trained on conversations.",
-            f"Continue a text with it (stockpot generate {model} …), or train it on talk (stockpot sft).",
+            f"Continue a text with it (stockpot generate {shlex.quote(model)} …), or train it on talk (stockpot sft).",
         )
     talk = _Talk(flags, bundle, _over_defaults(given, bundle), system)
     if sys.stdin.isatty() and not flags.quiet:
