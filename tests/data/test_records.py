@@ -158,6 +158,24 @@ def test_instructions_become_messages():
     assert parse(with_system).messages[0] == Message("system", "Be kind.")
 
 
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "u"}]}, "messages"),
+        ({"prompt": "u", "completion": "a"}, "prompt"),
+        ({"prompt": [{"role": "user", "content": "u"}], "chosen": "a", "rejected": "b"}, "prompt"),
+        ({"chosen": "\n\nHuman: u\n\nAssistant: a", "rejected": "\n\nHuman: u\n\nAssistant: b"}, "prompt"),
+    ],
+)
+def test_what_the_system_says_stands_in_front_where_it_is_a_field(record, name):
+    said = getattr(parse(record | {"system": "s"}), name)
+    assert said[:2] == (Message("system", "s"), Message("user", "u"))
+    assert parse(record | {"system": ""}) == parse(record | {"system": 3}) == parse(record)
+    has_one = {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "u"}]}
+    assert parse(has_one | {"system": "s"}) == parse(has_one)
+
+
 def test_conversations_become_messages():
     turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
     roles = [message.role for message in parse({"conversations": turns, "id": "7"}).messages]
