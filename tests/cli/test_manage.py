@@ -203,6 +203,16 @@ def test_inspect_a_tokenizer(tokenizer):
     assert told("inspect", tokenizer / "tokenizer.json")["vocabulary"] == found["vocabulary"]
 
 
+def test_inspect_a_tokenizer_with_ids_that_have_no_token(tokenizer, tmp_path):
+    spec = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in spec["added_tokens"]:
+        token["id"] += 7
+    vocabulary = spec["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] += 7
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    assert told("inspect", tmp_path)["kind"] == "tokenizer"
+
+
 def test_inspect_shows_how_a_tokenizer_builds_a_word_merge_by_merge(tokenizer):
     value = told("inspect", tokenizer, "--text", "the cat")
     assert "".join(value["tokens"]).replace("Ġ", " ") == "the cat"

@@ -271,7 +271,7 @@ def _tokenizer(path: Path) -> Found | None:
         "kind of tokenizer": tokenizer.kind,
         "vocabulary": tokenizer.vocab_size,
         "special tokens": list(tokenizer.special_ids),
-        "longest token": max((tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)), key=len),
+        "longest token": tokenizer.id_to_token(int(tokenizer.byte_lengths.argmax())),  # some ids have none
         "fingerprint": tokenizer.fingerprint,
         "example": f"{sample!r} → {[tokenizer.decode([i]) for i in ids]}",
     }
