@@ -181,7 +181,8 @@ def generate(
         return
     completions = engine.generate([given_to_it], sampling)
     shown = [
-        one.text if len(completions) == 1 else f"[{i}] {one.text}" for i, one in enumerate(completions, 1)
+        show.harmless(one.text if len(completions) == 1 else f"[{i}] {one.text}")
+        for i, one in enumerate(completions, 1)
     ]
     show.result(
         flags, "\n".join(shown), {"prompt": text, "completions": [_completion(one) for one in completions]}
