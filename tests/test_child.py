@@ -63,3 +63,19 @@ def test_waiting_for_the_processor_does_not_count(child):
     os.kill(pid, signal.SIGSTOP)
     threading.Thread(target=lambda: (time.sleep(0.8), os.kill(pid, signal.SIGCONT))).start()
     assert one.ask("soup", 0.2) == (False, "soup")
+
+
+def test_an_interrupted_question_does_not_answer_the_next(child):
+    one = child()
+    one.start()
+    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        one.ask("sleep", 30)
+    assert one.ask("soup", 10) == (False, "soup")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sessions are POSIX's")
+def test_ctrl_c_at_the_terminal_does_not_reach_the_child(child):
+    one = child()
+    one.start()
+    assert os.getsid(one.process.pid) != os.getsid(0)

@@ -132,6 +132,16 @@ def test_explained_toml_has_every_setting_with_its_description_and_reads_back_th
     assert Stage.model_validate(tomllib.loads(text)["pretrain"]) == made
 
 
+def test_explained_toml_keeps_a_text_with_a_line_end_of_unicode_in_one_line():
+    made = Stage(data="a\u2028b\x85c")
+    assert Stage.model_validate(tomllib.loads(to_toml(made, explain=True))) == made
+
+
+def test_a_name_that_is_not_utf8_is_told_where_settings_are_written():
+    with pytest.raises(ConfigError, match=r"data = .*\\udce9.* is not UTF-8"):
+        to_toml(Stage(data="caf\udce9.txt"))
+
+
 # --- mistakes ---
 
 
@@ -225,9 +235,15 @@ def test_a_recipe_that_is_not_text_is_refused(tmp_path):
     assert "not UTF-8" in complaint(recipe_files=[path]).what
 
 
+def test_a_set_value_beyond_what_toml_reads_is_text():
+    assert build(Stage, sets=["data=" + "9" * 5_000]).data == "9" * 5_000
+    assert build(Stage, sets=["data=" + "[" * 100_000]).data == "[" * 100_000
+
+
 def test_a_deeply_nested_recipe_is_an_error_and_no_crash(tmp_path):
-    path = recipe(tmp_path, "a = " + "[" * 100_000)
-    assert "not valid TOML" in complaint(recipe_files=[path]).what
+    for value in ("[" * 100_000, "9" * 5_000):
+        path = recipe(tmp_path, f"a = {value}")
+        assert "not valid TOML" in complaint(recipe_files=[path]).what
 
 
 def test_an_unknown_recipe_names_what_there_is():

@@ -534,3 +534,16 @@ def test_a_fingerprint_depends_on_content_and_not_on_where_or_state(tmp_path):
 def test_this_file_of_the_ground_floor_does_not_import_torch():
     code = "import sys, stockpot.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("broken", ["append", "write_atomically"])
+def test_a_run_that_ends_on_a_full_disk_gives_its_folder_free(run, monkeypatch, broken):
+    monkeypatch.setattr("stockpot.durable.append", no_space if broken == "append" else durable.append)
+    monkeypatch.setattr(
+        "stockpot.run.write_atomically", no_space if broken != "append" else durable.write_atomically
+    )
+    with pytest.raises(TrainError, match="full"):
+        run.finish("done")
+    assert not durable.is_locked(run.path)
+    monkeypatch.undo()
+    assert Run.open(run.path).status == "interrupted"

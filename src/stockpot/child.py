@@ -86,6 +86,7 @@ class LineChild:
             text=True,
             encoding="utf-8",
             env=self._env,
+            start_new_session=True,  # Ctrl-C at a terminal is meant for us
         )
         self._owner = os.getpid()
         self._finish = weakref.finalize(self, _end, self.process, self._owner)
@@ -119,6 +120,9 @@ class LineChild:
             answer = process.stdout.readline()
         except OSError:
             answer = ""
+        except BaseException:  # interrupted: its answer must not be taken for that to the next question
+            self.close()
+            raise
         finally:
             answered.set()
             watcher.join()

@@ -181,7 +181,7 @@ def _parse_set(item: str) -> tuple[Path_, Any]:
         raise ConfigError(f"--set {item}: expected KEY=VALUE.", "Example: --set loop.steps=200")
     try:
         return parts, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # a number with thousands of digits is no TOMLDecodeError
         return parts, text
 
 
@@ -256,7 +256,7 @@ def _read_toml(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
     try:
         return tomllib.loads(text), dict(_lines(text, path.name))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path}: not valid TOML: {error}", "Strings need quotes; tables look like [pretrain]."
         ) from None
@@ -269,7 +269,7 @@ _KEY = re.compile(r"\s*((?:[\w-]+|\"[^\"]*\")(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"))*)
 def _lines(text: str, name: str) -> Iterator[tuple[Path_, str]]:
     """Yield each key's ``file:line``; good enough for messages (keys inside long strings are listed too)."""
     table: Path_ = ()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if header := _HEADER.match(line):
             table = _dotted(header[1])
             yield table, f"{name}:{number}"
@@ -304,12 +304,23 @@ def to_toml(tables: Settings | Mapping[str, Any], *, comment: str = "", explain:
         tables: one settings object, or table name → settings object or plain values.
         comment: lines for the top of the file, without ``#``.
         explain: write every setting, also those that are off, each with its description behind it.
+
+    Raises:
+        ConfigError: if a text, such as the name of a file, is not UTF-8.
     """
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
     body = tomli_w.dumps(_plain(tables, whole=explain))
     if explain:
         body = "".join(_described(body, tables))
-    return head + ("\n" if head else "") + body
+    text = head + ("\n" if head else "") + body
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        line = text[: error.start].rpartition("\n")[2] + text[error.start :].partition("\n")[0]
+        raise ConfigError(
+            f"{_short(line.strip())} is not UTF-8, and settings are written so.", "Rename the file or folder."
+        ) from None
+    return text
 
 
 def _plain(value: Any, *, whole: bool = False) -> Any:
@@ -341,7 +352,7 @@ def _settings_or(original: Any, dumped: Any) -> Any:
 def _described(text: str, tables: Settings | Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of ``text``, each key's description behind it."""
     paths = {int(place.rpartition(":")[2]): path for path, place in _lines(text, "")}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         found: Any = tables
         about = None
         for part in paths.get(number, ()):

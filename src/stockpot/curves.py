@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ class Board:
     """A folder of TensorBoard events, begun anew.
 
     Args:
-        folder: emptied first, so that no step appears twice after a resume.
+        folder: events in it are removed first, so that no step appears twice after a resume; nothing else is.
         rows: what was logged before, each with its ``"step"``.
 
     Raises:
@@ -64,7 +63,8 @@ class Board:
             raise ConfigError(
                 "TensorBoard events need a package that is not here.", "pip install 'stockpot[tensorboard]'"
             ) from None
-        shutil.rmtree(folder, ignore_errors=True)
+        for earlier in folder.glob("events.out.tfevents.*"):
+            earlier.unlink()
         self._writer = Writer(str(folder))
         for row in rows:
             self.add(row)

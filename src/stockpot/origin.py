@@ -28,7 +28,8 @@ def now() -> str:
 def command_line() -> str:
     """Write this process's command as one would type it."""
     program = Path(sys.argv[0]).name if sys.argv else "python"
-    return shlex.join(["stockpot" if program in ("stockpot", "__main__.py") else program, *sys.argv[1:]])
+    line = shlex.join(["stockpot" if program in ("stockpot", "__main__.py") else program, *sys.argv[1:]])
+    return line.encode("utf-8", "replace").decode()  # a file's name may be anything; a manifest is UTF-8
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -161,8 +161,6 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._lock is None:
-            return
         if error is None:
             self.finish("done")
             return
@@ -170,7 +168,6 @@ class Run:
         # The first error is the one to tell; on a full disk the manifest cannot be written either.
         with contextlib.suppress(OSError, TrainError):
             self.finish(status, error=f"{type(error).__name__}: {error}".strip(": "))
-        self._release()
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -321,11 +318,13 @@ class Run:
         if self._lock is None:
             return
         seconds = self.manifest.get("seconds", 0) + time.monotonic() - self._since
-        self.journal(f"ended: {status}" + "".join(f", {name}: {value}" for name, value in fields.items()))
-        self.manifest |= fields | {"ended": origin.now(), "seconds": round(seconds, 1), "status": status}
-        with durable.one_line_when_full(self.path):
-            self._write_manifest()
-        self._release()
+        try:
+            self.journal(f"ended: {status}" + "".join(f", {name}: {value}" for name, value in fields.items()))
+            self.manifest |= fields | {"ended": origin.now(), "seconds": round(seconds, 1), "status": status}
+            with durable.one_line_when_full(self.path):
+                self._write_manifest()
+        finally:
+            self._release()
 
     # --- inside ----------------------------------------------------------------------------------
 

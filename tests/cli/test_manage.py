@@ -80,6 +80,20 @@ def test_runs_can_be_written_as_tensorboard_events(base, tmp_path):
         assert list((tmp_path / "tb" / name).glob("events.out.*"))
 
 
+def test_tensorboard_events_of_one_name_stay_apart_and_nothing_else_is_removed(tmp_path):
+    pytest.importorskip("tensorboard")
+    cooks = tmp_path / "cooks"
+    for cook in "ab":
+        with Run.create(cooks / cook / "base", stage="pretrain", recipe={}) as run:
+            run.log(1, loss=1.0)
+    assert ask("runs", cooks, "--tensorboard", tmp_path / "tb").exit_code == 0
+    assert len(list((tmp_path / "tb").glob("*/base/events.out.*"))) == 2
+    for _ in range(2):
+        assert ask("runs", cooks, "--tensorboard", cooks).exit_code == 0  # beside what the runs hold
+    assert len(list(cooks.glob("*/base/events.out.*"))) == 2
+    assert [row["loss"] for row in told("runs", cooks)] == [1.0, 1.0]
+
+
 def test_runs_inside_a_run_are_found_once(tmp_path):
     with Run.create(tmp_path / "cook", stage="cook", recipe={}) as outer:
         Run.create(outer.path / "sft", stage="sft", recipe={}).finish("done")
@@ -120,7 +134,13 @@ def test_inspect_a_cook_and_a_folder_of_runs(base):
         json.dumps({"sft": {"status": "done"}, "dpo": {"status": "started"}})
     )
     value = json.loads(ask("inspect", base.parent, "--json").stdout)
-    assert (value["kind"], value["stages done"], value["models"]) == ("cook", ["sft"], ["base", "long"])
+    assert (value["kind"], value["stages done"], value["models"]) == ("cook", ["sft"], ["long", "base"])
+
+
+def test_the_command_that_inspect_names_can_be_typed(base, tmp_path):
+    folder = tmp_path / "my runs"
+    base.parent.rename(folder)
+    assert told("inspect", folder)["more"] == f"stockpot runs '{folder}'"
 
 
 def test_inspect_a_recipe(base):
@@ -181,6 +201,16 @@ def test_inspect_a_tokenizer(tokenizer):
     assert (found["kind"], found["kind of tokenizer"]) == ("tokenizer", "byte-bpe")
     assert "<|bos|>" in found["special tokens"]
     assert told("inspect", tokenizer / "tokenizer.json")["vocabulary"] == found["vocabulary"]
+
+
+def test_inspect_a_tokenizer_with_ids_that_have_no_token(tokenizer, tmp_path):
+    spec = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in spec["added_tokens"]:
+        token["id"] += 7
+    vocabulary = spec["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] += 7
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    assert told("inspect", tmp_path)["kind"] == "tokenizer"
 
 
 def test_inspect_shows_how_a_tokenizer_builds_a_word_merge_by_merge(tokenizer):

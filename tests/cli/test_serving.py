@@ -33,6 +33,13 @@ def test_an_open_address_without_a_token_is_wrong_usage(folder):
     assert "--token new" in found.output
 
 
+@pytest.mark.parametrize("held", ["", " \n", "\ufeff\n"])
+def test_a_file_without_a_token_is_refused(folder, tmp_path, held):
+    (tmp_path / "token").write_text(held, encoding="utf-8")
+    found = CliRunner().invoke(app, ["serve", str(folder), "--token", str(tmp_path / "token")])
+    assert (found.exit_code, found.stderr.split("\n")[0]) == (1, f"error: {tmp_path}/token: holds no token.")
+
+
 @pytest.mark.parametrize(
     ("given", "name", "ref", "adapters"),
     [

@@ -106,3 +106,12 @@ def test_on_a_terminal_progress_is_bars_on_stderr(capsys, monkeypatch):
     assert "pretrain [tiny]" in printed.err
     assert "3/3" in printed.err
     assert "val loss [3] 2.0" in printed.err
+
+
+def test_control_characters_of_a_file_do_nothing_on_a_terminal(monkeypatch):
+    pieces = [{"text": "a\x1b[2Jb", "tokens": 1, "counts": counts} for counts in (True, False)]
+    assert show.facts({"text": "a\x1b[2Jb"}) == "text  a\x1b[2Jb"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert show.facts({"text": "a\x1b[2Jb", "list": ["\x9b"]}) == "text  a\ufffd[2Jb\nlist  \ufffd"
+    assert "a\ufffd[2Jb" in show.reading(pieces)
+    assert "\x1b[2J" not in show.reading(pieces) + show.table(["x"], [["\x1b[2J"]])

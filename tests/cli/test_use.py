@@ -203,6 +203,28 @@ def test_chat_saves_what_was_said_when_it_ends(models, tmp_path):
     }
 
 
+def test_a_conversation_that_cannot_be_saved_is_not_lost(models, tmp_path):
+    lines = f"hello\n/save {tmp_path}/none/x.jsonl\n/save {tmp_path}/x.jsonl\n"
+    found = ask("chat", models / "chat", "--max-tokens", 3, typed=lines)
+    assert found.exit_code == 0
+    assert "none/x.jsonl: No such file" in found.stderr
+    assert (tmp_path / "x.jsonl").exists()
+    for place in (tmp_path, tmp_path / "none" / "x.jsonl"):
+        assert "cannot be saved there" in ask("chat", models / "chat", "--save", place, typed="").stderr
+
+
+def test_a_piped_line_that_is_not_text_is_a_known_error(models):
+    found = ask("chat", models / "chat", "--max-tokens", 3, typed=b"hello\n\xff\n")
+    assert found.exit_code == 1
+    assert "not UTF-8" in found.stderr
+
+
+def test_embed_gives_a_vector_a_line(models):
+    typed = "the cat\u2028sat\x0con\r\n\nthe mat\n"
+    value = json.loads(ask("embed", models / "encoder", "--json", typed=typed).stdout)
+    assert [one["text"] for one in value["vectors"]] == ["the cat\u2028sat\x0con", "", "the mat"]
+
+
 def test_chat_json_is_one_line_an_answer(models):
     found = ask("chat", models / "chat", "--max-tokens", 3, "--json", typed="hello\nyou\n")
     answers = [json.loads(line) for line in found.stdout.splitlines()]

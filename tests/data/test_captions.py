@@ -52,6 +52,20 @@ def test_a_folder_of_pairs(folder):
     assert found.without_text == [str(folder / "dog.png"), str(folder / "stray.png")]
 
 
+def test_a_caption_file_may_have_a_byte_order_mark_and_an_empty_one_says_nothing(folder):
+    (folder / "cat.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
+    (folder / "dog.txt").write_text(" \n")
+    found = read_captions([folder])
+    assert [one.text for one in found.texts] == ["a cat"]
+    assert str(folder / "dog.png") in found.without_text
+
+
+def test_the_limit_counts_the_pictures_of_all_sources(folder):
+    for name in ("cat", "dog"):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"image": f"{name}.png", "text": name}))
+    assert len(read_captions([folder / "cat.jsonl", folder / "dog.jsonl"], limit=1).pictures) == 1
+
+
 def test_scenes_bring_a_caption_and_a_question_each():
     found = read_captions(["village:scenes/val:3:20"])
     assert len(found.pictures) == 20 and len(found.texts) == 40

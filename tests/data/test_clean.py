@@ -92,3 +92,11 @@ def test_files_elsewhere_are_read_like_files_here():
         list(read_texts("memory://pots/9.txt"))
     with pytest.raises(DataError, match="cannot be read"):
         list(read_texts("nowhere://x"))
+
+
+def test_a_full_disk_while_documents_are_remembered_is_a_known_error(tmp_path):
+    with Seen(tmp_path / "near") as seen:
+        seen._base.execute("PRAGMA max_page_count = 4")
+        with pytest.raises(DataError, match=r"near: database or disk is full"):
+            for number in range(10_000):
+                seen.is_new([number])

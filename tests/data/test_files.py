@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -57,6 +58,14 @@ def test_a_file_of_brackets_in_its_name_is_a_file(tmp_path):
     path = tmp_path / "a[1].txt"
     path.write_text("soup", encoding="utf-8")
     assert find(path) == [path]
+
+
+def test_a_name_may_begin_like_a_home_of_nobody(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no such file"):
+        find("~nobody-of-that-name/a.txt")
+    Path("~nobody-of-that-name").write_text("soup", encoding="utf-8")
+    assert find("~nobody-of-that-name") == [Path("~nobody-of-that-name")]
 
 
 def test_the_order_is_that_of_the_names(tmp_path):

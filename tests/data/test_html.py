@@ -37,6 +37,22 @@ def test_torn_pages_end_quietly(page):
     assert "<p" not in page_text(page)
 
 
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<!-- never closed <p>x", ""),
+        ("<head><title>T</title><body><header>Menu</header><p>Soup", "Menu\nSoup"),  # </head> may be left out
+        (
+            "İ" * 9 + "<SCRIPT>x()</Script><p>Salt and pepper",
+            "İ" * 9 + "\nSalt and pepper",
+        ),  # longer in lower case
+        ("<svg><title>T</title>x</svg>Soup", "Soup"),
+    ],
+)
+def test_only_what_is_hidden_is_left_out(page, text):
+    assert page_text(page) == text
+
+
 @pytest.mark.parametrize("piece", ["<", "<a", "<!--", "<![CDATA[", "&", "<script>", "<p>", "</script", "<!"])
 def test_hostile_pages_take_time_in_proportion(piece):
     start = time.process_time()

@@ -86,6 +86,10 @@ def test_titles_labels_and_nulls_are_left_out():
             '"margin" must be a finite number',
         ),
         (
+            {"prompt": "p", "chosen": "c", "rejected": "r", "margin": 10**400},
+            '"margin" must be a finite',
+        ),
+        (
             {"prompt": "p", "chosen": "c", "rejected": "r", "margin": float("nan")},
             '"margin" must be a finite',
         ),
@@ -152,6 +156,24 @@ def test_instructions_become_messages():
     assert parse(dolly).messages == (Message("user", "Who?\n\nAda was here."), Message("assistant", "Ada"))
     with_system = {"system": "Be kind.", "instruction": "Hi", "output": "Hi"}
     assert parse(with_system).messages[0] == Message("system", "Be kind.")
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "u"}]}, "messages"),
+        ({"prompt": "u", "completion": "a"}, "prompt"),
+        ({"prompt": [{"role": "user", "content": "u"}], "chosen": "a", "rejected": "b"}, "prompt"),
+        ({"chosen": "\n\nHuman: u\n\nAssistant: a", "rejected": "\n\nHuman: u\n\nAssistant: b"}, "prompt"),
+    ],
+)
+def test_what_the_system_says_stands_in_front_where_it_is_a_field(record, name):
+    said = getattr(parse(record | {"system": "s"}), name)
+    assert said[:2] == (Message("system", "s"), Message("user", "u"))
+    assert parse(record | {"system": ""}) == parse(record | {"system": 3}) == parse(record)
+    has_one = {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "u"}]}
+    assert parse(has_one | {"system": "s"}) == parse(has_one)
 
 
 def test_conversations_become_messages():

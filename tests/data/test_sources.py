@@ -255,6 +255,19 @@ def test_deep_json_is_refused_in_any_form(tmp_path, name):
     assert "nested too deeply" in refusal(path) or "not JSON" in refusal(path)
 
 
+def test_several_json_lists_are_all_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"}, {"text": "b"}]\n[]\n[{"text": "c"}]\n{"text": "d"}', encoding="utf-8")
+    assert texts_of(path) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("end", ["", ', {"text": nope}]', ","])
+def test_a_json_file_that_cannot_be_read_to_its_end_is_refused(tmp_path, end):
+    path = tmp_path / "a.json"
+    path.write_text("[" + ",\n".join(['{"text": "x"}'] * 200) + end, encoding="utf-8")
+    assert refusal(path).startswith(f"{path}:200: ")
+
+
 def test_few_bad_records_are_left_out_and_reported(tmp_path, caplog):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines_of(["x"] * 150) + b'{"text": 5}\n' + lines_of(["y"] * 50))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stockpot.data.reading import ReadConfig
-from stockpot.errors import DataError, TokenizerError
+from stockpot.errors import CheckpointError, DataError, TokenizerError
 from stockpot.stages.tokenizer import TokenizerConfig, train_tokenizer
 from stockpot.text import Tokenizer
 
@@ -57,3 +57,10 @@ def test_a_corpus_without_text_is_an_error(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="empty"):
         _train(tmp_path, data)
     assert not (tmp_path / "tokenizer").exists()
+
+
+def test_a_tokenizer_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    first = _train(tmp_path, b"soup soup", kind="char", vocab_size=30)
+    with pytest.raises(CheckpointError, match="already holds a tokenizer"):
+        _train(tmp_path, b"stone", kind="char", vocab_size=30)
+    assert Tokenizer.load(tmp_path / "tokenizer").fingerprint == first.fingerprint

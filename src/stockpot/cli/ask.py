@@ -282,7 +282,7 @@ def ask(
     reply = answer(question, engine=engine, index=opened, k=k)
     closed = answer(question, engine=engine) if compare else None
     value = dataclasses.asdict(reply) | ({"closed_book": closed.text} if closed else {})
-    show.result(flags, _shown(reply, closed), value)
+    show.result(flags, show.harmless(_shown(reply, closed)), value)
 
 
 def _shown(reply: SourcedAnswer, closed: SourcedAnswer | None) -> str:

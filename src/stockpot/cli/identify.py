@@ -7,6 +7,7 @@ answer is shown is decided elsewhere.
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -103,38 +104,38 @@ def _cook(path: Path) -> Found | None:
     state = _json_file(path / "cook.json")
     if not isinstance(state, dict):
         return None
+    from stockpot.weights.folder import runs_in
+
     stages = [name for name, one in state.items() if isinstance(one, dict) and one.get("status") == "done"]
-    facts: dict[str, Any] = {"stages done": stages, "models": _names_of_runs(path)}
+    facts: dict[str, Any] = {"stages done": stages, "models": runs_in(path)}
     report, offered = path / "report.html", path / "offered"
     facts["report"] = str(report) if report.is_file() else None
     if offered.is_file():
-        facts["to chat"] = f"stockpot chat {path / offered.read_text(encoding='utf-8').strip()}"
+        facts["to chat"] = shlex.join(
+            ["stockpot", "chat", str(path / offered.read_text(encoding="utf-8").strip())]
+        )
     return Found("cook", path, facts)
 
 
 def _runs(path: Path) -> Found | None:
     """Recognise a folder that holds runs and is nothing else itself."""
-    names = _names_of_runs(path)
-    return Found("runs", path, {"runs": names, "more": f"stockpot runs {path}"}) if names else None
+    from stockpot.weights.folder import runs_in
 
-
-def _names_of_runs(path: Path) -> list[str]:
-    from stockpot.run import is_run
-
-    return [one.name for one in sorted(path.iterdir()) if is_run(one)] if path.is_dir() else []
+    names = runs_in(path)
+    return (
+        Found("runs", path, {"runs": names, "more": shlex.join(["stockpot", "runs", str(path)])})
+        if names
+        else None
+    )
 
 
 def last_metrics(path: Path) -> dict[str, float]:
     """Read the last logged value of each metric of a run."""
+    from stockpot.curves import read_rows
+
     last: dict[str, float] = {}
-    metrics = path / "metrics.jsonl"
-    if not metrics.is_file():
-        return last
-    with metrics.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            row = _json(line)
-            if isinstance(row, dict):
-                last |= {name: value for name, value in row.items() if isinstance(value, (int, float))}
+    for row in read_rows(path / "metrics.jsonl"):
+        last |= {name: value for name, value in row.items() if isinstance(value, (int, float))}
     return last
 
 
@@ -270,7 +271,7 @@ def _tokenizer(path: Path) -> Found | None:
         "kind of tokenizer": tokenizer.kind,
         "vocabulary": tokenizer.vocab_size,
         "special tokens": list(tokenizer.special_ids),
-        "longest token": max((tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)), key=len),
+        "longest token": tokenizer.id_to_token(int(tokenizer.byte_lengths.argmax())),  # some ids have none
         "fingerprint": tokenizer.fingerprint,
         "example": f"{sample!r} → {[tokenizer.decode([i]) for i in ids]}",
     }
@@ -283,7 +284,7 @@ def _recipe(path: Path) -> Found | None:
     try:
         text = path.read_text(encoding="utf-8-sig")
         tables = tomllib.loads(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     stages = [name for name, value in tables.items() if isinstance(value, dict)]
     if not stages:

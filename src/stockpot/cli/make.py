@@ -7,6 +7,7 @@ trains.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -316,7 +317,10 @@ def cook(flags: Making, minutes: Minutes = None) -> None:
         lambda progress: stage(
             config, out=maker.out, minutes=minutes, resume=flags.resume, progress=progress
         ),
-        lambda run: {"report": str(maker.out / "report.html"), "to chat": f"stockpot chat {run.path}"},
+        lambda run: {
+            "report": str(maker.out / "report.html"),
+            "to chat": shlex.join(["stockpot", "chat", str(run.path)]),
+        },
     )
 
 
@@ -428,6 +432,6 @@ class Maker:
 
         expected = expected or plan(config, **budget)
         settings = {self.table: config} if self.table else config
-        comment = f"stockpot {self.verb} --recipe THIS_FILE --out {self.out}\n{expected}"
+        comment = f"stockpot {self.verb} --recipe THIS_FILE --out {shlex.quote(str(self.out))}\n{expected}"
         value = {"settings": config.model_dump(mode="json"), "plan": expected}
         show.result(self.flags, to_toml(settings, comment=comment, explain=True).rstrip("\n"), value)

@@ -6,6 +6,7 @@ They read and never change anything, except the page that ``inspect --text`` wri
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from itertools import groupby
 from pathlib import Path
@@ -92,11 +93,13 @@ def runs(
 
 
 def _write_events(runs: list[Path], folder: Path) -> None:
-    """Write each run's metrics to its own folder of TensorBoard events."""
+    """Write each run's metrics to its own folder of TensorBoard events, laid out as the runs are."""
     from stockpot.curves import Board, read_rows
 
-    for path in runs:
-        Board(folder / path.name, read_rows(path / "metrics.jsonl")).close()
+    places = [path.resolve() for path in runs]
+    above = os.path.commonpath([place.parent for place in places]) if places else ""
+    for place in places:
+        Board(folder / place.relative_to(above), read_rows(place / "metrics.jsonl")).close()
 
 
 def _runs_under(folder: Path, depth: int = 3) -> list[Path]:

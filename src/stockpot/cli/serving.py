@@ -143,11 +143,14 @@ def _token(given: str | None) -> str | None:
         return None
     if given != "new":
         try:
-            return Path(given).read_text(encoding="utf-8").strip()
+            token = Path(given).read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"{given}: the token cannot be read ({error}).", "Give 'new' or a file."
             ) from None
+        if not token:  # everybody would bring it
+            raise ConfigError(f"{given}: holds no token.", "Give 'new', or a file with a line in it.")
+        return token
     from stockpot.serve.running import new_token
 
     token = new_token()

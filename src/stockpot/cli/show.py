@@ -23,6 +23,7 @@ __all__ = [
     "document",
     "duration",
     "facts",
+    "harmless",
     "progress",
     "reading",
     "result",
@@ -51,10 +52,15 @@ def result(flags: Common, text: str, value: Any) -> None:
 
 def stream(text: str, end: str = "") -> None:
     """Print a piece of what a model writes, at once; on a terminal, control characters in it do nothing."""
-    print(text.translate(_HARMLESS) if sys.stdout.isatty() else text, end=end, flush=True)
+    print(harmless(text), end=end, flush=True)
 
 
-# A model may write anything, also the sequences with which a program commands a terminal.
+def harmless(text: str) -> str:
+    """Replace control characters where a terminal would obey them."""
+    return text.translate(_HARMLESS) if sys.stdout.isatty() else text
+
+
+# A model or a file may hold anything, also the sequences with which a program commands a terminal.
 _HARMLESS = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
 
 
@@ -87,7 +93,8 @@ def reading(pieces: Sequence[dict[str, Any]]) -> str:
         ("\x1b[32;1m", "\x1b[0m", "\x1b[2m", "\x1b[0m") if on_terminal else ("«", "»", "", "")
     )
     shown = (
-        f"{green}{one['text']}{plain}" if one["counts"] else f"{dim}{one['text']}{end}" for one in pieces
+        f"{green}{harmless(one['text'])}{plain}" if one["counts"] else f"{dim}{harmless(one['text'])}{end}"
+        for one in pieces
     )
     counted = sum(one["tokens"] for one in pieces if one["counts"])
     return f"{''.join(shown)}\n{sum(one['tokens'] for one in pieces)} tokens, {counted} count"
@@ -100,8 +107,8 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return str(value)
+        return harmless(", ".join(map(str, value)))
+    return harmless(str(value))
 
 
 def _plain(value: Any) -> Any:

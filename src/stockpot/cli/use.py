@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -105,12 +106,16 @@ def _over_defaults(given: Sampling, bundle: Bundle) -> Sampling:
 def _prompt(words: str | None) -> str:
     """Take the prompt from the command line, or from stdin for ``-`` or when something is piped in."""
     if words == "-" or (words is None and not sys.stdin.isatty()):
-        data = sys.stdin.buffer.read()
-        try:
-            return data.decode("utf-8").removesuffix("\n")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"stdin: not UTF-8 text ({error.reason} at byte {error.start}).") from None
+        return _decoded(sys.stdin.buffer.read())
     return words or ""
+
+
+def _decoded(data: bytes) -> str:
+    """Read what was piped in, or a line of it, without the line end behind it."""
+    try:
+        return data.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"stdin: not UTF-8 text ({error.reason} at byte {error.start}).") from None
 
 
 # --- generate, fill, embed ---
@@ -168,12 +173,16 @@ def generate(
             reason, wrote = chunk.finish_reason, wrote or bool(chunk.text)
         show.stream("\n")
         if not wrote:
-            print(f"The model ended the text at once. To ask it: stockpot chat {model}", file=sys.stderr)
+            print(
+                f"The model ended the text at once. To ask it: stockpot chat {shlex.quote(model)}",
+                file=sys.stderr,
+            )
         _refuse_half_json(sampling, [reason])
         return
     completions = engine.generate([given_to_it], sampling)
     shown = [
-        one.text if len(completions) == 1 else f"[{i}] {one.text}" for i, one in enumerate(completions, 1)
+        show.harmless(one.text if len(completions) == 1 else f"[{i}] {one.text}")
+        for i, one in enumerate(completions, 1)
     ]
     show.result(
         flags, "\n".join(shown), {"prompt": text, "completions": [_completion(one) for one in completions]}
@@ -250,7 +259,7 @@ def embed(
 ) -> None:
     """Turn texts into vectors: a line of numbers a text."""
     given = texts or ["-"]
-    words = [line for one in given for line in (_prompt("-").splitlines() if one == "-" else [one])]
+    words = [line for one in given for line in (_piped_lines() if one == "-" else [one])]
     from stockpot.generate.engine import Engine
     from stockpot.weights.store import load
 
@@ -259,6 +268,11 @@ def embed(
     lines = [" ".join(f"{number:.6g}" for number in vector) for vector in vectors]
     found = [{"text": word, "vector": vector} for word, vector in zip(words, vectors, strict=True)]
     show.result(flags, "\n".join(lines), {"vectors": found})
+
+
+def _piped_lines() -> Iterator[str]:
+    """Yield the lines piped in; other ends of lines that Unicode knows stand inside a text."""
+    return (_decoded(line).removesuffix("\r") for line in sys.stdin.buffer)
 
 
 @verb("draw", panel=PANEL)
@@ -322,6 +336,8 @@ def chat(
     In the chat: /reset, /save [FILE], /quit; Ctrl-C stops an answer.
     """
     given = flags.settings()
+    if save is not None and (save.is_dir() or not save.parent.is_dir()):
+        raise ConfigError(f"{save}: the conversation cannot be saved there.", "Name a file in a folder.")
     from stockpot.weights.store import load
 
     bundle = load(
@@ -335,7 +351,7 @@ def chat(
     if bundle.template is None:
         raise GenerationError(
             f"{model} has no chat template: it was not trained on conversations.",
-            f"Continue a text with it (stockpot generate {model} …), or train it on talk (stockpot sft).",
+            f"Continue a text with it (stockpot generate {shlex.quote(model)} …), or train it on talk (stockpot sft).",
         )
     talk = _Talk(flags, bundle, _over_defaults(given, bundle), system)
     if sys.stdin.isatty() and not flags.quiet:
@@ -370,7 +386,10 @@ class _Talk:
                 self.messages = list(self.opening)
                 _aside("The conversation is forgotten.")
             elif command == "/save":
-                self.save(Path(rest.strip() or f"chat-{datetime.now():%Y%m%d-%H%M%S}.jsonl"))
+                try:
+                    self.save(Path(rest.strip() or f"chat-{datetime.now():%Y%m%d-%H%M%S}.jsonl"))
+                except OSError as error:  # the conversation goes on, and can be saved elsewhere
+                    _aside(f"error: {error.filename}: {error.strerror}")
             elif command in ("/help", "/?"):
                 _aside(HELP)
             elif line.strip():
@@ -440,8 +459,7 @@ def _aside(text: str) -> None:
 def _lines() -> Iterator[str]:
     """Yield what the user types, or the lines piped in, until the end of input."""
     if not sys.stdin.isatty():
-        for line in sys.stdin:
-            yield line.rstrip("\n")
+        yield from _piped_lines()
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() a history and line editing

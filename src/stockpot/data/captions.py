@@ -133,11 +133,14 @@ def _add_folder(found: Captions, folder: Path, limit: int | None) -> None:
         if limit is not None and len(found.pictures) >= limit:
             return
         try:
-            said = texts[stem].read_text(encoding="utf-8").strip()
+            said = texts[stem].read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{texts[stem]} cannot be read as a caption ({error}).", "Give UTF-8 text."
             ) from None
+        if not said:
+            found.without_text.append(str(pictures[stem]))
+            continue
         found.pictures.append(Image(pictures[stem]))
         found.texts.append(Caption(len(found.pictures) - 1, CAPTION_PROMPT, said))
 
@@ -155,7 +158,7 @@ def _add_records(found: Captions, files: Sequence[Path], folder: Path, limit: in
             if not path.is_file():
                 found.without_picture.append(record.where)
                 continue
-            if limit is not None and len(known) >= limit:
+            if limit is not None and len(found.pictures) >= limit:
                 continue
             known[path] = len(found.pictures)
             found.pictures.append(Image(path))

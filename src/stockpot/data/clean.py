@@ -31,7 +31,7 @@ _COMMON = {
 }
 COMMON_WORDS = {name: frozenset(words.split()) for name, words in _COMMON.items()}
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
-_SPACES = re.compile(r"[^\S\n]+")
+_SPACES = re.compile(r" [^\S\n]+|[^\S\n ][^\S\n]*")  # what is more than one plain space
 _GAPS = re.compile(r"\n{3,}")
 
 
@@ -50,10 +50,10 @@ class CleanConfig(Settings):
 def clean(text: str) -> str:
     """Put text into one form: NFC, line feeds, no control or invisible characters, no trailing or repeated spaces."""
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    kept = "".join(
-        sign for sign in text if sign in "\n\t" or unicodedata.category(sign) not in ("Cc", "Cf", "Co", "Cs")
-    )
-    lines = (_SPACES.sub(" ", line).rstrip() for line in kept.split("\n"))
+    signs = set(text) - {"\n", "\t"}
+    unseen = {ord(sign): None for sign in signs if unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs")}
+    kept = text.translate(unseen) if unseen else text
+    lines = (line.rstrip() for line in _SPACES.sub(" ", kept).split("\n"))
     return _GAPS.sub("\n\n", "\n".join(lines)).strip()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from stockpot.data import fields as field
 from stockpot.errors import DataError
+from stockpot.text.chat import Message
 
 __all__ = ["NAMES", "translate"]
 
@@ -54,7 +55,21 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     if keys >= {"chosen", "rejected"}:
         fields = _with_prompt(fields, where)
         fields = _with_margin(fields, where)
-    return fields
+    return _with_system(fields, where)
+
+
+def _with_system(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """Put what the system says, where that is a field of its own, in front of the messages or the prompt."""
+    name = "messages" if "messages" in fields else "prompt"
+    system = fields.get("system")
+    is_asked = name in fields and (name == "messages" or fields.keys() & {"completion", "chosen"})
+    if not is_asked or not isinstance(system, str) or not system.strip():
+        return fields
+    said = fields[name]
+    turns = (Message("user", said),) if isinstance(said, str) else field.messages(said, where, name)
+    if turns[0].role == "system":
+        return fields
+    return fields | {name: (Message("system", field.text(system, where, "system")), *turns)}
 
 
 def _from_instruction(fields: Mapping[str, Any], answer: str, where: str) -> list[dict[str, str]]:

@@ -76,12 +76,13 @@ def number(value: object, where: str, name: str) -> float | None:
     """Read a finite number, also from the text of a CSV cell; nothing is None."""
     if value is None or value == "":
         return None
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    found = math.nan
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            found = float(value)
+    if not math.isfinite(found):
         raise DataError(f'{where}: "{name}" must be a finite number, not {short(value)}.')
-    return float(value)
+    return found
 
 
 def flag(value: object, where: str, name: str) -> bool:

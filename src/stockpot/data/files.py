@@ -67,7 +67,9 @@ def find(source: str | os.PathLike[str]) -> list[Path]:
     Raises:
         DataError: if there are none.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
+    with contextlib.suppress(RuntimeError):  # there is no such user: a name may begin so
+        path = path.expanduser()
     if _exists(path):
         found = _inside(path) if path.is_dir() else [path]
         if not found:

@@ -133,23 +133,29 @@ class _Reader:
                 yield self._at(line), value
 
     def json(self, file: BinaryIO) -> Iterator[Raw]:
-        """Yield the values of a list, or those that follow one another; the file is never held whole.
+        """Yield the values of lists, or those that follow one another; the file is never held whole.
 
-        A value that is not JSON ends the file, since nothing tells where the next one begins.
+        Raises:
+            DataError: if a value is not JSON, or the file ends inside a list: what follows would be lost.
         """
         text = _Text(file, self._decoder())
-        in_list = text.skip("[")
-        while text.more() and not (in_list and text.skip("]")):
+        in_list = False
+        while text.more():
+            if text.skip("]" if in_list else "["):
+                in_list = not in_list
+                continue
             line = text.line
             try:
                 value = self._settled(text.value(self._config.max_line_bytes))
             except OverflowError:
-                return self._reject(line, self._too_long)
+                raise self._torn(line, self._too_long) from None
             except (ValueError, RecursionError) as error:
-                return self._reject(line, _not_json(error))
+                raise self._torn(line, _not_json(error)) from None
             if value is not None:
                 yield self._at(line), value
             text.skip(",")
+        if in_list:
+            raise self._torn(text.line, "the file ends inside a list")
 
     def _escaped(self, data: bytes, offset: int, line: int) -> str:
         """Decode strictly, or keep bytes that are not UTF-8 as lone surrogates for ``_settled`` to find."""
@@ -291,6 +297,12 @@ class _Reader:
 
     def _reject(self, line: int, why: str) -> None:
         self._report.reject(DataError(f"{self._at(line)}: {why}."), self._config)
+
+    def _torn(self, line: int, why: str) -> DataError:
+        return DataError(
+            f"{self._at(line)}: {why}, and nothing tells where the next record begins.",
+            "Mend the file, or fetch it again; in JSON lines a bad record can be left out.",
+        )
 
     @property
     def _too_long(self) -> str:

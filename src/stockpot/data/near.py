@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stockpot.errors import ConfigError
+from stockpot.errors import ConfigError, DataError
 
 __all__ = ["Seen", "band_keys"]
 
@@ -97,9 +97,18 @@ class Seen:
         self.file.unlink(missing_ok=True)
 
     def is_new(self, keys: Sequence[int]) -> bool:
-        """Tell whether no earlier document shares a band, and then remember this one's."""
+        """Tell whether no earlier document shares a band, and then remember this one's.
+
+        Raises:
+            DataError: if the disk is full.
+        """
         marks = ",".join("?" * len(keys))
-        if self._base.execute(f"SELECT 1 FROM bands WHERE key IN ({marks}) LIMIT 1", keys).fetchone():
-            return False
-        self._base.executemany("INSERT OR IGNORE INTO bands VALUES (?)", [(key,) for key in keys])
+        try:
+            if self._base.execute(f"SELECT 1 FROM bands WHERE key IN ({marks}) LIMIT 1", keys).fetchone():
+                return False
+            self._base.executemany("INSERT OR IGNORE INTO bands VALUES (?)", [(key,) for key in keys])
+        except sqlite3.OperationalError as error:
+            raise DataError(
+                f"{self.file}: {error}.", "Free some space and run the same command again."
+            ) from None
         return True

@@ -8,6 +8,7 @@ never guesses what a broken record may have meant.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -235,8 +236,13 @@ def _no_kind(fields: Mapping[str, Any], where: str) -> DataError:
 
 def _meant(key: str) -> str | None:
     """Guess which key a misspelled one means."""
-    known = sorted({name for names in KINDS.values() for name in names})
-    return None if key in known else next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.75)), None)
+    known = tuple(sorted({name for names in KINDS.values() for name in names}))
+    return None if key in known else _near(key, known, 0.75)
+
+
+@functools.lru_cache(maxsize=1024)  # the records of a file have the same keys
+def _near(key: str, known: tuple[str, ...], cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=cutoff)), None)
 
 
 def _spell(kind: str) -> str:
@@ -256,8 +262,8 @@ def _optional_text(fields: Mapping[str, Any], name: str, where: str) -> str | No
 
 def _preference(fields: Mapping[str, Any], where: str) -> PreferenceRecord:
     for key in fields.keys() - FIELD_NAMES:
-        if near := difflib.get_close_matches(str(key), _OPTIONAL, n=1, cutoff=0.8):
-            raise DataError(f'{where}: unknown key "{shown(str(key), 40)}". It may mean "{near[0]}".')
+        if near := _near(key, _OPTIONAL, 0.8):
+            raise DataError(f'{where}: unknown key "{shown(key, 40)}". It may mean "{near}".')
     source = fields.get("source")
     return PreferenceRecord(
         prompt=field.prompt(fields["prompt"], where),

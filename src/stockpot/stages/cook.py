@@ -26,7 +26,7 @@ from stockpot.stages.align import ALIGN_SHARE, VALIDATIONS, ContestConfig, align
 from stockpot.stages.assemble import Progress, silent
 from stockpot.stages.contest import Contest
 from stockpot.stages.dpo import DPOConfig
-from stockpot.stages.kitchen import Kitchen, discard
+from stockpot.stages.kitchen import Kitchen
 from stockpot.stages.ladder import LadderConfig, ladder
 from stockpot.stages.ledger import LedgerConfig, ledger
 from stockpot.stages.ppo import PPOConfig
@@ -115,7 +115,7 @@ def cook(
     tokenizer = kitchen.stage(
         "tokenizer",
         [config.tokenizer.model_dump(), fingerprint_sources(config.tokenizer.data)],
-        lambda path, _: discard(train_tokenizer(config.tokenizer, out=path)),
+        lambda path, _: _train_tokenizer(config.tokenizer, path),
     )
     base, base_config = _pretrain(kitchen, config, tokenizer, minutes)
     if config.ladder is not None:
@@ -209,6 +209,11 @@ def _asking_less(config: CookConfig, minutes: float | None) -> CookConfig:
         fewer = questions.model_copy(update={"limit": limit})
         few["ladder"] = config.ladder.model_copy(update={"questions": fewer})
     return config.model_copy(update=few)
+
+
+def _train_tokenizer(config: TokenizerConfig, path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # interrupted; one of other settings was set aside
+    train_tokenizer(config, out=path)
 
 
 def _pretrain(

@@ -51,15 +51,17 @@ def train_tokenizer(config: TokenizerConfig, *, out: str | Path) -> Path:
         The folder, which ``Tokenizer.load`` and the ``tokenizers`` library read.
 
     Raises:
-        CheckpointError: if ``out`` holds something that is not a tokenizer.
+        CheckpointError: if ``out`` holds something already.
         TokenizerError: if the corpus is empty or the vocabulary too small.
         DataError: if the corpus cannot be read.
     """
     out = Path(out)
     if out.is_file():
         raise CheckpointError(f"{out} is a file; a tokenizer is a folder.", "Choose another --out.")
-    if out.exists() and not (out / "tokenizer.json").exists() and any(out.iterdir()):
-        raise CheckpointError(f"{out} is not empty and holds no tokenizer.", "Choose another --out.")
+    if (out / "tokenizer.json").exists():  # what was trained with it would be lost with it
+        raise CheckpointError(f"{out}: already holds a tokenizer.", "Choose another --out.")
+    if out.exists() and any(out.iterdir()):
+        raise CheckpointError(f"{out}: holds other files and no tokenizer.", "Choose another --out.")
     texts = islice(read_texts(config.data, config.reading), config.documents)
     tokenizer = Tokenizer.train(
         texts,

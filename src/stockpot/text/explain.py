@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stockpot.errors import TokenizerError
 from stockpot.text.kinds import KINDS
 from stockpot.text.tokenizer import Tokenizer
@@ -147,8 +150,8 @@ def compare(tokenizers: Mapping[str, Tokenizer], held_out: Sequence[str]) -> lis
             {
                 "tokenizer": name,
                 "vocab_size": tokenizer.vocab_size,
-                "unknown": round(_unknown(tokenizer, held_out), 5),
-                "unknown_with_typos": round(_unknown(tokenizer, misspelled), 5),
+                "unknown": round(_unknown(tokenizer, encoded), 5),
+                "unknown_with_typos": round(_unknown(tokenizer, tokenizer.encode_batch(misspelled)), 5),
                 "bytes_per_token": round(size / max(tokens, 1), 2),
                 "tokens_per_word": round(tokens / max(words, 1), 2),
                 "round_trip": round(same / len(held_out), 3),
@@ -158,12 +161,10 @@ def compare(tokenizers: Mapping[str, Tokenizer], held_out: Sequence[str]) -> lis
     return rows
 
 
-def _unknown(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
-    encoded = tokenizer.encode_batch(texts)
-    unknown = (
-        sum(int((ids == tokenizer.unk_id).sum()) for ids in encoded) if tokenizer.unk_id is not None else 0
-    )
-    return unknown / max(sum(map(len, encoded)), 1)
+def _unknown(tokenizer: Tokenizer, encoded: Sequence[NDArray[np.int32]]) -> float:
+    if tokenizer.unk_id is None:
+        return 0.0
+    return sum(int((ids == tokenizer.unk_id).sum()) for ids in encoded) / max(sum(map(len, encoded)), 1)
 
 
 def compare_tokenizers(

@@ -26,6 +26,7 @@ __all__ = [
     "IN_FOLDERS",
     "MAX_IDS",
     "begins_with",
+    "is_byte_level",
     "kind_of",
     "open_engine",
     "read_roles",
@@ -221,10 +222,15 @@ _BYTE_OF_LETTER = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def token_bytes(spec: Mapping[str, Any], token: str) -> bytes:
-    """Return the bytes an ordinary token of a parsed tokenizer.json stands for in text."""
-    model = spec["model"]
-    if is_byte_level(spec):
+def token_bytes(model: Mapping[str, Any], token: str, *, spells_bytes: bool) -> bytes:
+    """Return the bytes an ordinary token stands for in text.
+
+    Args:
+        model: of a parsed tokenizer.json.
+        token: as the engine spells it.
+        spells_bytes: what :func:`is_byte_level` says of that tokenizer.json.
+    """
+    if spells_bytes:
         if all(letter in _BYTE_OF_LETTER for letter in token):
             return bytes(_BYTE_OF_LETTER[letter] for letter in token)
         return token.encode()

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Engine
 
+from stockpot.durable import write_atomically
 from stockpot.errors import TokenizerError
 from stockpot.text.corpus import CorpusEncoder, cut_rule
 from stockpot.text.formats import (
     MAX_IDS,
     begins_with,
+    is_byte_level,
     kind_of,
     open_engine,
     read_roles,
@@ -222,9 +223,10 @@ class Tokenizer:
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        _write(path / "tokenizer.json", self.to_json())
+        write_atomically(path / "tokenizer.json", self.to_json())
         config = self.config() | ({"chat_template": t} if (t := chat_template or self.chat_template) else {})
-        _write(path / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(path / "tokenizer_config.json", text)
 
     def config(self) -> dict[str, Any]:
         """Return what ``tokenizer_config.json`` says besides the chat template; ``transformers`` reads it."""
@@ -377,7 +379,14 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         """Return the bytes this id stands for in text; none for a special token."""
         token = self.id_to_token(id)
-        return b"" if token in self.special_ids else token_bytes(self._spec, token)
+        return b"" if token in self.special_ids else self._bytes_of(token)
+
+    def _bytes_of(self, token: str) -> bytes:
+        return token_bytes(self._spec["model"], token, spells_bytes=self._spells_bytes)
+
+    @cached_property
+    def _spells_bytes(self) -> bool:
+        return is_byte_level(self._spec)
 
     # --- facts ------------------------------------------------------------------------
 
@@ -390,7 +399,7 @@ class Tokenizer:
         lengths = np.zeros(self.vocab_size, np.int64)
         for number, token in self._tokens.items():
             if token not in self.special_ids:
-                lengths[number] = len(token_bytes(self._spec, token))
+                lengths[number] = len(self._bytes_of(token))
         return lengths
 
     @cached_property
@@ -480,17 +489,3 @@ def _checked_specials(special_tokens: Sequence[str]) -> list[str]:
     if len(set(special)) != len(special):
         raise TokenizerError("A special token is listed twice.", f"Found: {', '.join(special)}.")
     return special
-
-
-def _write(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -19,7 +19,7 @@ from stockpot.run import Run, is_run
 from stockpot.weights.header import kind_of, refuse_unless_safetensors
 from stockpot.weights.known import KNOWN
 
-__all__ = ["INDEX", "SINGLE", "find_folder", "inside", "read_json", "read_list", "weight_files"]
+__all__ = ["INDEX", "SINGLE", "find_folder", "inside", "read_json", "read_list", "runs_in", "weight_files"]
 
 ABSENT: dict[str, Any] = {}
 LARGEST_JSON = 32 * 2**20
@@ -194,10 +194,10 @@ def _printable(name: str) -> str:
     return name if name.isprintable() and len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]!r}"
 
 
-def _runs_in(folder: Path) -> list[str]:
+def runs_in(folder: Path) -> list[str]:
     """Name the runs in a folder, the newest first: of a cook, the models it made last."""
     inner = [path for path in folder.iterdir() if is_run(path)] if folder.is_dir() else []
-    return [path.name for path in sorted(inner, key=lambda path: path.stat().st_mtime, reverse=True)]
+    return [path.name for path in sorted(inner, key=lambda path: (-path.stat().st_mtime, path.name))]
 
 
 def _what_else(folder: Path) -> str:
@@ -209,7 +209,7 @@ def _what_else(folder: Path) -> str:
                 return f"{path.name} is a pickle, which can run code and is never read: get safetensors."
             if kind == "gguf":
                 return f"It holds {path.name}, a GGUF file: name that file itself."
-    if runs := _runs_in(folder):
+    if runs := runs_in(folder):
         more = " …" if len(runs) > MOST_NAMED else ""
         return f"It holds runs; name one of them, such as {', '.join(runs[:MOST_NAMED])}{more}."
     if (folder / "tokenizer.json").is_file():
