@@ -59,3 +59,12 @@ def test_the_ratio_of_a_fresh_phase_is_one(rollouts, dtype):
         torch.testing.assert_close(
             found.log_probs, old, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-3
         )
+
+
+def test_dropout_does_not_move_the_ratio(rollouts):
+    made = rollouts(nullcontext, dropout=0.3)
+    made.model.train()
+    loss = made.loss(made.model, next(made))
+    total, count = loss.metrics["kl_step"]
+    assert float(total) / count < 1e-6  # 0.2 and more with dropout
+    assert loss.metrics["clipped"][0] == 0
