@@ -120,6 +120,8 @@ def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
             loop.train(wish)
         finally:
             loop.behind.settle()
+            if loop.ahead is not None:
+                loop.ahead.close()
     return loop.state
 
 
@@ -151,14 +153,13 @@ class _Loop:
             )
         )
         self.reads_model = getattr(batches, "reads_model", False)  # answers are drawn with it
-        if self.device.type == "cuda" and hasattr(batches, "state_dict") and not self.reads_model:
-            batches = Ahead(batches, pins=True)
+        self.ahead = None if self.reads_model else _ahead_of(batches, self.device)
         self.group.agree(settings=config.model_dump_json(), model=_outline(model))
         if config.moments == "bfloat16":  # replicas must round alike
             self.group.agree(**{"arithmetic of AdamW": arithmetic(self.device)})
         self.layout = lay_out(model, config.parallel, self.group, self.dtype)
         self.readers = self.layout.readers
-        self.feed = Feed(batches, config.batch_tokens, self.readers)
+        self.feed = Feed(self.ahead or batches, config.batch_tokens, self.readers)
         self.group.agree(data=repr(self.feed.state_dict()))
         compiles = config.compile
         if compiles is None:
@@ -446,6 +447,11 @@ class _Loop:
         named = {f"model.{name}": one.detach() for name, one in self.layout.tensors.items()}
         named |= self.optimizer.named_state()
         return {name: self.layout.as_split(name.partition(".")[2], one) for name, one in named.items()}
+
+
+def _ahead_of(batches: Iterable[Any], device: torch.device) -> Ahead | None:
+    """Let a thread make a GPU's next batches ready, where they can tell their place; None: they are made when asked for."""
+    return Ahead(batches, pins=True) if device.type == "cuda" and hasattr(batches, "state_dict") else None
 
 
 def _outline(model: nn.Module) -> str:
