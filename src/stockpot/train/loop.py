@@ -215,6 +215,7 @@ class _Loop:
         """
         losses: list[Loss] = []
         seen: list[Any] = []
+        is_last = True
         for batch, is_last in self.micro_batches():
             if wish.is_set and self.group.is_alone:
                 self.optimizer.clear()
@@ -227,6 +228,8 @@ class _Loop:
         if self.group.any(not losses):
             self.optimizer.clear()
             return False
+        if self.layout.is_split and not is_last:
+            self.send(seen[-1])
         self.state.grad_norm = self.combine(losses)
         is_good = math.isfinite(self.state.grad_norm)
         if is_good:
@@ -248,6 +251,13 @@ class _Loop:
             return self.feed.step()
         with self.layout.published():
             return iter(list(self.feed.step()))
+
+    def send(self, batch: Any) -> None:
+        """Sum a split model's gradients where the data ended amid a step: with a micro-batch more, which adds nothing."""
+        self.layout.begin(is_last=True)
+        with self.autocast():
+            total = self.loss_fn(self.layout.trained, batch).total
+        (total * 0.0).backward()  # type: ignore[no-untyped-call]
 
     def combine(self, losses: list[Loss]) -> float:
         """Turn the gradients of all totals into that of their mean, clipped; return its norm before clipping."""
