@@ -67,8 +67,10 @@ class NarrowAdamW(torch.optim.Optimizer):
         own: dict[str, Tensor] = self.state[parameter]
         if not own:
             own["step"] = torch.zeros((), dtype=torch.float32)
-            like = {"dtype": torch.bfloat16, "memory_format": torch.contiguous_format}
-            own |= {name: torch.zeros_like(parameter, **like) for name in MEANS}
+            plain = torch.contiguous_format
+            own |= {
+                name: torch.zeros_like(parameter, dtype=torch.bfloat16, memory_format=plain) for name in MEANS
+            }
         return own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
