@@ -80,6 +80,12 @@ def test_default_decoder_needs_no_choice_at_all() -> None:
     assert not decoder(dim=2048).tied
 
 
+@pytest.mark.parametrize(("dim", "heads"), [(384, 6), (200, 2), (250, 1), (300, 3), (1000, 10), (96, 1)])
+def test_heads_that_nobody_chose_share_any_width_evenly(dim, heads) -> None:
+    assert decoder(dim=dim).main.heads == heads
+    assert decoder(dim=dim, position="alibi", qk_norm=None).main.heads >= heads
+
+
 def test_wide_models_share_keys_among_heads() -> None:
     assert decoder(dim=768).main.kv_heads == 6
     assert decoder(dim=768, kv_heads=12).main.kv_heads == 12

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
+from training import settings
 
+from stockpot.train import loop
 from stockpot.train.ahead import Ahead
 from stockpot.train.room import most_rows
 
@@ -52,6 +56,16 @@ def test_the_end_and_errors_come_when_it_is_their_turn():
     assert [next(broken), next(broken)] == [1, 2]
     with pytest.raises(ValueError, match="broken"):
         next(broken)
+
+
+def test_training_ends_the_thread_and_leaves_the_source_behind_its_last_batch(
+    monkeypatch, stream, tiny_model, tiny_loss
+):
+    monkeypatch.setattr(loop, "_ahead_of", lambda batches, _: Ahead(batches, pins=False))  # as on a GPU
+    batches, before = stream(), threading.active_count()
+    loop.fit(tiny_model(), batches, tiny_loss, settings(steps=3))
+    assert threading.active_count() == before
+    assert batches.state_dict() == {"place": 3}
 
 
 def tried(fits, speeds, most):

@@ -129,3 +129,22 @@ def test_parts_of_a_parameter_are_rounded_as_the_whole_is(cuts, monkeypatch):
     parts = [stepped(first, last) for first, last in itertools.pairwise(cuts)]
     for one, cut in zip(whole, zip(*parts, strict=True), strict=True):
         assert torch.equal(one, torch.cat(cut))
+
+
+def test_a_parameter_may_lie_in_memory_in_another_order():
+    """A transposed weight is learned as the same weight that lies row by row."""
+    torch.manual_seed(3)
+    start, gradients = torch.randn(24, 16), torch.randn(4, 24, 16)
+
+    def stepped(part: nn.Parameter) -> list[torch.Tensor]:
+        groups = [{"params": [part], "lr": 0.01, "weight_decay": 0.1}]
+        optimizer = narrow_adamw.NarrowAdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+        for gradient in gradients:
+            part.grad = gradient.clone()
+            optimizer.step()
+        return [part.detach(), *(optimizer.state[part][name] for name in narrow_adamw.MEANS)]
+
+    turned = nn.Parameter(start.T.contiguous().T)
+    assert not turned.is_contiguous()
+    for one, other in zip(stepped(nn.Parameter(start.clone())), stepped(turned), strict=True):
+        assert torch.equal(one, other)

@@ -327,14 +327,23 @@ class ModelConfig(Settings):
 
 
 def _sizes(layers: int, dim: int, heads: int | None, context: int, choices: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what the caller left open: heads 64 wide, half as many for keys and values in wide models."""
-    heads = heads or max(1, dim // 64)
+    """Fill in what the caller left open: heads 64 wide or a little more, half as many for keys and values in wide models."""
+    heads = heads or _heads(dim, choices)
     sizes: dict[str, Any] = {"layers": layers, "dim": dim, "heads": heads, "context": context}
     if heads >= 8 and heads % 2 == 0:
         sizes["kv_heads"] = heads // 2
     if context > 8192:
         sizes["rope_theta"] = 500_000.0
     return {**sizes, **choices}
+
+
+def _heads(dim: int, choices: dict[str, Any]) -> int:
+    """Choose the number of heads, such that they share a width evenly: each of an even width where it is rotated."""
+    most = max(1, dim // 64)
+    if "head_dim" in choices:
+        return most
+    step = 2 if choices.get("position", "rope") == "rope" else 1
+    return next((count for count in range(most, 0, -1) if dim % (step * count) == 0), most)
 
 
 def _split(choices: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -65,13 +65,16 @@ class Ahead:
         self._place = state
 
     def close(self) -> None:
-        """End the thread; what it made ready is thrown away."""
+        """End the thread; what it made ready is thrown away, and the source stands where it would without a thread."""
+        if self._thread is None:
+            return
         self._ends.set()
-        while self._thread is not None and self._thread.is_alive():
+        while self._thread.is_alive():
             if self._ready is not None and not self._ready.empty():
                 self._ready.get()
             self._thread.join(0.01)
         self._ready = self._thread = None
+        self._source.load_state_dict(self._place)
 
     def _start(self) -> None:
         self._ready, self._ends = queue.Queue(READY), threading.Event()

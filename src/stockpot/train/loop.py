@@ -120,6 +120,8 @@ def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
             loop.train(wish)
         finally:
             loop.behind.settle()
+            if loop.ahead is not None:
+                loop.ahead.close()
     return loop.state
 
 
@@ -151,14 +153,13 @@ class _Loop:
             )
         )
         self.reads_model = getattr(batches, "reads_model", False)  # answers are drawn with it
-        if self.device.type == "cuda" and hasattr(batches, "state_dict") and not self.reads_model:
-            batches = Ahead(batches, pins=True)
+        self.ahead = None if self.reads_model else _ahead_of(batches, self.device)
         self.group.agree(settings=config.model_dump_json(), model=_outline(model))
         if config.moments == "bfloat16":  # replicas must round alike
             self.group.agree(**{"arithmetic of AdamW": arithmetic(self.device)})
         self.layout = lay_out(model, config.parallel, self.group, self.dtype)
         self.readers = self.layout.readers
-        self.feed = Feed(batches, config.batch_tokens, self.readers)
+        self.feed = Feed(self.ahead or batches, config.batch_tokens, self.readers)
         self.group.agree(data=repr(self.feed.state_dict()))
         compiles = config.compile
         if compiles is None:
@@ -214,6 +215,7 @@ class _Loop:
         """
         losses: list[Loss] = []
         seen: list[Any] = []
+        is_last = True
         for batch, is_last in self.micro_batches():
             if wish.is_set and self.group.is_alone:
                 self.optimizer.clear()
@@ -226,6 +228,8 @@ class _Loop:
         if self.group.any(not losses):
             self.optimizer.clear()
             return False
+        if self.layout.is_split and not is_last:
+            self.send(seen[-1])
         self.state.grad_norm = self.combine(losses)
         is_good = math.isfinite(self.state.grad_norm)
         if is_good:
@@ -247,6 +251,13 @@ class _Loop:
             return self.feed.step()
         with self.layout.published():
             return iter(list(self.feed.step()))
+
+    def send(self, batch: Any) -> None:
+        """Sum a split model's gradients where the data ended amid a step: with a micro-batch more, which adds nothing."""
+        self.layout.begin(is_last=True)
+        with self.autocast():
+            total = self.loss_fn(self.layout.trained, batch).total
+        (total * 0.0).backward()  # type: ignore[no-untyped-call]
 
     def combine(self, losses: list[Loss]) -> float:
         """Turn the gradients of all totals into that of their mean, clipped; return its norm before clipping."""
@@ -446,6 +457,11 @@ class _Loop:
         named = {f"model.{name}": one.detach() for name, one in self.layout.tensors.items()}
         named |= self.optimizer.named_state()
         return {name: self.layout.as_split(name.partition(".")[2], one) for name, one in named.items()}
+
+
+def _ahead_of(batches: Iterable[Any], device: torch.device) -> Ahead | None:
+    """Let a thread make a GPU's next batches ready, where they can tell their place; None: they are made when asked for."""
+    return Ahead(batches, pins=True) if device.type == "cuda" and hasattr(batches, "state_dict") else None
 
 
 def _outline(model: nn.Module) -> str:

@@ -67,7 +67,10 @@ class NarrowAdamW(torch.optim.Optimizer):
         own: dict[str, Tensor] = self.state[parameter]
         if not own:
             own["step"] = torch.zeros((), dtype=torch.float32)
-            own |= {name: torch.zeros_like(parameter, dtype=torch.bfloat16) for name in MEANS}
+            plain = torch.contiguous_format
+            own |= {
+                name: torch.zeros_like(parameter, dtype=torch.bfloat16, memory_format=plain) for name in MEANS
+            }
         return own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -95,7 +98,9 @@ def _update(
 ) -> None:
     (beta1, beta2), lr = group["betas"], float(group["lr"])
     assert parameter.grad is not None  # the caller has looked
-    weight, mean, square = (local(one).detach().view(-1) for one in (parameter, *(own[n] for n in MEANS)))
+    place = local(parameter).detach()
+    weight = place.reshape(-1)  # a copy where the numbers do not lie one behind the other
+    mean, square = (local(own[name]).view(-1) for name in MEANS)
     slope = local(parameter.grad).detach().reshape(-1)
     by, size = (1 - beta2**step) ** 0.5, lr / (1 - beta1**step)
     facts = (1 - beta1, 1 - beta2, by, group["eps"], 1 - lr * group["weight_decay"], size)
@@ -111,6 +116,8 @@ def _update(
             *(torch.split(x, len(noise)) for x in (of_weight, of_slope, of_mean, of_square)), strict=True
         ):
             _step(some[0], some[1], (some[2], some[3]), noise[: len(some[0])], facts)
+    if not place.is_contiguous():
+        place.copy_(weight.view(place.shape))
 
 
 def _step(

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from stockpot.bundle import Bundle
-from stockpot.data.batch import IGNORED, RolloutBatch
+from stockpot.data.batch import IGNORED, Batch, RolloutBatch
 from stockpot.data.branching import Span, Tree, branched, tree_of
 from stockpot.device import World
 from stockpot.errors import ConfigError, DataError, TrainError
@@ -207,6 +207,7 @@ class Rollouts:
     def loss(self, model: nn.Module, batch: RolloutBatch) -> Loss:
         """Compute the policy's loss; the first of a phase carries the phase's metrics."""
         assert isinstance(model, ActorCritic | Transformer)
+        model.eval()  # with dropout a policy that has not moved would differ from itself
         in_loss = self.config.kl_coef if self.config.baseline != "value" else 0.0
         found = policy_loss(model, batch, self.config, self.kl_coef if in_loss else 0.0)
         self._moved.append(found.metrics["kl_step"])
@@ -236,9 +237,8 @@ class Rollouts:
         self._pending = {name: (pair[0], pair[1]) for name, pair in state["pending"].items()}
         self._phase = None if state["phase"] is None else _Phase(**state["phase"])
         self._plan = None
-        if (
-            self._phase is not None and "steps" in state
-        ):  # another number of processes has other micro-batches
+        # another number of processes has other micro-batches
+        if self._phase is not None and "steps" in state:
             ends = [index + 1 for index, (_, ends) in enumerate(self._planned()) if ends]
             self._cursor = [0, *ends][int(state["steps"])]
 
@@ -333,9 +333,7 @@ class Rollouts:
             batch, spans = branched([self._tree(phase, group) for group in groups])
             batch = batch.to(policy.device)
             with self.autocast():
-                hidden = policy(
-                    batch.ids, attention_mask=batch.attention_mask, branches=batch.branches, last=0
-                ).hidden
+                hidden = _hidden(policy, batch)
                 found = label_log_probs(policy, batch, hidden=hidden)
                 values = self.model.value(hidden).float() if isinstance(self.model, ActorCritic) else None
             grid = found.spread(found.log_probs, batch.labels).cpu()
@@ -346,7 +344,7 @@ class Rollouts:
             for groups in runs:
                 batch, spans = branched([self._tree(phase, group) for group in groups])
                 batch = batch.to(reference.device)
-                found = label_log_probs(reference, batch)
+                found = label_log_probs(reference, batch, hidden=_hidden(reference, batch))
                 grid = found.spread(found.log_probs, batch.labels).cpu()
                 phase.reference += [grid[s.row, s.start : s.stop - 1] for s in spans]
         assert len(phase.old) == len(phase.reference) == count * samples
@@ -491,3 +489,11 @@ class Rollouts:
         """Whether the policy has moved so far that the phase's answers say little about it."""
         at_start = self._cursor == 0 or not self._planned()[self._cursor - 1][1]
         return not at_start and self.config.stop_kl is not None and self.kl_step > self.config.stop_kl
+
+
+def _hidden(model: Transformer, batch: Batch) -> Tensor:
+    """Run a model in training's own kernels: by those for models that only read, ratios would be 1 % off in bfloat16."""
+    with torch.enable_grad():
+        found = model(batch.ids, attention_mask=batch.attention_mask, branches=batch.branches, last=0)
+    hidden: Tensor = found.hidden
+    return hidden.detach()
