@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,10 @@ def test_the_verdict_follows_from_the_findings(passing, verdict, tmp_path):
     result = run_claim(claim(*(held("it holds", [float(one)]) for one in passing)), nothing(tmp_path))
     assert result.verdict == verdict
     assert Result.load(result.save(tmp_path)) == result
-    (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(DataError, match="is no result"):
-        Result.load(tmp_path / "bad.json")
+    for text in ("{}", "3"):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(DataError, match="is no result"):
+            Result.load(tmp_path / "bad.json")
 
 
 def test_one_seed_decides_nothing_but_what_is_exact(tmp_path):
@@ -58,6 +60,19 @@ def test_one_seed_decides_nothing_but_what_is_exact(tmp_path):
     assert alone.verdict == "undecided"
     assert "5.000 [one seed]" in page_of({CLAIMS[0].name: alone})
     assert Result.load(alone.save(tmp_path)) == alone
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_figure_that_is_no_number_is_kept_as_what_it_is(bad, tmp_path):
+    """It passes no bar, and what was measured beside it is not lost."""
+    findings = (above("gain", [0.1, bad], 0.0), below("loss", [bad], 0.0), held("equal", [1.0]))
+    result = run_claim(claim(*findings), nothing(tmp_path))
+    assert result.verdict == "not computed" and not any(one.passes for one in findings[:2])
+    path = result.save(tmp_path)
+    json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    kept = Result.load(path)
+    assert repr(kept.findings) == repr(result.findings), "NaN is equal to nothing, itself included"
+    assert f"| gain | {bad:.1e} | 0.100 · {bad:.1e} | – | above 0 | no |" in page_of({CLAIMS[0].name: kept})
 
 
 def test_no_row_is_missing():
