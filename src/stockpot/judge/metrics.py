@@ -142,8 +142,10 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     """
     lost = sum(a and not b for a, b in zip(before, after, strict=True))
     won = sum(b and not a for a, b in zip(before, after, strict=True))
-    changed, fewer = lost + won, min(lost, won)
-    tail = sum(math.comb(changed, k) for k in range(fewer + 1))
+    changed, tail, ways = lost + won, 0, 1
+    for k in range(min(lost, won) + 1):
+        tail += ways
+        ways = ways * (changed - k) // (k + 1)  # from one binomial coefficient to the next
     return min(1.0, float(2 * tail / 2**changed))
 
 
