@@ -46,7 +46,7 @@ def test_a_choice_is_the_likeliest_per_byte(bundle):
         pairs = [(f"Question: {answer.item.question}\nAnswer:", f" {one}") for one in answer.item.choices]
         scores = [score.log_prob / score.bytes for score in engine.score(pairs)]
         assert answer.choice == answer.item.choices[scores.index(max(scores))]
-        assert answer.margin == pytest.approx(scores[0] - max(scores[1:]), abs=1e-4)
+        assert answer.scores["margin"] == pytest.approx(scores[0] - max(scores[1:]), abs=1e-4)
 
 
 def test_chat_models_are_asked_as_they_were_trained(make_bundle):

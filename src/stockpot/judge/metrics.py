@@ -25,6 +25,7 @@ __all__ = [
     "paired_difference",
     "proportion",
     "ratio_estimate",
+    "score_estimate",
 ]
 
 Z95 = 1.959963984540054  # 97.5 % point of the standard normal distribution
@@ -102,6 +103,17 @@ def mean_estimate(
         raise ValueError("a mean needs at least one value")
     low, high = np.quantile(_resampled_means(array, seed, draws), [0.025, 0.975])
     return Estimate(float(array.mean()), float(low), float(high), array.size, chance)
+
+
+def score_estimate(values: Sequence[float], *, chance: float | None = None) -> Estimate:
+    """Estimate a mean with Wilson's interval where every value is 0 or 1, else with the bootstrap's.
+
+    Raises:
+        ValueError: if ``values`` is empty.
+    """
+    if all(value in (0.0, 1.0) for value in values):
+        return proportion(round(sum(values)), len(values), chance=chance)
+    return mean_estimate(values, chance=chance)
 
 
 def ratio_estimate(
