@@ -181,7 +181,10 @@ def evaluate(
     if limit is not None:
         judging = Judging(**judging.model_dump() | {"limit": limit})
     opened = _once(resolve(tasks, judging))
-    if any(task.scorer.kind == "code" for task in opened):
+    programs = [task.scorer for task in opened if task.scorer.kind == "code"]
+    if any(one.samples > 1 and one.temperature == 0 for one in programs):
+        raise ConfigError("Programs drawn at temperature 0 are all the same.", "Give --temperature 0.8.")
+    if programs:
         check_running(judging.run_code)
     bundle = model if isinstance(model, Bundle) else load(model)
     name = str(bundle.source or "model")
