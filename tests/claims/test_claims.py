@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stockpot.claims import CLAIMS, WITHOUT_EFFECT, Claim, Material, Result, run_claim
 from stockpot.claims.claim import above, below, held
-from stockpot.claims.material import check_cooks, distinct_bases, trained
+from stockpot.claims.material import check_cooks, contest_of, distinct_bases, trained
 from stockpot.claims.page import page_of, read_results
 from stockpot.cli.main import app
 from stockpot.config import Settings
@@ -145,6 +145,25 @@ def test_a_cook_that_was_cut_short_is_not_judged(tmp_path):
     (cook / "cook.json").write_text(json.dumps({"sft": {"key": "k", "status": "started", "seconds": 3.0}}))
     with pytest.raises(ConfigError, match="no finished cook: sft is not done"):
         check_cooks((cook,))
+
+
+def test_a_damaged_or_partial_cook_is_told(tmp_path):
+    cook = fake_cook(tmp_path / "a", base=0, tuned=0)
+    with pytest.raises(ConfigError, match="no contest"):
+        contest_of(cook)
+    (cook / "cook.json").write_text("[1")
+    with pytest.raises(ConfigError, match="is damaged"):
+        check_cooks((cook,))
+
+
+def test_a_cook_without_minutes_has_no_budget_to_keep(tmp_path):
+    cooks = [fake_cook(tmp_path / name, base=seed, tuned=seed) for seed, name in enumerate("ab")]
+    for cook, command in zip(cooks, ("cook --minutes 0.1", "cook"), strict=True):
+        (cook / "recipe.toml").write_text(f"# stockpot {command} --out runs\n")
+    budget = next(one for one in CLAIMS if one.name == "budget")
+    result = run_claim(budget, Material(tuple(cooks), tmp_path))
+    assert result.verdict == "not computed" and "no minutes" in result.facts["told"][0]
+    assert result.findings[0].by_seed[0] == pytest.approx(1.0)
 
 
 def test_a_task_that_nothing_learns_is_no_jump_and_no_mirage(tmp_path):
