@@ -35,6 +35,10 @@ def test_an_effect_counts_only_if_its_whole_interval_passes():
     found = above("gain", [1.0, 2.0, 3.0], 0.0)
     assert (found.value, round(found.low, 3), round(found.high, 3)) == (2.0, -0.484, 4.484)
     assert not found.passes
+    many = above("gain", [float(i) for i in range(12)], 0.0)
+    assert many.value - many.low == pytest.approx(2.201 * 13**0.5 / 12**0.5, rel=1e-3), (
+        "eleven degrees of freedom"
+    )
     assert above("gain", [2.0, 2.1, 2.2], 0.0).passes
     assert not above("gain", [5.0], 0.0).passes, "one seed says nothing about others"
     assert below("loss", [-2.0, -2.1, -2.2], 0.0).passes
