@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from stockpot.bundle import Bundle
+from stockpot.durable import write_atomically
 from stockpot.errors import ConfigError
 from stockpot.generate.engine import Engine
 from stockpot.judge.metrics import Estimate, mean_estimate, score_estimate
@@ -91,7 +92,7 @@ class Curve:
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1))
 
 
 def shots_curve(
