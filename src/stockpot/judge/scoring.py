@@ -222,8 +222,10 @@ def rows_of(task: str, answers: Sequence[Answer], scorer: Scorer) -> list[Row]:
 
 def estimate(name: str, answers: Sequence[Answer]) -> Estimate:
     """Estimate a measure over items."""
-    values = [answer.scores[name] for answer in answers]
-    return (mean_estimate if name in TWINS else score_estimate)(values, chance=_chance(name, answers))
+    values, chance = [answer.scores[name] for answer in answers], _chance(name, answers)
+    if name in TWINS:
+        return mean_estimate(values, chance=chance)
+    return score_estimate(values, chance=chance)
 
 
 TWINS = ("margin", "brier", "log_prob", "right_mass")
