@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from stockpot.claims import CLAIMS, WITHOUT_EFFECT, Claim, Material, Result, run_claim
 from stockpot.claims.claim import above, below, held
-from stockpot.claims.material import check_cooks, distinct_bases, trained
+from stockpot.claims.material import check_cooks, contest_of, distinct_bases, trained
 from stockpot.claims.page import page_of, read_results
 from stockpot.cli.main import app
 from stockpot.config import Settings
@@ -34,6 +35,10 @@ def test_an_effect_counts_only_if_its_whole_interval_passes():
     found = above("gain", [1.0, 2.0, 3.0], 0.0)
     assert (found.value, round(found.low, 3), round(found.high, 3)) == (2.0, -0.484, 4.484)
     assert not found.passes
+    many = above("gain", [float(i) for i in range(12)], 0.0)
+    assert many.value - many.low == pytest.approx(2.201 * 13**0.5 / 12**0.5, rel=1e-3), (
+        "eleven degrees of freedom"
+    )
     assert above("gain", [2.0, 2.1, 2.2], 0.0).passes
     assert not above("gain", [5.0], 0.0).passes, "one seed says nothing about others"
     assert below("loss", [-2.0, -2.1, -2.2], 0.0).passes
@@ -48,9 +53,10 @@ def test_the_verdict_follows_from_the_findings(passing, verdict, tmp_path):
     result = run_claim(claim(*(held("it holds", [float(one)]) for one in passing)), nothing(tmp_path))
     assert result.verdict == verdict
     assert Result.load(result.save(tmp_path)) == result
-    (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(DataError, match="is no result"):
-        Result.load(tmp_path / "bad.json")
+    for text in ("{}", "3"):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(DataError, match="is no result"):
+            Result.load(tmp_path / "bad.json")
 
 
 def test_one_seed_decides_nothing_but_what_is_exact(tmp_path):
@@ -58,6 +64,19 @@ def test_one_seed_decides_nothing_but_what_is_exact(tmp_path):
     assert alone.verdict == "undecided"
     assert "5.000 [one seed]" in page_of({CLAIMS[0].name: alone})
     assert Result.load(alone.save(tmp_path)) == alone
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_figure_that_is_no_number_is_kept_as_what_it_is(bad, tmp_path):
+    """It passes no bar, and what was measured beside it is not lost."""
+    findings = (above("gain", [0.1, bad], 0.0), below("loss", [bad], 0.0), held("equal", [1.0]))
+    result = run_claim(claim(*findings), nothing(tmp_path))
+    assert result.verdict == "not computed" and not any(one.passes for one in findings[:2])
+    path = result.save(tmp_path)
+    json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    kept = Result.load(path)
+    assert repr(kept.findings) == repr(result.findings), "NaN is equal to nothing, itself included"
+    assert f"| gain | {bad:.1e} | 0.100 · {bad:.1e} | – | above 0 | no |" in page_of({CLAIMS[0].name: kept})
 
 
 def test_no_row_is_missing():
@@ -130,6 +149,25 @@ def test_a_cook_that_was_cut_short_is_not_judged(tmp_path):
     (cook / "cook.json").write_text(json.dumps({"sft": {"key": "k", "status": "started", "seconds": 3.0}}))
     with pytest.raises(ConfigError, match="no finished cook: sft is not done"):
         check_cooks((cook,))
+
+
+def test_a_damaged_or_partial_cook_is_told(tmp_path):
+    cook = fake_cook(tmp_path / "a", base=0, tuned=0)
+    with pytest.raises(ConfigError, match="no contest"):
+        contest_of(cook)
+    (cook / "cook.json").write_text("[1")
+    with pytest.raises(ConfigError, match="is damaged"):
+        check_cooks((cook,))
+
+
+def test_a_cook_without_minutes_has_no_budget_to_keep(tmp_path):
+    cooks = [fake_cook(tmp_path / name, base=seed, tuned=seed) for seed, name in enumerate("ab")]
+    for cook, command in zip(cooks, ("cook --minutes 0.1", "cook"), strict=True):
+        (cook / "recipe.toml").write_text(f"# stockpot {command} --out runs\n")
+    budget = next(one for one in CLAIMS if one.name == "budget")
+    result = run_claim(budget, Material(tuple(cooks), tmp_path))
+    assert result.verdict == "not computed" and "no minutes" in result.facts["told"][0]
+    assert result.findings[0].by_seed[0] == pytest.approx(1.0)
 
 
 def test_a_task_that_nothing_learns_is_no_jump_and_no_mirage(tmp_path):

@@ -238,13 +238,17 @@ def test_a_study_is_written_and_read_again(tmp_path):
 def test_tables_and_score_files_of_others_are_read(tmp_path):
     table = tmp_path / "table.json"
     points = [
-        {"model": f"m{i}", "flops": 10.0**i, "exact_match": float(i > 3), "nats": 3.0 - i / 3}
+        {"model": f"m{i}", "flops": 10.0**i, "exact_match": float(i > 3), "nats": 3.0 - i / 3, "rouge": i / 6}
         for i in range(6)
     ]
     table.write_text(json.dumps({"task": "theirs", "points": points}), encoding="utf-8")
-    (task,) = read_published([table]).tasks
+    study = read_published([table])
+    (task,) = study.tasks
     forms = {curve.metric: curve.shapes.form for curve in task.curves}
-    assert forms == {"exact": "sharp", "nats": "smooth"} and "does not survive" in task.sentence
+    assert forms == {"exact": "sharp", "nats": "smooth", "rouge": "smooth"}
+    assert "does not survive" in task.sentence
+    drawn = (study.save(tmp_path / "out") / "theirs.svg").read_text(encoding="utf-8")
+    assert "rouge" in drawn, "a measure that we do not know is drawn under its own name"
     files = []
     for i in range(4):
         files.append(tmp_path / f"scores{i}.json")
@@ -265,6 +269,12 @@ def test_tables_and_score_files_of_others_are_read(tmp_path):
         ({"points": [{"model": "x", "exact": 1}]}, "has no size"),
         ({"points": [{"model": "x", "flops": 1, "exact": 1}]}, "make no curve"),
         ({"points": [{"model": str(i), "flops": i + 1, "nats": 1} for i in range(4)]}, "no exact match"),
+        ({"points": [{"flops": i + 1, "exact": 1} for i in range(4)]}, "the model None is there twice"),
+        ({"points": [{"model": "x", "flops": math.inf, "exact": 1}]}, "has the size inf"),
+        ({"points": [{"model": "x", "flops": 1, "exact": 1, "n": "some"}]}, "do not fit"),
+        ({"points": [3]}, "do not fit"),
+        ({"tasks": [{"task": "x"}]}, "do not fit"),
+        ({"scores": [3]}, "do not fit"),
     ],
 )
 def test_results_that_say_nothing_are_refused(tmp_path, value, message):

@@ -46,7 +46,7 @@ def test_a_choice_is_the_likeliest_per_byte(bundle):
         pairs = [(f"Question: {answer.item.question}\nAnswer:", f" {one}") for one in answer.item.choices]
         scores = [score.log_prob / score.bytes for score in engine.score(pairs)]
         assert answer.choice == answer.item.choices[scores.index(max(scores))]
-        assert answer.margin == pytest.approx(scores[0] - max(scores[1:]), abs=1e-4)
+        assert answer.scores["margin"] == pytest.approx(scores[0] - max(scores[1:]), abs=1e-4)
 
 
 def test_chat_models_are_asked_as_they_were_trained(make_bundle):
@@ -94,6 +94,22 @@ def test_a_question_that_does_not_fit_the_model_is_named(bundle):
     long = Task("long", "1", (Item("L7", "why " * 200, "x"),))
     with pytest.raises(GenerationError, match="L7"):
         evaluate(bundle, [long])
+
+
+def test_a_question_that_no_tokenizer_takes_is_left_out_and_told(bundle):
+    torn = Task("torn", "1", (Item("t0", "why \ud800", "x"), Item("t1", "why", "x")))
+    report = evaluate(bundle, [torn], Judging(max_tokens=2))
+    assert [answer.item.id for answer in report.answers["torn"]] == ["t1"]
+    assert "lone surrogate" in report.not_judged()[0]
+
+
+def test_tasks_of_one_name_are_told_apart(bundle):
+    """One would overwrite the other's answers in the report."""
+    other = Task("free", "1", FREE.items[:2])
+    with pytest.raises(ConfigError, match="Two different tasks are called free"):
+        evaluate(bundle, [FREE, other])
+    report = evaluate(bundle, [FREE, FREE], Judging(max_tokens=2))
+    assert [row.metric for row in report.rows] == ["exact", "log_prob"], "the same one is asked once"
 
 
 def test_an_encoder_is_not_asked_to_write(make_bundle):

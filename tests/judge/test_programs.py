@@ -12,10 +12,11 @@ from confining import confined
 
 from stockpot.errors import ConfigError, DataError
 from stockpot.judge.asking import Outcome
+from stockpot.judge.harness import evaluate
 from stockpot.judge.programs import c_tests, check_running, pass_at_k, program_of, run_programs
 from stockpot.judge.readings import READINGS
-from stockpot.judge.sandbox import Limits, Verdict
-from stockpot.judge.tasks import Item, Scorer
+from stockpot.judge.sandbox import Limits, Verdict, run_tests
+from stockpot.judge.tasks import Item, Scorer, Task
 
 ADD_ONE = {  # after the lecture: add one with bit operations only, carry by carry
     "id": "add_one",
@@ -64,6 +65,28 @@ def test_the_lectures_c_function_is_run_and_its_translation_judged():
     assert answers[0].note == "1 of 2 pass"
     assert answers[0].reply == RIGHT
     assert "AssertionError" in answers[1].note
+
+
+@confined
+@pytest.mark.parametrize(
+    ("source", "program"),
+    [
+        ("unsigned long f(int x) { return 0UL - x; }", "def f(x): return 2**64 - x"),
+        ("double f(int x) { return (x - 1.0) / (x - 1.0); }", "def f(x): return float('nan')"),
+        ("double f(int x) { return x / 0.0; }", "def f(x): return float('inf')"),
+    ],
+)
+def test_results_at_the_edge_of_c_are_compared_as_they_are(source, program):
+    tests = c_tests({"c": source, "function": "f", "calls": [[1]]})
+    assert run_tests(program, tests, entry=["f"]).passed
+    assert not run_tests("def f(x): return 7", tests, entry=["f"]).passed
+
+
+def test_equal_programs_are_not_drawn_ten_times(make_bundle):
+    with pytest.raises(ConfigError, match="temperature 0"):
+        evaluate(
+            make_bundle(), [Task("t", "1", (item_of("translate", ADD_ONE),), Scorer(kind="code", samples=10))]
+        )
 
 
 @confined

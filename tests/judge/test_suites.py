@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from stockpot.errors import ConfigError, DataError, GenerationError
+from stockpot.generate.engine import Engine
+from stockpot.generate.request import Sampling
 from stockpot.judge.harness import evaluate
-from stockpot.judge.suites import run_suite, table_of
+from stockpot.judge.suites import _Answers, run_suite, table_of
 from stockpot.judge.taskfiles import Judging
 
 WORDS = ["yes", "no", "maybe", "blue", "red", "green"]
@@ -47,6 +50,16 @@ def test_a_suite_that_is_none_is_refused(make_bundle):
         run_suite(make_bundle(), "other:arc")
     with pytest.raises(GenerationError, match="encoder"):
         run_suite(make_bundle("encoder"), "lm-eval:arc_easy")
+
+
+def test_room_for_a_long_answer_does_not_push_the_question_out(make_bundle):
+    """256 tokens are asked for by default, as many as a small model reads: of the question one had been left."""
+    bundle = make_bundle()
+    answers = _Answers(bundle, None)
+    question = "Question: What is it?\nAnswer:"
+    (text,) = answers.generate_until([SimpleNamespace(args=(question, {"until": ["\n\n"]}))])
+    (wanted,) = Engine(bundle).generate([question], Sampling(temperature=0.0, max_tokens=256, stop=("\n\n",)))
+    assert (text, answers.cut) == (wanted.text, 0)
 
 
 @pytest.mark.slow

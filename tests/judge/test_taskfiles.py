@@ -198,6 +198,14 @@ def test_a_bad_record_is_told_and_the_rest_goes_on(tmp_path, record, said):
         ('kind = "choices"', 'kind = "chioces"', "kind"),
         ('name = "mine"\n', 'name = "mine"\nreading = "nothing"\n', "is not one of"),
         ('name = "mine"\n', 'name = "mine"\npromt = "x"\n', "prompt"),
+        ('kind = "choices"', 'kind = "choices"\nmeasures = ["acc_nrm"]', "acc_norm"),
+        ('kind = "choices"', 'kind = "choices"\nmeasures = ["acc_pmi"]', "needs pmi = true"),
+        ('kind = "choices"', 'kind = "write"\nignore = ["*"]', "no regular expression"),
+        (
+            'kind = "choices"',
+            'kind = "write"\n[scorer.extract.x]\nkind = "regex"\npattern = "("',
+            "no regular expression",
+        ),
     ],
 )
 def test_a_wrong_task_file_is_refused_before_any_data_is_read(tmp_path, old, new, said):
@@ -236,6 +244,32 @@ BIG = {
         {"input": "bad", "target_scores": {"2": 1}},
     ],
 }
+
+
+def test_files_of_bigbench_that_cannot_be_read_are_told(tmp_path):
+    path = tmp_path / "task.json"
+    path.write_bytes(b'\xef\xbb\xbf{"examples": [{"input": "a", "target": "b"}]}')
+    assert open_bigbench(path)[0].items[0].answer == "b", "a byte order mark is no fault"
+    for text, said in (
+        (b'{"examples": ["\xff"]}', "is no JSON"),
+        (json.dumps(BIG | {"output_regex": "("}).encode(), "no regular expression"),
+    ):
+        path.write_bytes(text)
+        with pytest.raises(DataError, match=said):
+            open_bigbench(path)
+    with zipfile.ZipFile(tmp_path / "big.zip", "w") as packed:
+        packed.writestr("tiny/task.json", json.dumps(BIG))
+    torn = (tmp_path / "big.zip").read_bytes().replace(b'"input": "1 + 1?"', b'"input": "1 - 1?"')
+    (tmp_path / "big.zip").write_bytes(torn)
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        open_bigbench("bigbench:tiny", tmp_path / "big.zip")
+
+
+def test_records_that_share_an_id_become_items_of_their_own(tmp_path):
+    (tmp_path / "mine.toml").write_text(MINE, encoding="utf-8")
+    records = [{"id": "x", "q": f"Q{i}", "answer": "b", "choices": ["a", "b"]} for i in range(3)]
+    task = open_task(tmp_path / "mine.toml", Judging(data=written(tmp_path / "d.jsonl", records), limit=2))
+    assert [(item.id, item.prompt) for item in task.items] == [("x", "Q: Q0\nA:"), ("x (2)", "Q: Q1\nA:")]
 
 
 def test_a_task_of_bigbench_is_read_as_it_is(tmp_path):

@@ -102,3 +102,11 @@ def test_an_item_is_worded_for_base_and_for_chat_models():
     item = Item("1", "Is it?", "yes")
     assert word_item(item, "plain") == "Question: Is it?\nAnswer:"
     assert word_item(item, "chat") == [Message("user", "Is it?")]
+
+
+def test_no_two_items_have_one_id(tmp_path):
+    """Files of several parts often count anew in each; answers of two models are paired by the id."""
+    records = [{"question": f"{i}?", "answer": "1", "id": i % 2} for i in range(4)]
+    task = load_task(written(tmp_path / "mine.jsonl", records))
+    assert [item.id for item in task.items] == ["0", "1", "0 (2)", "1 (2)"]
+    assert [item.id for item in load_task(tmp_path / "mine.jsonl", limit=2).items] == ["0", "0 (2)"]

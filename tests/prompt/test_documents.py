@@ -174,3 +174,25 @@ def test_what_fits_is_one_passage_and_what_is_endless_is_cut():
     assert sum(count([one.text])[0] for one in words) == 500
     with pytest.raises(ValueError, match="overlap"):
         cut([Part("x")], count, tokens=10, overlap=10)
+
+
+def test_words_of_very_different_lengths_are_cut_to_size():
+    text = " ".join(["a"] * 60 + ["b" * 90] + ["c"] * 60)
+    passages = cut([Part(text)], lambda texts: [len(one) for one in texts], tokens=32, overlap=8)
+    assert max(len(one.text) for one in passages) <= 32
+    assert sum(one.text.count("b") for one in passages) >= 90
+
+
+def test_comments_in_code_are_no_headings(tmp_path):
+    path = tmp_path / "README.MD"
+    path.write_text(
+        "# Use\n\n```bash\n# install it\npip install it\n```\n\n## Then\n\nRun it.\n~~~~\n# no end\n"
+    )
+    first, second = read_document(path)
+    assert (first.title, second.title) == ("Use", "Use › Then")
+    assert "# install it\npip install it" in first.text and "# no end" in second.text
+
+
+def test_half_a_character_does_not_stop_the_rest(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one \\ud800 two \\ud83d\\ude00"}\n')
+    assert [one.text for one in read_document(tmp_path / "a.jsonl")] == ["one � two 😀"]

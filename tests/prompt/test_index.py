@@ -111,6 +111,13 @@ def test_a_bad_file_is_skipped_with_its_reason_and_the_rest_indexed(docs, tmp_pa
     assert opened.passages == 3
 
 
+def test_a_name_that_is_not_utf_8_is_skipped(docs, tmp_path, encoder):
+    (docs / "caf\udce9.txt").write_text("Coffee.")  # as older archives name it
+    opened, report = index(docs, tmp_path / "idx", SMALL, encoder=encoder)
+    assert opened.passages == 3
+    assert report.skipped == {str(docs.resolve() / "caf�.txt"): "its name is not UTF-8"}
+
+
 def test_another_encoder_is_refused(made, tmp_path, make_bundle):
     other = make_bundle("encoder", context=128, seed=1)
     moved = sp.load(sp.save(tmp_path / "other", other))

@@ -74,6 +74,13 @@ def test_what_is_no_item_is_named(lines, records, said):
         load_pool(find_asking("sentiment"), lines(*records))
 
 
+def test_an_answer_that_is_no_candidate_is_named(lines):
+    asking = find_asking("nli").model_copy(update={"candidates": ("entailment", "contradiction")})
+    pairs = [{"premise": str(i), "hypothesis": "h", "label": label} for i, label in enumerate(asking.labels)]
+    with pytest.raises(DataError, match="'neutral' is not among the candidates entailment, contradiction"):
+        load_pool(asking, lines(*pairs))
+
+
 def test_an_unknown_corner_of_the_village_is_named():
     with pytest.raises(ConfigError, match="village:entailment"):
         load_pool(find_asking("nli"), "village:quarrels")

@@ -50,6 +50,16 @@ def test_a_chat_model_is_asked_in_messages(make_bundle):
     assert second[:2] == [*first, Message("assistant", STEPS)]
 
 
+def test_of_steps_that_do_not_fit_the_end_is_kept(make_bundle):
+    """They had used up the context, and all questions were lost with the one that thought so long."""
+    engine = Scripted(make_bundle(context=256), ["So it goes. " * 20 + STEPS, "9."])
+    (thought,) = think(engine, [APPLES])
+    assert thought.answer == "9" and thought.steps.startswith("So it goes.")
+    second = engine.asked[1]
+    assert second.startswith(f"Q: {APPLES}\n") and f"{STEPS}\nTherefore" in second
+    assert len(engine.bundle.encode(second)) + 16 <= 256
+
+
 def test_at_once_means_without_steps(plain):
     engine = plain(" 27. Then he")
     (thought,) = think(engine, [APPLES], way="direct")

@@ -1,7 +1,8 @@
 """What a claim is: what others found, the miniature, the bar, and the verdict that its figures allow.
 
 A finding is one figure over seeds with Student's 95 % interval, and the bound that the whole interval has to pass. A claim is
-reproduced if all its findings pass, partly if some do, and undecided where one seed alone speaks. Nothing here knows a row.
+reproduced if all its findings pass, partly if some do, undecided where one seed alone speaks, and not computed where a figure
+is no number. Nothing here knows a row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from stockpot.stages.three_kinds import interval
 
 __all__ = ["Claim", "Finding", "Material", "Result", "Verdict", "above", "below", "held", "run_claim"]
 
-Verdict: TypeAlias = Literal["reproduced", "partly", "not reproduced", "undecided"]
+Verdict: TypeAlias = Literal["reproduced", "partly", "not reproduced", "undecided", "not computed"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Finding:
 
     Attributes:
         what: the figure, with its unit.
-        value: mean over seeds.
+        value: mean over seeds; NaN or infinite where it could not be computed.
         low: lower end of the 95 % interval over seeds; equal to ``value`` where nothing is drawn at random.
         high: upper end.
         by_seed: one value a seed.
@@ -57,18 +58,22 @@ def above(what: str, values: Sequence[float], bound: float, *, n: int = 0) -> Fi
     >>> above("gain", [0.3], 0.0).passes  # one seed has no interval
     False
     """
-    mean, half = interval(values)
-    return Finding(
-        what, mean, mean - half, mean + half, tuple(values), n, f"above {bound:g}", mean - half > bound
-    )
+    mean, low, high = _interval(values)
+    return Finding(what, mean, low, high, tuple(values), n, f"above {bound:g}", low > bound)
 
 
 def below(what: str, values: Sequence[float], bound: float, *, n: int = 0) -> Finding:
     """Claim that a figure is below a bound."""
+    mean, low, high = _interval(values)
+    return Finding(what, mean, low, high, tuple(values), n, f"below {bound:g}", high < bound)
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Give the mean and both ends; a mean that is no finite number has no ends, and passes no bar."""
+    if not all(map(math.isfinite, values)):
+        return sum(values) / len(values), math.nan, math.nan
     mean, half = interval(values)
-    return Finding(
-        what, mean, mean - half, mean + half, tuple(values), n, f"below {bound:g}", mean + half < bound
-    )
+    return mean, mean - half, mean + half
 
 
 def held(what: str, values: Sequence[float], *, n: int = 0) -> Finding:
@@ -142,8 +147,10 @@ class Result:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
         value = asdict(self)
-        for one in value["findings"]:  # JSON knows no infinity
+        for one in value["findings"]:  # JSON knows neither infinity nor NaN
             one |= {end: None for end in ("low", "high") if math.isinf(one[end])}
+            one |= {name: _spelled(one[name]) for name in ("value", "low", "high")}
+            one["by_seed"] = [_spelled(each) for each in one["by_seed"]]
         write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return path
 
@@ -158,14 +165,19 @@ class Result:
             value = json.loads(path.read_text(encoding="utf-8"))
             findings = tuple(_finding_of(one) for one in value.pop("findings"))
             return cls(findings=findings, **value)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path} is no result of a claim: {error}.", "Run the claim again.") from error
+
+
+def _spelled(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else str(value)
 
 
 def _finding_of(saved: dict[str, Any]) -> Finding:
     ends = {"low": -math.inf, "high": math.inf}
-    known = {end: other if saved[end] is None else saved[end] for end, other in ends.items()}
-    return Finding(**{**saved, **known, "by_seed": tuple(saved["by_seed"])})
+    known = {end: other if saved[end] is None else float(saved[end]) for end, other in ends.items()}
+    by_seed = tuple(map(float, saved["by_seed"]))
+    return Finding(**{**saved, **known, "value": float(saved["value"]), "by_seed": by_seed})
 
 
 def run_claim(claim: Claim, material: Material) -> Result:
@@ -190,6 +202,8 @@ def run_claim(claim: Claim, material: Material) -> Result:
 
 def _verdict(findings: Sequence[Finding]) -> Verdict:
     """Judge findings; what fails only because one seed has no interval is undecided."""
+    if not all(math.isfinite(one.value) for one in findings):
+        return "not computed"
     failed = [one for one in findings if not one.passes]
     if not failed:
         return "reproduced"

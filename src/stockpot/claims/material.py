@@ -55,8 +55,11 @@ def check_cooks(cooks: Sequence[Path]) -> None:
     for folder in cooks:
         if not (folder / "cook.json").is_file() or not is_run(folder / "sft"):
             raise ConfigError(f"{folder} is no finished cook.", "Make one: stockpot cook --out DIR.")
-        state = json.loads((folder / "cook.json").read_text(encoding="utf-8"))
-        cut = [stage for stage, facts in state.items() if facts.get("status") == "started"]
+        try:
+            state = json.loads((folder / "cook.json").read_text(encoding="utf-8"))
+            cut = [stage for stage, facts in state.items() if facts.get("status") == "started"]
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"{folder / 'cook.json'} is damaged: {error}.", "Give another cook.") from None
         if cut:
             raise ConfigError(
                 f"{folder} is no finished cook: {cut[0]} is not done.",
@@ -109,8 +112,17 @@ def ledger_of(cook: Path, material: Material) -> Ledger:
 
 
 def contest_of(cook: Path) -> Contest:
-    """Read the contest between a cook's tuned and aligned models."""
-    return Contest.from_json((cook / "contest" / "contest.json").read_text(encoding="utf-8"))
+    """Read the contest between a cook's tuned and aligned models.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    file = cook / "contest" / "contest.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"{cook} has no contest between its models.", "Go on with it: stockpot cook --out DIR."
+        )
+    return Contest.from_json(file.read_text(encoding="utf-8"))
 
 
 def right_of(book: Ledger, line: str, kinds: Sequence[str] | None = None) -> list[float]:

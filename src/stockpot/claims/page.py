@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ HEAD = """# Claims and verdicts
 What the lecture and its sources say, tried in miniature on models made from nothing in ten minutes on two cores, or in
 the minutes that stand there. Original figures are facts to compare with, not targets. An effect counts only if its whole 95 %
 interval (Student's) over seeds, or over tasks where that stands there, lies beyond the bar. *Partly*: some of a claim's findings
-pass. *Undecided*: one seed alone was tried. A claim that does not reproduce stands here as such.
+pass. *Undecided*: one seed alone was tried. *Not computed*: a figure is no number. A claim that does not reproduce stands here
+as such.
 
 ```bash
 stockpot claims                                         # list
@@ -98,7 +100,7 @@ def _cook(one: Mapping[str, Any]) -> str:
 def _figure(one: Finding) -> str:
     if one.bar == "holds each time":
         return "yes" if one.passes else "no"
-    if one.low == one.high:
+    if not math.isfinite(one.value) or one.low == one.high:
         return _number(one.value)
     if not abs(one.low) < 1e300:
         return f"{_number(one.value)} [one seed]"

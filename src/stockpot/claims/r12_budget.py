@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 
 from stockpot.claims.claim import Claim, Finding, Material, above, below
@@ -14,7 +16,10 @@ def measure(material: Material) -> Sequence[Finding]:
     for cook in material.cooks:
         state = json.loads((cook / "cook.json").read_text(encoding="utf-8"))
         text = (cook / "recipe.toml").read_text(encoding="utf-8")
-        minutes = float(text.split("--minutes ")[1].split()[0])
+        given = re.search(r"--minutes (\S+)", text)
+        if given is None:
+            material.told.append("A cook was given no minutes, so there is nothing to compare with.")
+        minutes = math.nan if given is None else float(given[1])
         whole.append(sum(one.get("seconds", 0.0) for one in state.values()) / (60 * minutes))
     return [
         below("all stages, minutes taken over minutes given", whole, 1.1),

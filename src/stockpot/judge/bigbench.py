@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stockpot.errors import DataError
+from stockpot.errors import ConfigError, DataError
 from stockpot.judge.tasks import Extraction, Item, Scorer, Task, evenly, gather
 
 __all__ = ["is_bigbench", "open_bigbench"]
@@ -44,7 +44,7 @@ def open_bigbench(ref: str | Path, data: str | Path | None = None, *, limit: int
     path = Path(data if data is not None else ref).expanduser()
     where, text = _find(name, path)
     try:
-        whole = json.loads(text)
+        whole = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no JSON: {error}.") from None
     if not isinstance(whole, Mapping) or not isinstance(whole.get("examples"), list):
@@ -61,19 +61,22 @@ def open_bigbench(ref: str | Path, data: str | Path | None = None, *, limit: int
     if WRITTEN in wanted or not has_choices:
         items, bad = gather(lambda record, at: _written(whole, record, at), records, where)
         name = f"{title} (written)" if has_choices else title
-        tasks.append(Task(name, "json", tuple(evenly(items, limit)), _writing(whole), bad))
+        tasks.append(Task(name, "json", tuple(evenly(items, limit)), _writing(whole, where), bad))
     return tasks
 
 
-def _writing(whole: Mapping[str, Any]) -> Scorer:
+def _writing(whole: Mapping[str, Any], where: str) -> Scorer:
     pattern = whole.get("output_regex")
-    one = Extraction(kind="regex", pattern=str(pattern)) if pattern else Extraction(kind="line")
+    try:
+        one = Extraction(kind="regex", pattern=str(pattern)) if pattern else Extraction(kind="line")
+    except ConfigError as error:
+        raise DataError(f"{where}: output_regex: {error.what}") from None
     stop = str(whole.get("stop_string") or "\n")
     return Scorer(kind="write", until=(stop,), max_tokens=64, extract={WRITTEN: one}, ignore_case=False)
 
 
-def _find(name: str, path: Path) -> tuple[str, str]:
-    """Read one task's text out of a file, a folder or a zip."""
+def _find(name: str, path: Path) -> tuple[str, bytes]:
+    """Read one task's bytes out of a file, a folder or a zip."""
     if path.is_dir():
         path = path / name / "task.json"
     if not path.is_file():
@@ -84,7 +87,7 @@ def _find(name: str, path: Path) -> tuple[str, str]:
     if not zipfile.is_zipfile(path):
         if path.stat().st_size > MOST_BYTES:
             raise DataError(f"{path} has more than {MOST_BYTES >> 20} MiB.")
-        return str(path), path.read_text(encoding="utf-8")
+        return str(path), path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         inside = f"{name}/task.json"
         known = [one for one in archive.namelist() if one == inside or one.endswith(f"/{inside}")]
@@ -93,7 +96,14 @@ def _find(name: str, path: Path) -> tuple[str, str]:
             raise DataError(f"{path} has no {inside}.", f"It begins with {shown} …")
         if archive.getinfo(known[0]).file_size > MOST_BYTES:
             raise DataError(f"{path}: {known[0]} unpacks to more than {MOST_BYTES >> 20} MiB.")
-        return f"{path}/{known[0]}", archive.read(known[0]).decode("utf-8")
+        try:
+            return f"{path}/{known[0]}", archive.read(known[0])
+        except (
+            zipfile.BadZipFile,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:  # torn, encrypted, of a rare form
+            raise DataError(f"{path}: {known[0]} cannot be unpacked: {error}.") from None
 
 
 def _prompt(whole: Mapping[str, Any], record: Mapping[str, Any], where: str) -> str:

@@ -36,7 +36,7 @@ def _panel(task: TaskCurves, curve: Curve, axis: str) -> Any:
         for one in [point.scores[curve.metric]]
     ]
     across = alt.X("x:Q", title=axis, scale=alt.Scale(type="log", nice=False))
-    up = alt.Y("y:Q", title=TITLES[curve.metric])
+    up = alt.Y("y:Q", title=TITLES.get(curve.metric, curve.metric))
     base = alt.Chart(alt.InlineData(values=rows))
     layers: list[Any] = [
         _line(_fitted(task, curve), across, up, [1, 0], COLOURS[0], 0.35),

@@ -8,6 +8,7 @@ intervals: which shape fits better is said, how surely is not.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from stockpot.data.reading import shown
 from stockpot.errors import DataError
-from stockpot.judge.emergence import Point, Study, curves_of
+from stockpot.judge.emergence import Point, Study, TaskCurves, curves_of
 from stockpot.judge.metrics import Estimate
 
 __all__ = ["read_published"]
@@ -29,45 +30,54 @@ SAME = {
     "multiple_choice_grade": "exact",
 }
 SIZES = ("flops", "compute", "flop_matched_non_embedding_params", "total_params", "parameters")
-Values = dict[str, float]
+Gathered = dict[str, dict[str, tuple[float, dict[str, Estimate]]]]
 
 
 def read_published(paths: Sequence[str | Path]) -> Study:
     """Read result files into one study.
 
     Raises:
-        DataError: if a file is of no known form, or a task has fewer than four models.
+        DataError: if a file is of no known form, names a model of a task twice, or a task has fewer than four models.
     """
-    gathered: dict[str, dict[str, tuple[float, dict[str, Estimate]]]] = {}
-    axis = "FLOPs"
+    gathered: Gathered = {}
+    study = Study()
     for path in paths:
         value = _read(Path(path))
-        if isinstance(value.get("tasks"), list):
-            axis = str(value.get("axis", axis))
-            for task in value["tasks"]:
-                for point in task["points"]:
-                    scores = {name: Estimate(**one) for name, one in point["scores"].items()}
-                    gathered.setdefault(task["task"], {})[point["name"]] = (float(point["compute"]), scores)
-        elif isinstance(value.get("points"), list):
-            for point in value["points"]:
-                _add(gathered, str(value.get("task", "task")), point.get("model"), point, point, path)
-        elif isinstance(value.get("scores"), list):
-            model, task = value.get("model", {}), value.get("task", {})
-            axis = "parameters"
-            name = task.get("task_name") or task.get("name") if isinstance(task, Mapping) else task
-            for one in value["scores"]:
-                shots = one.get("number_of_shots")
-                label = f"{one.get('subtask_description') or name or 'task'}, {shots} shots"
-                _add(gathered, label, model.get("model_name"), model, one.get("score_dict", {}), path)
-        else:
+        try:
+            study.axis = _gather(gathered, value, path) or study.axis
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
-                f"{path}: no results of a known form (found: {', '.join(map(shown, list(value)[:6]))}).",
-                'Give an object with "tasks", "points", or "model" and "scores".',
-            )
-    study = Study(axis)
-    for task_name, models in gathered.items():
-        study.tasks.append(_curves(task_name, models))
+                f"{path}: the results do not fit ({type(error).__name__}: {shown(str(error))}).",
+                "See docs/emergence.md for the forms.",
+            ) from None
+    study.tasks += [_curves(task, models) for task, models in gathered.items()]
     return study
+
+
+def _gather(gathered: Gathered, value: dict[str, Any], path: str | Path) -> str | None:
+    """Add one file's points; gives what its models are sized by, where it says."""
+    if isinstance(value.get("tasks"), list):
+        for task in value["tasks"]:
+            for point in task["points"]:
+                scores = {name: Estimate(**one) for name, one in point["scores"].items()}
+                _keep(gathered, task["task"], point["name"], point["compute"], scores, path)
+        return str(value["axis"]) if "axis" in value else None
+    if isinstance(value.get("points"), list):
+        for point in value["points"]:
+            _add(gathered, str(value.get("task", "task")), point.get("model"), point, point, path)
+        return None
+    if isinstance(value.get("scores"), list):
+        model, task = value.get("model", {}), value.get("task", {})
+        name = task.get("task_name") or task.get("name") if isinstance(task, Mapping) else task
+        for one in value["scores"]:
+            shots = one.get("number_of_shots")
+            label = f"{one.get('subtask_description') or name or 'task'}, {shots} shots"
+            _add(gathered, label, model.get("model_name"), model, one.get("score_dict", {}), path)
+        return "parameters"
+    raise DataError(
+        f"{path}: no results of a known form (found: {', '.join(map(shown, list(value)[:6]))}).",
+        'Give an object with "tasks", "points", or "model" and "scores".',
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _add(
-    gathered: dict[str, dict[str, tuple[float, dict[str, Estimate]]]],
+    gathered: Gathered,
     task: str,
     model: object,
     sized: Mapping[str, Any],
@@ -107,10 +117,28 @@ def _add(
         scores.setdefault(
             SAME.get(name, name), Estimate(float(value), float(value), float(value), int(n or 0))
         )
-    gathered.setdefault(task, {})[str(model)] = (float(size), scores)
+    _keep(gathered, task, str(model), size, scores, path)
 
 
-def _curves(task: str, models: Mapping[str, tuple[float, dict[str, Estimate]]]) -> Any:
+def _keep(
+    gathered: Gathered,
+    task: str,
+    model: str,
+    size: float,
+    scores: dict[str, Estimate],
+    path: str | Path,
+) -> None:
+    models = gathered.setdefault(task, {})
+    if model in models:
+        raise DataError(
+            f"{path}: {task}: the model {shown(model)} is there twice.", "Give each model a name of its own."
+        )
+    if not 0 < float(size) < math.inf:
+        raise DataError(f"{path}: {task}: {shown(model)} has the size {size}.", "Sizes are above 0.")
+    models[model] = (float(size), scores)
+
+
+def _curves(task: str, models: Mapping[str, tuple[float, dict[str, Estimate]]]) -> TaskCurves:
     order = sorted(models, key=lambda name: models[name][0])
     if len({models[name][0] for name in order}) < max(4, len(order)):
         raise DataError(

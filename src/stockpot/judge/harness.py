@@ -172,15 +172,19 @@ def evaluate(
         progress: receives events: how far, and the time left.
 
     Raises:
-        ConfigError: if a task is wrong, or code would have to be run without leave or confinement.
+        ConfigError: if a task is wrong, two different ones have one name, or code would have to be run without leave or
+            confinement.
         DataError: if a task's data cannot be read or holds no item.
         GenerationError: if the model has no head that could answer.
     """
     judging = judging or Judging()
     if limit is not None:
         judging = Judging(**judging.model_dump() | {"limit": limit})
-    opened = list(resolve(tasks, judging))
-    if any(task.scorer.kind == "code" for task in opened):
+    opened = _once(resolve(tasks, judging))
+    programs = [task.scorer for task in opened if task.scorer.kind == "code"]
+    if any(one.samples > 1 and one.temperature == 0 for one in programs):
+        raise ConfigError("Programs drawn at temperature 0 are all the same.", "Give --temperature 0.8.")
+    if programs:
         check_running(judging.run_code)
     bundle = model if isinstance(model, Bundle) else load(model)
     name = str(bundle.source or "model")
@@ -238,6 +242,19 @@ def resolve(tasks: Sequence[str | Task], judging: Judging) -> Iterator[Task]:
             )
         else:
             yield from _as_wanted([load_task(task, limit=limit)], judging)
+
+
+def _once(tasks: Iterable[Task]) -> list[Task]:
+    """Keep one of equal tasks, and refuse different ones of the same name: a report knows them by it."""
+    found: dict[str, Task] = {}
+    for task in tasks:
+        known = found.setdefault(task.name, task)
+        if known is not task and known.fingerprint != task.fingerprint:
+            raise ConfigError(
+                f"Two different tasks are called {task.name}.",
+                "Give their files names of their own, or judge one after the other.",
+            )
+    return list(found.values())
 
 
 def _as_wanted(tasks: Iterable[Task], judging: Judging) -> Iterator[Task]:

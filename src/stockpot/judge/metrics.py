@@ -25,6 +25,7 @@ __all__ = [
     "paired_difference",
     "proportion",
     "ratio_estimate",
+    "score_estimate",
 ]
 
 Z95 = 1.959963984540054  # 97.5 % point of the standard normal distribution
@@ -104,6 +105,17 @@ def mean_estimate(
     return Estimate(float(array.mean()), float(low), float(high), array.size, chance)
 
 
+def score_estimate(values: Sequence[float], *, chance: float | None = None) -> Estimate:
+    """Estimate a mean with Wilson's interval where every value is 0 or 1, else with the bootstrap's.
+
+    Raises:
+        ValueError: if ``values`` is empty.
+    """
+    if all(value in (0.0, 1.0) for value in values):
+        return proportion(round(sum(values)), len(values), chance=chance)
+    return mean_estimate(values, chance=chance)
+
+
 def ratio_estimate(
     tops: Sequence[float], bottoms: Sequence[float], *, seed: int = 0, draws: int = 2_000
 ) -> Estimate:
@@ -142,8 +154,10 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     """
     lost = sum(a and not b for a, b in zip(before, after, strict=True))
     won = sum(b and not a for a, b in zip(before, after, strict=True))
-    changed, fewer = lost + won, min(lost, won)
-    tail = sum(math.comb(changed, k) for k in range(fewer + 1))
+    changed, tail, ways = lost + won, 0, 1
+    for k in range(min(lost, won) + 1):
+        tail += ways
+        ways = ways * (changed - k) // (k + 1)  # from one binomial coefficient to the next
     return min(1.0, float(2 * tail / 2**changed))
 
 

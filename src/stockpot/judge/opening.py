@@ -18,7 +18,7 @@ from stockpot.data.hub import stream
 from stockpot.errors import ConfigError, DataError
 from stockpot.judge.readings import READINGS, Fields, described, gold_of, options_of
 from stockpot.judge.taskfiles import Hub, Judging, TaskFile, find_task, shipped_tasks
-from stockpot.judge.tasks import Item, Left, Task, evenly, records_of
+from stockpot.judge.tasks import Item, Left, Task, distinct, evenly, records_of
 from stockpot.text.sandbox import Renderer, TemplateRefusedError, Worker, compile_template
 
 __all__ = ["find_data", "open_task"]
@@ -76,7 +76,8 @@ def _read(file: TaskFile, records: Records) -> tuple[list[tuple[str, Fields]], l
             continue
         if _is_asked(file, one.id):
             made.append((where, one))
-    return made, bad
+    ids = distinct(one.id or Path(where).name for where, one in made)
+    return [(where, replace(one, id=id)) for (where, one), id in zip(made, ids, strict=True)], bad
 
 
 def _is_asked(file: TaskFile, id: str) -> bool:
@@ -91,7 +92,7 @@ def _is_asked(file: TaskFile, id: str) -> bool:
 
 def _item(file: TaskFile, one: Fields, prompt: str, where: str) -> Item:
     common: dict[str, Any] = {
-        "id": one.id or Path(where).name,
+        "id": one.id,
         "question": one.question,
         "kind": one.kind,
         "prompt": prompt,

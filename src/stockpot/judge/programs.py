@@ -131,6 +131,7 @@ class _Job:
 # --- C ---
 
 WHOLE = re.compile(r"\b(?:int|long|short|char|unsigned|signed|size_t|bool|_Bool|u?int\d+_t)\b")
+UNSIGNED = re.compile(r"\b(?:unsigned|size_t|uint\d+_t)\b")
 BROKEN = re.compile(r"\b(?:float|double)\b")
 
 
@@ -151,6 +152,8 @@ def c_tests(facts: Mapping[str, Any]) -> str | Verdict:
         )
     if BROKEN.search(gives):
         form, cast = "%.17g", "double"
+    elif UNSIGNED.search(gives):
+        form, cast = "%llu", "unsigned long long"
     elif WHOLE.search(gives):
         form, cast = "%lld", "long long"
     else:
@@ -169,7 +172,9 @@ def c_tests(facts: Mapping[str, Any]) -> str | Verdict:
         return Verdict(False, "the C program printed something of its own")
     if cast == "double":
         close = (
-            f"assert math.isclose({name}({', '.join(a)}), {b}, rel_tol=1e-6, abs_tol=1e-9)"
+            f"assert math.isnan({name}({', '.join(a)}))"
+            if "nan" in b
+            else f"assert math.isclose({name}({', '.join(a)}), float('{b}'), rel_tol=1e-6, abs_tol=1e-9)"
             for a, b in zip(calls, results, strict=True)
         )
         return "import math\n" + "\n".join(close) + "\n"

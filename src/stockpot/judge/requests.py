@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stockpot.bundle import Bundle
-from stockpot.errors import GenerationError
+from stockpot.errors import GenerationError, TokenizerError
 from stockpot.generate.inputs import prompt_ids
 from stockpot.judge.tasks import Item, Left, Scorer, Wording, word_item
 from stockpot.text.chat import Message
@@ -68,6 +68,14 @@ def check_head(bundle: Bundle, name: str) -> None:
 
 def ask_item(bundle: Bundle, item: Item, scorer: Scorer, wording: Wording) -> Asked | Left:
     """Turn an item into ids, or say why it cannot be asked."""
+    try:
+        asked = _encoded(bundle, item, scorer, wording)
+    except TokenizerError as error:
+        return Left(item.id, f"{item.id}: {error}")
+    return _unfit(bundle, asked, scorer) or asked
+
+
+def _encoded(bundle: Bundle, item: Item, scorer: Scorer, wording: Wording) -> Asked:
     lead = item.lead if item.prompt is not None or wording == "plain" else ""
     if wording == "chat":
         lead = ""
@@ -95,8 +103,7 @@ def ask_item(bundle: Bundle, item: Item, scorer: Scorer, wording: Wording) -> As
     if scorer.pmi and item.choices:
         without = tuple(split_pair(bundle, scorer.without, lead + text) for text in item.choices)
     prompt = tuple(prompt_ids(bundle, put)) if scorer.kind in WRITES else None
-    asked = Asked(item, tuple(pairs), tuple(sizes), without, prompt, shown)
-    return _unfit(bundle, asked, scorer) or asked
+    return Asked(item, tuple(pairs), tuple(sizes), without, prompt, shown)
 
 
 def _unfit(bundle: Bundle, asked: Asked, scorer: Scorer) -> Left | None:

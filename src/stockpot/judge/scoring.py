@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ from stockpot.judge.metrics import (
     exact_match,
     final_answer,
     mean_estimate,
-    proportion,
     ratio_estimate,
+    score_estimate,
 )
 from stockpot.judge.tasks import Extraction, Item, Scorer
 from stockpot.prompt.extract import extract, same_answer
@@ -51,27 +51,12 @@ class Answer:
     note: str = ""
 
     @property
-    def is_exact(self) -> bool:
-        """Whether what it wrote is the right answer."""
-        return bool(self.scores.get("exact", 0.0))
-
-    @property
     def is_right(self) -> bool | None:
         """Whether the item counts as right by its first measure; None where that is no matter of right and wrong."""
         for name in SHARP:
             if name in self.scores:
                 return self.scores[name] >= 0.5
         return None
-
-    @property
-    def log_prob(self) -> float:
-        """Log-probability of the right answer per token, nats."""
-        return self.scores["log_prob"]
-
-    @property
-    def margin(self) -> float | None:
-        """How much likelier the right choice is than the best wrong one, per byte, nats; None without choices."""
-        return self.scores.get("margin")
 
 
 SHARP = ("acc", "acc_norm", "choice", "grade", "exact", "flexible", "strict", "exact_str_match", "pass@1")
@@ -222,8 +207,6 @@ def _same(text: str, wanted: str, how: Extraction, scorer: Scorer) -> bool:
 
 # --- figures ---
 
-Figure = Callable[[Sequence[Answer]], Estimate]
-
 
 def rows_of(task: str, answers: Sequence[Answer], scorer: Scorer) -> list[Row]:
     """Make a task's figures, each with its interval; none if there is no answer."""
@@ -238,12 +221,11 @@ def rows_of(task: str, answers: Sequence[Answer], scorer: Scorer) -> list[Row]:
 
 
 def estimate(name: str, answers: Sequence[Answer]) -> Estimate:
-    """Estimate a measure over items: Wilson's interval where every value is 0 or 1, else the bootstrap's."""
-    values = [answer.scores[name] for answer in answers]
-    chance = _chance(name, answers)
-    if name not in TWINS and all(value in (0.0, 1.0) for value in values):
-        return proportion(round(sum(values)), len(values), chance=chance)
-    return mean_estimate(values, chance=chance)
+    """Estimate a measure over items."""
+    values, chance = [answer.scores[name] for answer in answers], _chance(name, answers)
+    if name in TWINS:
+        return mean_estimate(values, chance=chance)
+    return score_estimate(values, chance=chance)
 
 
 TWINS = ("margin", "brier", "log_prob", "right_mass")

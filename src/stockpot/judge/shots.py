@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from stockpot.bundle import Bundle
+from stockpot.durable import write_atomically
 from stockpot.errors import ConfigError
 from stockpot.generate.engine import Engine
-from stockpot.judge.metrics import Estimate, mean_estimate
+from stockpot.judge.metrics import Estimate, mean_estimate, score_estimate
 from stockpot.judge.prompts import Progress, ask_wording, opened
 from stockpot.prompt.items import Pool, Questions
 from stockpot.prompt.shots import Labels, Paper, Shots, Shown, choose
@@ -91,7 +92,7 @@ class Curve:
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1))
 
 
 def shots_curve(
@@ -158,7 +159,7 @@ def _point(  # noqa: PLR0913 - one cell of a table, with its row and column
         left_out += score.left_out
     mean = np.array(right, dtype=float).mean(0).tolist()  # per question, over draws
     likely = np.array(log_probs).mean(0).tolist()
-    accuracy = mean_estimate(mean, chance=pool.chance)
+    accuracy = score_estimate(mean, chance=pool.chance)
     return Point(kind, k, accuracy, mean_estimate(likely), left_out)
 
 

@@ -179,9 +179,10 @@ class _Answers:
             text, asked = request.args
             sampling = _sampling(asked)
             ids = self.bundle.encode(text)
-            room = self.bundle.context - sampling.max_tokens
+            context = self.bundle.context  # an answer may be cut by its end; the question keeps half of it
+            room = context - min(sampling.max_tokens, context // 2)
             self.cut += len(ids) > room
-            owners[self.engine.submit(Request(ids[-max(1, room) :], sampling))] = place
+            owners[self.engine.submit(Request(ids[-room:], sampling))] = place
         texts = [""] * len(requests)
         while owners:
             for chunk in self.engine.step():

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from stockpot.config import Settings
 from stockpot.data.files import entries
@@ -31,6 +33,7 @@ __all__ = [
     "Scorer",
     "Task",
     "Wording",
+    "distinct",
     "evenly",
     "gather",
     "load_task",
@@ -40,10 +43,22 @@ __all__ = [
 ]
 
 Wording = Literal["plain", "chat"]
+Measure: TypeAlias = Literal[
+    "acc", "acc_norm", "acc_bytes", "acc_pmi", "grade", "right_mass", "margin", "brier", "log_prob"
+]
 ScorerKind: TypeAlias = Literal["both", "choices", "word", "text", "write", "code"]
 MOST_READ = 200_000
 
 T = TypeVar("T")
+
+
+def _regex(pattern: str) -> str:
+    """Refuse a pattern that is none when it is written, not when answers are judged by it."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern
 
 
 class Extraction(Settings):
@@ -56,6 +71,8 @@ class Extraction(Settings):
     pattern: str = Field("", description="regex: its first group that matched counts, else the whole match")
     which: int = Field(0, description="which match: 0 the first, -1 the last")
 
+    _is_regex = field_validator("pattern")(_regex)
+
 
 class Scorer(Settings):
     """How answers to a task are asked for and judged.
@@ -66,7 +83,9 @@ class Scorer(Settings):
     """
 
     kind: ScorerKind = Field("both", description="how items are scored")
-    measures: tuple[str, ...] = Field((), description="which figures are reported; none: all of the kind")
+    measures: tuple[Measure, ...] = Field(
+        (), description="choices: which figures are reported; none: acc and acc_norm"
+    )
     pmi: bool = Field(
         False, description="choices: also ask how likely each is without the question (Holtzman et al. 2021)"
     )
@@ -82,6 +101,17 @@ class Scorer(Settings):
     samples: int = Field(1, ge=1, description="code: programs drawn for each problem; pass@k needs k of them")
     temperature: float = Field(0.0, ge=0, description="code: of the drawn programs")
     timeout_s: float = Field(6.0, gt=0, description="code: longest time a program may run")
+
+    @field_validator("ignore")
+    @classmethod
+    def _are_regexes(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_regex, patterns))
+
+    @model_validator(mode="after")
+    def _can_measure(self) -> Scorer:
+        if "acc_pmi" in self.measures and not self.pmi:
+            raise ValueError("measures names acc_pmi, which needs pmi = true")
+        return self
 
 
 @dataclass(frozen=True)
@@ -197,7 +227,9 @@ def load_task(path: str | Path, *, limit: int | None = None) -> Task:
     """
     path = Path(path)
     items, bad = gather(_item, records_of(path), path)
-    return Task(path.name.split(".")[0], "file", tuple(evenly(items, limit)), bad=bad)
+    ids = distinct([item.id for item in items])
+    named = [replace(item, id=id) for item, id in zip(items, ids, strict=True)]
+    return Task(path.name.split(".")[0], "file", tuple(evenly(named, limit)), bad=bad)
 
 
 def records_of(path: Path) -> Iterator[tuple[str, object]]:
@@ -253,6 +285,20 @@ def gather(
     if not items:
         raise DataError(f"{source} holds no items.", 'Put one {"question", "answer"} object on each line.')
     return items, tuple(bad)
+
+
+def distinct(ids: Iterable[str]) -> list[str]:
+    """Put numbers behind ids that are there more than once: answers of two models are paired by them.
+
+    >>> distinct(["a", "b", "a"])
+    ['a', 'b', 'a (2)']
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for id in ids:
+        seen[id] += 1
+        found.append(id if seen[id] == 1 else f"{id} ({seen[id]})")
+    return found
 
 
 def evenly(items: Sequence[T], limit: int | None) -> list[T]:

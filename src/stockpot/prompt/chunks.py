@@ -76,18 +76,22 @@ def _pieces(text: str, count: Count, tokens: int) -> Iterator[str]:
         for sentence in _SENTENCE.split(paragraph)
         if sentence and sentence.strip()
     ]
-    for sentence, size in zip(sentences, count(sentences), strict=True):
-        if size <= tokens:
-            yield sentence
+    yield from _small(sentences, count, tokens)
+
+
+def _small(texts: Sequence[str], count: Count, tokens: int) -> Iterator[str]:
+    """Cut texts that are too long, and what is still too long again, since words differ in length."""
+    for text, size in zip(texts, count(texts), strict=True):
+        if size <= tokens or len(text) == 1:
+            yield text
         else:
-            yield from _runs(sentence, size, tokens)
+            yield from _small(_runs(text, size, tokens), count, tokens)
 
 
-def _runs(sentence: str, size: int, tokens: int) -> Iterator[str]:
-    words = sentence.split()
+def _runs(text: str, size: int, tokens: int) -> list[str]:
+    words = text.split()
     if len(words) < 2:  # one endless word, such as encoded data
-        step = max(1, len(sentence) * tokens // (2 * size) - 1)
-        yield from (sentence[i : i + step] for i in range(0, len(sentence), step))
-        return
-    step = max(1, len(words) * tokens // (2 * size))  # words differ in length; half leaves room
-    yield from (" ".join(words[i : i + step]) for i in range(0, len(words), step))
+        step = max(1, len(text) * tokens // (2 * size) - 1)
+        return [text[i : i + step] for i in range(0, len(text), step)]
+    step = max(1, len(words) * tokens // (2 * size))
+    return [" ".join(words[i : i + step]) for i in range(0, len(words), step)]

@@ -27,6 +27,7 @@ PACKED = (".gz", ".zst")
 TABLES = {".csv": ",", ".tsv": "\t"}
 TITLES = ("title", "heading", "name")
 IDS = ("pid", "id", "_id")
+_FENCED = re.compile(r"(?ms)^ {0,3}(`{3,}|~{3,})[^`\n]*\n.*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)")
 _HEADING = re.compile(r"(?m)^(#{1,6})[ \t]+(.+?)[ \t]*#*$")
 
 
@@ -89,12 +90,21 @@ def _form(path: Path) -> str | None:
 
 
 def read_document(path: Path) -> list[Part]:
-    """Read a document's parts, in their order.
+    """Read a document's parts, in their order; halves of characters (lone surrogates) become �.
 
     Raises:
         DataError: if it cannot be read: damaged, encrypted, not UTF-8, too large, or of no known form.
     """
-    form = _form(path)
+    return [
+        Part(_whole(one.text), _whole(one.title), _whole(one.place)) for one in _parts_of(path, _form(path))
+    ]
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _parts_of(path: Path, form: str | None) -> list[Part]:
     if form == "paper":
         try:
             return [Part(text, title=place, place=place) for place, text in read_paper(path) if text.strip()]
@@ -106,11 +116,10 @@ def read_document(path: Path) -> list[Part]:
         return _table(path, TABLES[path.suffix.lower()])
     report, config = ReadReport(), ReadConfig()
     parts: list[Part] = []
+    is_markdown = any(suffix.lower() in (".md", ".markdown") for suffix in path.suffixes)
     for entry in entries(path, max_ratio=config.max_unpack_ratio, left_out=report.left_out):
         for where, record in read_entry(entry, config, report):
-            parts += _parts(
-                record, where, form, is_markdown=".md" in path.suffixes or ".markdown" in path.suffixes
-            )
+            parts += _parts(record, where, form, is_markdown=is_markdown)
     report.judge(config)
     return parts
 
@@ -154,10 +163,10 @@ def _line(where: str) -> str:
 
 
 def _sections(text: str) -> Iterator[Part]:
-    """Cut Markdown at its headings; a part's title names the headings above it."""
+    """Cut Markdown at its headings, of which code holds none; a part's title names the headings above it."""
     above: list[tuple[int, str]] = []
     start, title = 0, ""
-    for heading in _HEADING.finditer(text):
+    for heading in _HEADING.finditer(_FENCED.sub(lambda code: " " * len(code[0]), text)):
         if text[start : heading.start()].strip():
             yield Part(text[start : heading.start()].strip(), title, title)
         depth = len(heading[1])

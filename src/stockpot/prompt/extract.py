@@ -12,8 +12,9 @@ from stockpot.prompt.wordings import Extract
 
 __all__ = ["extract", "first_choice", "first_line", "last_number", "same_answer"]
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_SAID = re.compile(r"(?:answer|result)[^.\n]{0,40}?(?:is|:|=)\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+_FORM = r"-?(?:\d[\d,]*(?:\.\d+)?|(?<![\d.])\.\d+)"
+_NUMBER = re.compile(_FORM)
+_SAID = re.compile(rf"(?:answer|result)[^.\n]{{0,40}}?(?:is|:|=)\s*\$?\s*({_FORM})", re.IGNORECASE)
 
 
 def extract(reply: str, kind: Extract, choices: Sequence[str] = ()) -> str | None:
@@ -30,8 +31,8 @@ def last_number(reply: str) -> str | None:
 
     >>> last_number("23 - 20 = 3. 3 + 6 = 9. The answer is 9. Then 4 more came.")
     '9'
-    >>> last_number("That makes 1,200 euros"), last_number("none")
-    ('1200', None)
+    >>> last_number("That makes 1,200 euros"), last_number("The answer is .50"), last_number("none")
+    ('1200', '.5', None)
     """
     said = _SAID.findall(reply)
     found = said or _NUMBER.findall(reply)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -219,6 +220,9 @@ class Index:
         """Read new and changed files and add their passages; their versions come alive when ``index.json`` is written."""
         waiting: list[tuple[str, str, Passage]] = []
         for number, (name, path) in enumerate(found.items(), 1):
+            if (shown := os.fsencode(name).decode("utf-8", "replace")) != name:
+                report.skipped[shown] = "its name is not UTF-8"
+                continue
             known = files.get(name)
             checksum = str(fingerprint(path)["sha256"])
             if known is not None and known["sha256"] == checksum:
@@ -336,7 +340,7 @@ def _fused(ways: dict[str, list[Row]], alive: set[str]) -> list[Hit]:
             rows[row["id"]] = row
             scores[row["id"]] = scores.get(row["id"], 0.0) + 1 / (FUSION + rank)
             ranks.setdefault(row["id"], {})[way] = rank
-    order = sorted(scores, key=lambda id: (-scores[id], id))
+    order = sorted(scores, key=lambda id: (-scores[id], rows[id]["path"], id))  # versions are drawn anew
     return [
         Hit(rows[id]["text"], rows[id]["title"], rows[id]["place"], rows[id]["path"], scores[id], ranks[id])
         for id in order

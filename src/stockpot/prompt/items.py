@@ -155,7 +155,14 @@ def load_pool(
         random.Random(seed).shuffle(rest)
     asked = {item.key for item in questions}
     rest = [item for item in {item.key: item for item in rest}.values() if item.key not in asked]
-    return Pool(tuple(questions), tuple(rest), _labels(asking, [*questions, *rest]), source)
+    labels = _labels(asking, [*questions, *rest])
+    strange = next((item for item in questions if labels and item.answer not in labels), None)
+    if strange is not None:
+        raise DataError(
+            f"{strange.id}: the answer {strange.answer!r} is not among the candidates {', '.join(labels)}.",
+            "Leave the item out, or add the label to candidates in the task file.",
+        )
+    return Pool(tuple(questions), tuple(rest), labels, source)
 
 
 def _labels(asking: Asking, items: list[Item]) -> tuple[str, ...]:

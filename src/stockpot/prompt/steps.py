@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from stockpot.bundle import Bundle
 from stockpot.errors import ConfigError
 from stockpot.generate.engine import Engine
+from stockpot.generate.inputs import prompt_ids
 from stockpot.generate.request import Prompt, Sampling
 from stockpot.prompt.extract import extract
 from stockpot.prompt.wordings import Extract
@@ -139,8 +140,11 @@ def _answers(
     choices: Sequence[str],
 ) -> list[Thought]:
     """Ask for the answer behind the steps: the second stage."""
-    prompts = [_ended(engine.bundle, *pair, kind) for pair in zip(questions, steps, strict=True)]
     short = Sampling(temperature=0.0, max_tokens=16, stop=("\n",))
+    prompts = [
+        _shortened(engine.bundle, *pair, kind, short.max_tokens)
+        for pair in zip(questions, steps, strict=True)
+    ]
     replies = engine.generate(prompts, short)
     return [
         Thought(
@@ -151,6 +155,15 @@ def _answers(
         )
         for question, said, spent, reply in zip(questions, steps, tokens, replies, strict=True)
     ]
+
+
+def _shortened(bundle: Bundle, question: str, steps: str, kind: Extract, room: int) -> Prompt:
+    """Keep as much of the steps' end as fits; the question is never cut."""
+    prompt = _ended(bundle, question, steps, kind)
+    while steps and len(prompt_ids(bundle, prompt)) + room > bundle.context:
+        steps = steps[len(steps) // 8 :].partition(" ")[2]
+        prompt = _ended(bundle, question, steps, kind)
+    return prompt
 
 
 def _first(reply: str, kind: Extract) -> str:

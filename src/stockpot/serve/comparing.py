@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from stockpot.data.records import asked_of, parse_record
 from stockpot.errors import DataError, ServeError, StockpotError
 from stockpot.generate.request import Sampling
-from stockpot.judge.metrics import mean_estimate
+from stockpot.judge.metrics import score_estimate
 from stockpot.serve.app import client_of
 from stockpot.serve.feedback import DiskFullError, Feedback, Pair, Thumb, Vote
 from stockpot.serve.protocol import Refusal
@@ -200,7 +200,7 @@ def win_rate(feedback: Feedback, first: str, second: str) -> dict[str, Any] | No
             wins.append({"tie": 0.5, second: 1.0}.get(won, 0.0))
     if not wins:
         return None
-    estimate = mean_estimate(wins, chance=0.5)
+    estimate = score_estimate(wins, chance=0.5)
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
 
 

@@ -25,7 +25,7 @@ from stockpot.durable import write_atomically, write_json_lines
 from stockpot.errors import ConfigError, DataError
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Prompt
-from stockpot.judge.metrics import Estimate, mean_estimate, proportion
+from stockpot.judge.metrics import Estimate, proportion, score_estimate
 from stockpot.stages.assemble import Progress, as_sources, silent
 from stockpot.stages.drift import draw
 from stockpot.stages.prompts import read_prompts
@@ -218,8 +218,8 @@ def _summed(pairs: Sequence[_Pair], chances: Sequence[tuple[float, float]], *, n
     return Feedback(
         len(pairs),
         proportion(sum(one != 0.5 for one in verdicts), len(pairs)),
-        mean_estimate([(_chosen(a) + _chosen(b)) / 2 for a, b in chances], chance=0.5),
-        mean_estimate(known, chance=0.5) if known else None,
+        score_estimate([(_chosen(a) + _chosen(b)) / 2 for a, b in chances], chance=0.5),
+        score_estimate(known, chance=0.5) if known else None,
         tuple(comparisons),
     )
 

@@ -19,7 +19,7 @@ import torch
 
 from stockpot.bundle import Bundle
 from stockpot.errors import ConfigError, DataError, TrainError
-from stockpot.judge.metrics import Estimate, mean_estimate, paired_difference
+from stockpot.judge.metrics import Estimate, mean_estimate, paired_difference, score_estimate
 from stockpot.run import Run, is_run
 from stockpot.stages.assemble import Progress, as_sources, silent
 from stockpot.stages.drift import Drift
@@ -73,7 +73,7 @@ class Contest:
 
     def win_rate(self, entry: Entry, judge: str, *, against: Entry | None = None) -> Estimate:
         """Estimate how often an entry is rated higher than another one's answer to the same prompt; a tie is half a win."""
-        return mean_estimate(self.wins(entry, judge, against=against), chance=0.5)
+        return score_estimate(self.wins(entry, judge, against=against), chance=0.5)
 
     def wins(self, entry: Entry, judge: str, *, against: Entry | None = None) -> list[float]:
         """Tell of each prompt whether an entry is rated higher: 1, 0, or 0.5 for a tie; what has no rating is left out."""

@@ -156,7 +156,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.inf
-    half = STUDENT[len(values) - 1] if len(values) <= len(STUDENT) else 1.96
+    free = len(values) - 1
+    half = (
+        STUDENT[free] if free < len(STUDENT) else 1.96 + 2.372 / free + 2.823 / free**2
+    )  # Cornish and Fisher 1938
     return mean, half * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
