@@ -154,6 +154,8 @@ def _write_settled(folder: Path, config: CookConfig) -> None:
         if name == "pretrain":
             kept.discard("model")  # its sizes
         chosen = type(asked).model_validate(read_recipe(file)[name])
+        if name == "reward" and chosen.data == asked.data:  # its own answers were too few to learn from
+            stages["rank"] = None
         stages[name] = chosen.model_copy(update={key: getattr(asked, key) for key in kept})
     again = f"stockpot cook --recipe {folder / 'settled.toml'} --out NEW"
     comment = f"The sizes and steps that this cook chose. For the same numbers on the same machine:\n{again}"

@@ -130,6 +130,10 @@ def _stages(
     if (ranked := folder / "rank" / "rank.json").is_file():
         found = json.loads(ranked.read_text(encoding="utf-8"))
         results["rank"] = f"{found['pairs']:,} comparisons of its own answers to {found['prompts']:,} prompts"
+        if "reward" in runs and not str(runs["reward"].manifest["data"][0]["path"]).startswith(
+            str(ranked.parent)
+        ):
+            results["rank"] += ", too few to learn from: those that the settings name were read"
     if "ppo" in runs:
         first, last = (runs["ppo"].series("train/reward")[place][1] for place in (0, -1))
         results |= {
