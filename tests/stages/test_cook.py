@@ -16,8 +16,9 @@ from stockpot.judge.harness import Report
 from stockpot.prompt.items import Questions
 from stockpot.run import Run
 from stockpot.stages.cook import CookConfig, EvaluateConfig, cook
+from stockpot.stages.kitchen import Kitchen
 from stockpot.stages.ladder import LadderConfig
-from stockpot.stages.ledger import LedgerConfig
+from stockpot.stages.ledger import LedgerConfig, ledger
 from stockpot.stages.pretrain import PretrainConfig
 from stockpot.stages.sft import SFTConfig
 from stockpot.stages.tokenizer import TokenizerConfig
@@ -195,6 +196,20 @@ def test_the_ledger_is_kept_where_it_is_asked_for(config, pot):
     assert lines["+ retrieval"]["sentence"] in page and "What the layers know" in page
 
 
+def test_the_small_sibling_is_taken_up_where_it_broke_off_and_made_anew_for_another_base(
+    config, pot, tmp_path
+):
+    asked = LedgerConfig(limit=1, ngram_tokens=2000, chosen_on=4, max_tokens=4, steps_tokens=8)
+    ledger(pot, asked, out=tmp_path)
+    manifest = Run.open(tmp_path / "small").manifest
+    (tmp_path / "small" / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    ledger(pot, asked, out=tmp_path)
+    assert len(Run.open(tmp_path / "small").manifest["resumed"]) == 1
+    cook_again(config.model_copy(update={"seed": 1}), pot)
+    ledger(pot, asked, out=tmp_path)
+    assert Run.open(tmp_path / "small").manifest["seed"] == 1
+
+
 def test_the_ladder_is_climbed_where_it_is_asked_for(config, pot):
     asking = Questions(task="sums", wordings=("question-answer", "therefore"), limit=2)
     asked = LadderConfig(questions=asking, kinds=("wordings", "shots"), k=1, chosen_on=4)
@@ -247,6 +262,9 @@ def test_a_folder_that_is_no_cook_is_left_alone(config, tmp_path):
     (tmp_path / "other" / "cook.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cook\.json is damaged"):
         cook(config, out=tmp_path / "other")
+    (tmp_path / "other" / "cook.json").write_text('{"tokenizer": 3}')
+    with pytest.raises(CheckpointError, match=r"cook\.json is damaged"):
+        cook(config, out=tmp_path / "other")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
@@ -259,3 +277,38 @@ def test_without_alignment_the_other_stages_get_its_minutes():
     assert 0.7 < whole < 0.9  # the rest is for the tokenizer, ranking, judging, the ledger and the report
     assert plain.share(part) + (1 - whole) / (1 - ALIGN_SHARE) == pytest.approx(1)
     assert CookConfig().share(part) == part
+
+
+def test_what_a_setting_names_counts_with_what_is_in_it(config, pot, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text(load(pot / "sft").template.source)
+    named = config.model_copy(update={"sft": config.sft.model_copy(update={"template": str(template)})})
+    assert cook_again(named, pot) == ["sft", "evaluate"]
+    assert cook_again(named, pot) == []
+    template.write_text(template.read_text() + "{# another #}")
+    assert cook_again(named, pot) == ["sft", "evaluate"]
+    start = tmp_path / "start"
+    shutil.copytree((pot / "pretrain" / "model").resolve(), start)
+    kitchen, done = Kitchen.open(pot, lambda _: None), []
+    kitchen.stage("mine", {"start": str(start)}, lambda path, _: path.mkdir())
+    (start / "checksums.json").unlink()
+    (start / "notes.txt").write_text("other weights")
+    kitchen.stage("mine", {"start": str(start)}, lambda path, _: done.append(path))
+    assert done, "a model at the same place that is another one"
+
+
+def test_a_stage_whose_folder_is_gone_is_done_again(config, pot):
+    shutil.rmtree(pot / "sft")
+    assert cook_again(config, pot) == ["sft"]
+    assert Run.open(pot / "sft").status == "done"
+
+
+def test_what_the_settings_leave_out_is_no_part_of_the_report(config, pot):
+    asking = Questions(task="sums", wordings=("question-answer",), limit=2)
+    climbing = LadderConfig(questions=asking, kinds=("wordings",), k=1, chosen_on=4)
+    with_ladder = config.model_copy(update={"ladder": climbing})
+    cook_again(with_ladder, pot)
+    assert cook_again(config, pot) == []
+    assert json.loads((pot / "report.json").read_text(encoding="utf-8"))["ladder"] is None
+    assert cook_again(with_ladder, pot) == [], "it is kept for when it is wanted again"
+    assert json.loads((pot / "report.json").read_text(encoding="utf-8"))["ladder"] is not None

@@ -236,7 +236,7 @@ def _judge(
         path.mkdir(parents=True, exist_ok=True)
         durable.write_atomically(path / "contest.json", found[0].to_json())
 
-    keys = [kitchen.state[name]["key"] for name in ("sft", "reward", "dpo", "ppo")]
-    inputs = [config.model_dump(mode="json"), fingerprint_sources(config.data), seed, keys]
+    models = [kitchen.made(name) for name in ("sft", "reward", "dpo", "ppo")]
+    inputs = [config.model_dump(mode="json"), fingerprint_sources(config.data), seed, models]
     path = kitchen.stage("contest", inputs, work)
     return found[0] if found else Contest.from_json((path / "contest.json").read_text(encoding="utf-8"))

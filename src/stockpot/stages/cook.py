@@ -112,6 +112,10 @@ def cook(
     again = f"stockpot cook --recipe {kitchen.folder / 'recipe.toml'}{budget} --out NEW"
     comment = f"The settings of this cook. To repeat it:\n{again}"
     durable.write_atomically(kitchen.folder / "recipe.toml", to_toml(asked, comment=comment))
+    kitchen.leave_out(
+        [name for name in ("ladder", "rank", "ledger") if getattr(config, name) is None]
+        + ([] if config.align else ["rank", "reward", "dpo", "ppo", "contest"])
+    )
     tokenizer = kitchen.stage(
         "tokenizer",
         [config.tokenizer.model_dump(), fingerprint_sources(config.tokenizer.data)],
@@ -273,8 +277,8 @@ def _keep_ledger(kitchen: Kitchen, config: LedgerConfig, models: dict[str, Path]
             path
         )
 
-    keys = [kitchen.state[path.name]["key"] for path in models.values()]
-    kitchen.stage("ledger", [config.model_dump(mode="json"), keys], work)
+    made = [kitchen.made(path.name) for path in models.values()]
+    kitchen.stage("ledger", [config.model_dump(mode="json"), made], work)
 
 
 def _judge(kitchen: Kitchen, config: CookConfig, models: dict[str, Path]) -> dict[str, Report]:
@@ -290,7 +294,6 @@ def _judge(kitchen: Kitchen, config: CookConfig, models: dict[str, Path]) -> dic
         text = next(iter(reports["base"].answers.values()))[0].item.question
         durable.write_atomically(path / "look.html", look(load(models["base"]), text))
 
-    keys = [kitchen.state[models[name].name]["key"] for name in models]
-    files = [durable.fingerprint(task) for task in config.evaluate.tasks if Path(task).is_file()]
-    path = kitchen.stage("evaluate", [config.evaluate.model_dump(), files, keys], work)
+    made = [kitchen.made(path.name) for path in models.values()]
+    path = kitchen.stage("evaluate", [config.evaluate.model_dump(), made], work)
     return {name: reports.get(name) or Report.load(path / name / "report.json") for name in models}

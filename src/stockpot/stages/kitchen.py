@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import stockpot
 from stockpot import durable
 from stockpot.data.sources import fingerprint_sources
 from stockpot.errors import CheckpointError
-from stockpot.run import Run
+from stockpot.run import Run, is_run
 from stockpot.stages.assemble import Progress
 
 __all__ = ["Kitchen", "key_of"]
@@ -58,7 +59,9 @@ class Kitchen:
         file = folder / "cook.json"
         try:
             state = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        except ValueError as error:
+            if not all(isinstance(one, dict) for one in state.values()):
+                raise ValueError("stages are tables")
+        except (ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{file} is damaged: {error}.", "Delete it; finished stages are then done again."
             ) from error
@@ -71,13 +74,14 @@ class Kitchen:
 
         Args:
             name: of the stage and its folder.
-            inputs: plain values that decide the result.
+            inputs: plain values that decide the result; files and models that they name count with what is in them.
             work: does it: (folder, whether to resume).
         """
-        path, key = self.folder / name, key_of(inputs)
+        path, key = self.folder / name, key_of([inputs, self._named(inputs)])
         known = self.state.get(name, {})
         self.report({"kind": "stage", "name": name})
-        if known.get("key") == key and known.get("status") == "done":
+        if known.get("key") == key and known.get("status") in ("done", "left out") and path.exists():
+            self._note(name, status="done")
             self.report({"kind": "note", "text": "unchanged since the last time, skipped"})
             return path
         may_resume = known.get("key") == key and path.exists()
@@ -118,6 +122,32 @@ class Kitchen:
         value: dict[str, Any] = self.state[name]["value"]
         return value
 
+    def leave_out(self, stages: Collection[str]) -> None:
+        """Mark finished stages that the settings no longer have; what they left is kept in case they are wanted again."""
+        for name in stages:
+            if self.state.get(name, {}).get("status") == "done":
+                self._note(name, status="left out")
+
+    def made(self, name: str) -> list[str]:
+        """Tell what a stage that trains has left: its key and its model's hash, which a training that broke off changes."""
+        model = Run.open(self.folder / name).model_path
+        return [self.state[name]["key"], str(durable.fingerprint(model)["sha256"])]
+
+    def _named(self, inputs: Any) -> list[str]:
+        """Hash the files and models outside of this folder that settings name: a template, ``FILE.py:FUNCTION``, a run."""
+        texts, known = _texts(inputs)
+        found = []
+        for text in sorted(texts - known):
+            program = text.rpartition(":")[0]
+            path = Path(program if program.endswith(".py") else text)
+            if not os.path.exists(path) or path.resolve().is_relative_to(self.folder.resolve()):  # noqa: PTH110 - any text
+                continue
+            if is_run(path):
+                path = Run.open(path).model_path
+            if path.is_file() or (path / "config.json").is_file():
+                found.append(str(durable.fingerprint(path)["sha256"]))
+        return found
+
     def _note(self, name: str, **facts: Any) -> None:
         self.state[name] = {**self.state.get(name, {}), **facts}
         durable.write_atomically(self.folder / "cook.json", json.dumps(self.state, indent=1))
@@ -129,6 +159,16 @@ class Kitchen:
         name = next(n for i in range(1, 10_000) if (n := f"{path.name}-{i}") not in taken)
         path.rename(earlier / name)
         self.report({"kind": "note", "text": f"the earlier {path.name} is kept in {earlier / name}"})
+
+
+def _texts(value: Any) -> tuple[set[str], set[str]]:
+    """Gather all texts in plain values, and those among them that name files whose hash is there already."""
+    if isinstance(value, str):
+        return {value}, set()
+    known = {str(value["path"])} if isinstance(value, dict) and "sha256" in value else set()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    parts = [_texts(one) for one in inner]
+    return set().union(*(one for one, _ in parts)), known.union(*(one for _, one in parts))
 
 
 def discard(_: object) -> None:
