@@ -290,10 +290,10 @@ def test_what_a_setting_names_counts_with_what_is_in_it(config, pot, tmp_path):
     start = tmp_path / "start"
     shutil.copytree((pot / "pretrain" / "model").resolve(), start)
     kitchen, done = Kitchen.open(pot, lambda _: None), []
-    kitchen.stage("mine", {"start": str(start)}, lambda path, _: path.mkdir())
+    kitchen.stage("mine", {"start": str(start)}, Path.mkdir)
     (start / "checksums.json").unlink()
     (start / "notes.txt").write_text("other weights")
-    kitchen.stage("mine", {"start": str(start)}, lambda path, _: done.append(path))
+    kitchen.stage("mine", {"start": str(start)}, done.append)
     assert done, "a model at the same place that is another one"
 
 
@@ -312,3 +312,13 @@ def test_what_the_settings_leave_out_is_no_part_of_the_report(config, pot):
     assert json.loads((pot / "report.json").read_text(encoding="utf-8"))["ladder"] is None
     assert cook_again(with_ladder, pot) == [], "it is kept for when it is wanted again"
     assert json.loads((pot / "report.json").read_text(encoding="utf-8"))["ladder"] is not None
+
+
+def test_what_a_killed_stage_has_left_does_not_stand_in_its_way(config, pot):
+    """The tokenizer's half file, comparisons that were written but not noted: the stage is done again."""
+    found = state(pot)
+    found["tokenizer"]["status"] = "started"
+    (pot / "cook.json").write_text(json.dumps(found))
+    (pot / "tokenizer" / "tokenizer.json").rename(pot / "tokenizer" / ".tokenizer.json.x1")
+    assert cook_again(config, pot) == ["tokenizer"]
+    assert [one.name for one in (pot / "tokenizer").glob(".*")] == []

@@ -7,7 +7,6 @@ minutes, each stage gets its share of them: the first two from the speed of inst
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -113,9 +112,7 @@ def _rank(kitchen: Kitchen, config: RankConfig, known: list[Any], *, is_timed: b
     that is not the user's doing: with too few comparisons to learn from, the result is None and the reason is told.
     """
 
-    def work(path: Path, _: bool) -> None:
-        if path.exists():  # what an interrupted one has left
-            shutil.rmtree(path)
+    def work(path: Path) -> None:
         try:
             rank(config, out=path, progress=kitchen.report)
         except AllAlike:
@@ -218,7 +215,7 @@ def _judge(
     device = pick_device(None)
     found: list[Contest] = []
 
-    def work(path: Path, _: bool) -> None:
+    def work(path: Path) -> None:
         judges = {} if config.gold is None else {"gold": reward_from(config.gold, device=device)}
         judges["reward model"] = reward_from(str(runs["reward"]), device=torch.device("cpu"))
         models = {"sft": tuned, "dpo": runs["dpo"], "ppo": runs["ppo"]}

@@ -7,7 +7,6 @@ comparisons, one after another in one folder. What is there and unchanged is kep
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,7 @@ def cook(
     tokenizer = kitchen.stage(
         "tokenizer",
         [config.tokenizer.model_dump(), fingerprint_sources(config.tokenizer.data)],
-        lambda path, _: discard(train_tokenizer(config.tokenizer, out=path)),
+        lambda path: discard(train_tokenizer(config.tokenizer, out=path)),
     )
     base, base_config = _pretrain(kitchen, config, tokenizer, minutes)
     if config.ladder is not None:
@@ -239,13 +238,11 @@ def _pretrain(
 
 def _climb(kitchen: Kitchen, config: LadderConfig, base: Path) -> None:
     """Ask the base model in every way; what an interrupted climb has left is asked again."""
-
-    def work(path: Path, _: bool) -> None:
-        if path.exists():
-            shutil.rmtree(path)
-        ladder(base, config, out=path, progress=kitchen.report)
-
-    kitchen.stage("ladder", [config.model_dump(mode="json"), kitchen.state["pretrain"]["key"]], work)
+    kitchen.stage(
+        "ladder",
+        [config.model_dump(mode="json"), kitchen.made("pretrain")],
+        lambda path: discard(ladder(base, config, out=path, progress=kitchen.report)),
+    )
 
 
 def _tune(
@@ -270,7 +267,7 @@ def _tune(
 def _keep_ledger(kitchen: Kitchen, config: LedgerConfig, models: dict[str, Path]) -> None:
     """Ask the same questions with one ingredient more each time; probe the base model's layers, too."""
 
-    def work(path: Path, _: bool) -> None:
+    def work(path: Path) -> None:
         ledger(kitchen.folder, config, out=path, progress=kitchen.report)
         settings = ProbeConfig(seeds=1, epochs=3)
         probe(load(models["base"]), "village", tasks=PROBED, limit=PROBED_PASSAGES, config=settings).save(
@@ -278,14 +275,14 @@ def _keep_ledger(kitchen: Kitchen, config: LedgerConfig, models: dict[str, Path]
         )
 
     made = [kitchen.made(path.name) for path in models.values()]
-    kitchen.stage("ledger", [config.model_dump(mode="json"), made], work)
+    kitchen.stage("ledger", [config.model_dump(mode="json"), made], work, takes_up=True)
 
 
 def _judge(kitchen: Kitchen, config: CookConfig, models: dict[str, Path]) -> dict[str, Report]:
     """Ask all models the same questions."""
     reports: dict[str, Report] = {}
 
-    def work(path: Path, _: bool) -> None:
+    def work(path: Path) -> None:
         limit, tasks = config.evaluate.limit, config.evaluate.tasks
         for name, model in models.items():
             kitchen.report({"kind": "note", "text": f"asking {name}"})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -69,13 +70,14 @@ class Kitchen:
             raise CheckpointError(f"{folder} holds something that is not a cook.", "Choose another --out.")
         return cls(folder, report, state)
 
-    def stage(self, name: str, inputs: Any, work: Callable[[Path, bool], None]) -> Path:
+    def stage(self, name: str, inputs: Any, work: Callable[[Path], None], *, takes_up: bool = False) -> Path:
         """Do one stage in its own folder unless it is done already.
 
         Args:
             name: of the stage and its folder.
             inputs: plain values that decide the result; files and models that they name count with what is in them.
-            work: does it: (folder, whether to resume).
+            work: does it.
+            takes_up: it goes on from what an interrupted one with the same inputs has left; else that is removed.
         """
         path, key = self.folder / name, key_of([inputs, self._named(inputs)])
         known = self.state.get(name, {})
@@ -87,11 +89,13 @@ class Kitchen:
         may_resume = known.get("key") == key and path.exists()
         if path.exists() and not may_resume:
             self._set_aside(path)
+        elif path.exists() and not takes_up:
+            shutil.rmtree(path)
         spent = known.get("seconds", 0.0) if may_resume else 0.0
         self._note(name, key=key, status="started", seconds=spent)
         started = time.monotonic()
         try:
-            work(path, may_resume)
+            work(path)
         finally:
             self._note(name, seconds=spent + time.monotonic() - started)
         self._note(name, status="done")
@@ -107,12 +111,11 @@ class Kitchen:
             inputs: what decides the result beside them.
         """
 
-        def work(path: Path, may_resume: bool) -> None:
-            resume = may_resume and (path / "manifest.json").exists()
-            stage(config, out=path, resume=resume, progress=self.report)
+        def work(path: Path) -> None:
+            stage(config, out=path, resume=is_run(path), progress=self.report)
 
         data = fingerprint_sources(config.data)
-        return self.stage(name, [config.model_dump(mode="json"), data, inputs], work)
+        return self.stage(name, [config.model_dump(mode="json"), data, inputs], work, takes_up=True)
 
     def remember(self, name: str, inputs: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what ``make`` gave for the same inputs the last time, or make it now."""
