@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stockpot.config import build
-from stockpot.errors import CheckpointError
+from stockpot.errors import CheckpointError, ConfigError
 from stockpot.judge.harness import Report
 from stockpot.prompt.items import Questions
 from stockpot.run import Run
@@ -19,6 +19,7 @@ from stockpot.stages.cook import CookConfig, EvaluateConfig, cook
 from stockpot.stages.kitchen import Kitchen
 from stockpot.stages.ladder import LadderConfig
 from stockpot.stages.ledger import LedgerConfig, ledger
+from stockpot.stages.ledger_parts import spent_on
 from stockpot.stages.pretrain import PretrainConfig
 from stockpot.stages.sft import SFTConfig
 from stockpot.stages.tokenizer import TokenizerConfig
@@ -252,6 +253,23 @@ def test_minutes_choose_the_size_and_the_steps_once(config, tmp_path):
     for name in ("pretrain", "sft"):
         first, second = (Run.open(tmp_path / pot / name) for pot in ("pot", "again"))
         assert first.series("val/loss") == second.series("val/loss"), "the same numbers without minutes"
+
+
+def test_a_sitting_that_was_killed_counts_with_the_time_it_trained(config, pot):
+    """Else the speed of pretraining, by which the steps of tuning are chosen, would be twice what it is."""
+    metrics = pot / "pretrain" / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(row | {"time_s": 900.0}) + "\n" for row in rows))
+    cook(config, out=pot)
+    assert state(pot)["pretrain"]["seconds"] == 900.0
+    assert spent_on(Run.open(pot / "pretrain")).seconds == 900.0
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("inf"), float("nan")])
+def test_minutes_that_are_no_length_of_time_are_refused(config, tmp_path, minutes):
+    with pytest.raises(ConfigError, match="no length of time"):
+        cook(config, out=tmp_path / "pot", minutes=minutes)
+    assert not (tmp_path / "pot").exists()
 
 
 def test_a_folder_that_is_no_cook_is_left_alone(config, tmp_path):

@@ -16,6 +16,7 @@ from pydantic import Field
 from stockpot import durable
 from stockpot.config import Settings, read_recipe, to_toml
 from stockpot.data.sources import fingerprint_sources
+from stockpot.errors import ConfigError
 from stockpot.judge.harness import Report, evaluate
 from stockpot.judge.look import look
 from stockpot.judge.metrics import paired_difference
@@ -102,8 +103,13 @@ def cook(
 
     Returns:
         The run of the model that it offers to chat with.
+
+    Raises:
+        ConfigError: if the minutes are no length of time.
     """
     del resume
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ConfigError(f"{minutes:g} minutes are no length of time.", "Give a positive number.")
     asked = config or CookConfig()
     config = _asking_less(asked, minutes)
     kitchen = Kitchen.open(Path(out), progress or silent)

@@ -115,7 +115,11 @@ class Kitchen:
             stage(config, out=path, resume=is_run(path), progress=self.report)
 
         data = fingerprint_sources(config.data)
-        return self.stage(name, [config.model_dump(mode="json"), data, inputs], work, takes_up=True)
+        path = self.stage(name, [config.model_dump(mode="json"), data, inputs], work, takes_up=True)
+        trained = [seconds for _, seconds in Run.open(path).series("time_s")]
+        if trained and trained[-1] > self.state[name]["seconds"]:  # a sitting that was killed noted nothing
+            self._note(name, seconds=trained[-1])
+        return path
 
     def remember(self, name: str, inputs: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what ``make`` gave for the same inputs the last time, or make it now."""

@@ -137,7 +137,9 @@ def spent_on(run: Run, state: Mapping[str, Mapping[str, Any]] | None = None) -> 
     manifest = run.manifest
     tokens = int(run.last("tokens")) if run.series("tokens") else 0
     labels = int((manifest.get("records") or {}).get("train", 0))
-    seconds, before = float(manifest.get("seconds", 0.0)), state or {}
+    trained = run.last("time_s") if run.series("time_s") else 0.0
+    seconds = max(float(manifest.get("seconds", 0.0)), trained)  # a sitting that was killed noted none
+    before = state or {}
     compared = manifest.get("comparisons")
     if compared:
         labels = int(compared["train"]) + int(compared["validation"])
