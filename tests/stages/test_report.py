@@ -40,7 +40,7 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    svg = curve_chart({"training": [(1, 2.0), (2, 1.0)]}, x="step", y="bits", title='a "curve"')
+    svg = curve_chart({"training": [(1, 2.0), (2, 1.0)]}, x="step", y="bits", title='a "curve" \\1')
     scores = score_chart([dict(row, chance=0.5) for row in FIGURES["scores"]], title="scores")
     path = write_report(folder, FIGURES, [("Curve", svg, "lower"), ("Scores", scores, "higher")])
     return path.read_text(encoding="utf-8"), json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -52,7 +52,7 @@ def test_the_page_shows_what_the_json_holds(page):
     for shown in ("0.250", "0.100 to 0.400", "+0.100", "inside the noise", "stockpot pretrain"):
         assert shown in text
     assert text.count("<svg") == 2
-    assert 'aria-label="a &quot;curve&quot;"' in text
+    assert 'aria-label="a &quot;curve&quot; \\1"' in text
 
 
 def test_nothing_runs_and_nothing_is_fetched(page):
