@@ -242,7 +242,9 @@ def test_an_interrupted_cook_goes_on_in_the_midst_of_its_stage(config, cooked, t
 def test_minutes_choose_the_size_and_the_steps_once(config, tmp_path):
     free = config.pretrain.model_copy(update={"size": None})
     asked = config.model_copy(update={"pretrain": free})
-    cook(asked, out=tmp_path / "pot", minutes=0.002)
+    events: list[dict] = []
+    cook(asked, out=tmp_path / "pot", minutes=0.002, progress=events.append)
+    assert "where 0.002 were given" in notes(events)[-1]
     plan = state(tmp_path / "pot")["pretrain-plan"]["value"]
     run = Run.open(tmp_path / "pot" / "pretrain")
     assert (plan["size"], plan["minutes"]) == (2, None)
