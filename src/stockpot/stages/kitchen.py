@@ -138,7 +138,9 @@ class Kitchen:
     @property
     def seconds(self) -> float:
         """What all stages of this cook took."""
-        return sum(one.get("seconds", 0.0) for one in self.state.values() if one.get("status") != "left out")
+        return sum(
+            float(one.get("seconds", 0.0)) for one in self.state.values() if one.get("status") != "left out"
+        )
 
     def made(self, name: str) -> list[str]:
         """Tell what a stage that trains has left: its key and its model's hash, which a training that broke off changes."""

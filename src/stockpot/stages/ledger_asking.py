@@ -92,7 +92,7 @@ class Asked:
 
 
 def asked_of(
-    questions: Sequence[str], *, limit: int, examples: str | None, documents: Sequence[str]
+    questions: Sequence[str], *, limit: int, examples: str | None, documents: Sequence[str], seed: int = 0
 ) -> Asked:
     """Gather questions, examples, worked examples and passages.
 
@@ -103,7 +103,7 @@ def asked_of(
         ConfigError, DataError: if something cannot be read.
     """
     is_village = any(name.split("/")[0] == "village" for name in questions)
-    village = Village(seed=0)
+    village = Village(seed=seed)
     items: list[Item] = []
     for name in questions:
         if name == "village/news":
