@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tomllib
 from types import SimpleNamespace
 
 import pytest
 
 from stockpot.config import build
+from stockpot.errors import DataError
 from stockpot.run import Run
-from stockpot.stages.align import ContestConfig, _lasting, _sized
+from stockpot.stages.align import ContestConfig, _lasting, _sized, align
 from stockpot.stages.assemble import GentleLoop, silent
 from stockpot.stages.contest import Contest, Entry
-from stockpot.stages.cook import CookConfig, EvaluateConfig, _liked_best, cook
+from stockpot.stages.cook import CookConfig, EvaluateConfig, _liked_best, _write_settled, cook
 from stockpot.stages.dpo import DPOConfig
 from stockpot.stages.kitchen import Kitchen
 from stockpot.stages.ppo import PPOConfig, RewardLoop
@@ -175,3 +177,22 @@ def test_a_cook_may_end_with_instruction_tuning(config, tmp_path):
     assert not (folder / "reward").exists()
     page = (folder / "report.html").read_text()
     assert "What learning from comparisons added" not in page and len(re.findall("<svg", page)) == 5
+
+
+def test_a_model_whose_answers_are_all_alike_learns_from_the_comparisons_that_are_named(
+    config, pot, tmp_path
+):
+    folder = tmp_path / "pot"
+    shutil.copytree(pot[0], folder, symlinks=True)
+    (tmp_path / "judge.py").write_text("def same(replies):\n    return [0.0 for _ in replies]\n")
+    ranking = config.rank.model_copy(update={"reward": f"{tmp_path / 'judge.py'}:same", "limit": 8})
+    notes = []
+    kitchen = Kitchen.open(folder, notes.append)
+    settings = config.reward, config.dpo, config.ppo, config.contest
+    with pytest.raises(DataError, match="rated alike"):  # the steps are the user's own choice
+        align(kitchen, folder / "sft", settings, ranking=ranking, minutes=None, seed=0)
+    align(kitchen, folder / "sft", settings, ranking=ranking, minutes=0.001, seed=0)
+    assert any("only 0 of the model's own answers" in one.get("text", "") for one in notes)
+    assert Run.open(folder / "dpo").manifest["data"][0]["path"] == "village:preferences:0:60"
+    _write_settled(folder, config)
+    assert build(CookConfig, recipe_files=[folder / "settled.toml"]).rank is None

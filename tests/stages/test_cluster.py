@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from stockpot.errors import ConfigError
+from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.config import decoder
 from stockpot.model.transformer import Transformer
 from stockpot.stages.cluster import PlanConfig, checkpoint_interval, plan
@@ -143,3 +143,6 @@ def test_a_measured_run_stands_beside_the_plan(pantry, tmp_path):
     (check,) = plan(PlanConfig(size=1, devices="8xH100", mfu=0.25), runs=[run.path]).checks
     assert check.parameters == check.planned_parameters
     assert check.planned_tokens_per_s == pytest.approx(check.tokens_per_s * 0.25 / check.mfu)
+    (run.path / "metrics.jsonl").write_text('{"step": 1, "tokens": 256}\n')
+    with pytest.raises(CheckpointError, match="says nothing of its speed"):
+        plan(PlanConfig(size=1), runs=[run.path])

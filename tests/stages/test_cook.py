@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from stockpot.config import build
-from stockpot.errors import CheckpointError
+from stockpot.errors import CheckpointError, ConfigError
 from stockpot.judge.harness import Report
 from stockpot.prompt.items import Questions
 from stockpot.run import Run
 from stockpot.stages.cook import CookConfig, EvaluateConfig, cook
+from stockpot.stages.kitchen import Kitchen
 from stockpot.stages.ladder import LadderConfig
-from stockpot.stages.ledger import LedgerConfig
+from stockpot.stages.ledger import LedgerConfig, ledger
+from stockpot.stages.ledger_parts import spent_on
 from stockpot.stages.pretrain import PretrainConfig
 from stockpot.stages.sft import SFTConfig
 from stockpot.stages.tokenizer import TokenizerConfig
@@ -195,6 +197,20 @@ def test_the_ledger_is_kept_where_it_is_asked_for(config, pot):
     assert lines["+ retrieval"]["sentence"] in page and "What the layers know" in page
 
 
+def test_the_small_sibling_is_taken_up_where_it_broke_off_and_made_anew_for_another_base(
+    config, pot, tmp_path
+):
+    asked = LedgerConfig(limit=1, ngram_tokens=2000, chosen_on=4, max_tokens=4, steps_tokens=8)
+    ledger(pot, asked, out=tmp_path)
+    manifest = Run.open(tmp_path / "small").manifest
+    (tmp_path / "small" / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    ledger(pot, asked, out=tmp_path)
+    assert len(Run.open(tmp_path / "small").manifest["resumed"]) == 1
+    cook_again(config.model_copy(update={"seed": 1}), pot)
+    ledger(pot, asked, out=tmp_path)
+    assert Run.open(tmp_path / "small").manifest["seed"] == 1
+
+
 def test_the_ladder_is_climbed_where_it_is_asked_for(config, pot):
     asking = Questions(task="sums", wordings=("question-answer", "therefore"), limit=2)
     asked = LadderConfig(questions=asking, kinds=("wordings", "shots"), k=1, chosen_on=4)
@@ -226,7 +242,9 @@ def test_an_interrupted_cook_goes_on_in_the_midst_of_its_stage(config, cooked, t
 def test_minutes_choose_the_size_and_the_steps_once(config, tmp_path):
     free = config.pretrain.model_copy(update={"size": None})
     asked = config.model_copy(update={"pretrain": free})
-    cook(asked, out=tmp_path / "pot", minutes=0.002)
+    events: list[dict] = []
+    cook(asked, out=tmp_path / "pot", minutes=0.002, progress=events.append)
+    assert "where 0.002 were given" in notes(events)[-1]
     plan = state(tmp_path / "pot")["pretrain-plan"]["value"]
     run = Run.open(tmp_path / "pot" / "pretrain")
     assert (plan["size"], plan["minutes"]) == (2, None)
@@ -239,12 +257,32 @@ def test_minutes_choose_the_size_and_the_steps_once(config, tmp_path):
         assert first.series("val/loss") == second.series("val/loss"), "the same numbers without minutes"
 
 
+def test_a_sitting_that_was_killed_counts_with_the_time_it_trained(config, pot):
+    """Else the speed of pretraining, by which the steps of tuning are chosen, would be twice what it is."""
+    metrics = pot / "pretrain" / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(row | {"time_s": 900.0}) + "\n" for row in rows))
+    cook(config, out=pot)
+    assert state(pot)["pretrain"]["seconds"] == 900.0
+    assert spent_on(Run.open(pot / "pretrain")).seconds == 900.0
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("inf"), float("nan")])
+def test_minutes_that_are_no_length_of_time_are_refused(config, tmp_path, minutes):
+    with pytest.raises(ConfigError, match="no length of time"):
+        cook(config, out=tmp_path / "pot", minutes=minutes)
+    assert not (tmp_path / "pot").exists()
+
+
 def test_a_folder_that_is_no_cook_is_left_alone(config, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="holds something that is not a cook"):
         cook(config, out=tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "cook.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cook\.json is damaged"):
+        cook(config, out=tmp_path / "other")
+    (tmp_path / "other" / "cook.json").write_text('{"tokenizer": 3}')
     with pytest.raises(CheckpointError, match=r"cook\.json is damaged"):
         cook(config, out=tmp_path / "other")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
@@ -259,3 +297,48 @@ def test_without_alignment_the_other_stages_get_its_minutes():
     assert 0.7 < whole < 0.9  # the rest is for the tokenizer, ranking, judging, the ledger and the report
     assert plain.share(part) + (1 - whole) / (1 - ALIGN_SHARE) == pytest.approx(1)
     assert CookConfig().share(part) == part
+
+
+def test_what_a_setting_names_counts_with_what_is_in_it(config, pot, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text(load(pot / "sft").template.source)
+    named = config.model_copy(update={"sft": config.sft.model_copy(update={"template": str(template)})})
+    assert cook_again(named, pot) == ["sft", "evaluate"]
+    assert cook_again(named, pot) == []
+    template.write_text(template.read_text() + "{# another #}")
+    assert cook_again(named, pot) == ["sft", "evaluate"]
+    start = tmp_path / "start"
+    shutil.copytree((pot / "pretrain" / "model").resolve(), start)
+    kitchen, done = Kitchen.open(pot, lambda _: None), []
+    kitchen.stage("mine", {"start": str(start)}, Path.mkdir)
+    (start / "checksums.json").unlink()
+    (start / "notes.txt").write_text("other weights")
+    kitchen.stage("mine", {"start": str(start)}, done.append)
+    assert done, "a model at the same place that is another one"
+
+
+def test_a_stage_whose_folder_is_gone_is_done_again(config, pot):
+    shutil.rmtree(pot / "sft")
+    assert cook_again(config, pot) == ["sft"]
+    assert Run.open(pot / "sft").status == "done"
+
+
+def test_what_the_settings_leave_out_is_no_part_of_the_report(config, pot):
+    asking = Questions(task="sums", wordings=("question-answer",), limit=2)
+    climbing = LadderConfig(questions=asking, kinds=("wordings",), k=1, chosen_on=4)
+    with_ladder = config.model_copy(update={"ladder": climbing})
+    cook_again(with_ladder, pot)
+    assert cook_again(config, pot) == []
+    assert json.loads((pot / "report.json").read_text(encoding="utf-8"))["ladder"] is None
+    assert cook_again(with_ladder, pot) == [], "it is kept for when it is wanted again"
+    assert json.loads((pot / "report.json").read_text(encoding="utf-8"))["ladder"] is not None
+
+
+def test_what_a_killed_stage_has_left_does_not_stand_in_its_way(config, pot):
+    """The tokenizer's half file, comparisons that were written but not noted: the stage is done again."""
+    found = state(pot)
+    found["tokenizer"]["status"] = "started"
+    (pot / "cook.json").write_text(json.dumps(found))
+    (pot / "tokenizer" / "tokenizer.json").rename(pot / "tokenizer" / ".tokenizer.json.x1")
+    assert cook_again(config, pot) == ["tokenizer"]
+    assert [one.name for one in (pot / "tokenizer").glob(".*")] == []

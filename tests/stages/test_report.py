@@ -9,7 +9,10 @@ import re
 
 import pytest
 
-from stockpot.stages.report import curve_chart, score_chart, write_report
+from stockpot.judge.harness import Answer, Report
+from stockpot.judge.tasks import Item
+from stockpot.stages.report import curve_chart, panel_chart, path_chart, score_chart, write_report
+from stockpot.stages.summary import _samples
 
 FIGURES = {
     "title": "What came out <of> the pot",
@@ -37,7 +40,7 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    svg = curve_chart({"training": [(1, 2.0), (2, 1.0)]}, x="step", y="bits", title='a "curve"')
+    svg = curve_chart({"training": [(1, 2.0), (2, 1.0)]}, x="step", y="bits", title='a "curve" \\1')
     scores = score_chart([dict(row, chance=0.5) for row in FIGURES["scores"]], title="scores")
     path = write_report(folder, FIGURES, [("Curve", svg, "lower"), ("Scores", scores, "higher")])
     return path.read_text(encoding="utf-8"), json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -49,7 +52,7 @@ def test_the_page_shows_what_the_json_holds(page):
     for shown in ("0.250", "0.100 to 0.400", "+0.100", "inside the noise", "stockpot pretrain"):
         assert shown in text
     assert text.count("<svg") == 2
-    assert 'aria-label="a &quot;curve&quot;"' in text
+    assert 'aria-label="a &quot;curve&quot; \\1"' in text
 
 
 def test_nothing_runs_and_nothing_is_fetched(page):
@@ -62,3 +65,27 @@ def test_nothing_runs_and_nothing_is_fetched(page):
     assert policy == f"default-src 'none'; style-src 'sha256-{digest}'"
     assert not re.search(r"style=\"", text), "an inline style would be refused by the policy"
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", text)
+
+
+def test_a_step_without_a_number_is_left_out_of_the_curve():
+    """A run that passes over bad steps logs them as not finite."""
+    points = [(1, 2.0), (2, float("nan")), (3, float("inf")), (4, 1.0)]
+    whole = [(1, 2.0), (4, 1.0)]
+    for draw in (
+        lambda some: curve_chart({"a": some}, x="step", y="bits", title="t"),
+        lambda some: panel_chart({"a": some}, x="step", title="t"),
+        lambda some: path_chart({"a": some}, [], x="step", y="bits", title="t"),
+    ):
+        assert _paths(draw(points)) == _paths(draw(whole)) != []
+
+
+def _paths(svg):
+    return re.findall(r' d="([^"]+)"', svg)
+
+
+def test_a_question_that_fits_one_model_only_is_no_sample():
+    def report(ids):
+        return Report("m", "plain", answers={"t": [Answer(Item(one, one, "a"), one * 2, {}) for one in ids]})
+
+    assert _samples((report("abc"), report("bc")))[0]["question"] == "b"
+    assert _samples((report("a"), report("b"))) == []

@@ -87,6 +87,8 @@ def test_a_sweep_trains_fits_checks_and_takes_up_what_is_there(pantry, tmp_path)
     stamp = (tmp_path / "s" / "runs" / "1x16-512" / "manifest.json").stat().st_mtime_ns
     assert sweep(config, out=tmp_path / "s").points == found.points
     assert (tmp_path / "s" / "runs" / "1x16-512" / "manifest.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ConfigError, match="1x16-512 is a run of another sweep"):
+        sweep(config.model_copy(update={"seed": 1}), out=tmp_path / "s")
 
 
 def test_a_sweep_needs_a_tokenizer_and_shapes(tmp_path):
@@ -94,5 +96,9 @@ def test_a_sweep_needs_a_tokenizer_and_shapes(tmp_path):
         sweep(SweepConfig(), out=tmp_path / "s")
     with pytest.raises(ConfigError, match="not LAYERSxWIDTH"):
         SweepConfig(sizes=("2", "3", "4"))
+    with pytest.raises(ConfigError, match="2x64:100' is not LAYERSxWIDTH"):
+        SweepConfig(sizes=("2x64:100", "3x64", "4x64"))
+    with pytest.raises(ConfigError, match="2x64 with 250,000 tokens is there twice"):
+        SweepConfig(kept="2x64:250000")  # a point of the fit checks nothing
     with pytest.raises(ConfigError, match="rates has 2 numbers; there are 4 sizes"):
         SweepConfig(rates=(0.01, 0.02))

@@ -13,8 +13,15 @@ import torch
 import stockpot as sp
 from stockpot.data.batch import IGNORED, Batch
 from stockpot.model import config as shapes
-from stockpot.stages.kinds_asked import PairBatches, ask_tuned, questions_of, read_pairs, spearman
-from stockpot.stages.three_kinds import LOSSES, STUDENT, batch_flops, interval
+from stockpot.stages.kinds_asked import PairBatches, ask_tuned, fitting, questions_of, read_pairs, spearman
+from stockpot.stages.three_kinds import (
+    LOSSES,
+    STUDENT,
+    ThreeKindsConfig,
+    batch_flops,
+    interval,
+    three_kinds,
+)
 from stockpot.text.tokenizer import SPECIAL_TOKENS
 from stockpot.train.loop import LoopConfig, fit
 
@@ -136,3 +143,16 @@ def test_one_command_makes_one_table(tmp_path):
     steps = saved["facts"]["steps"]
     assert max(one for one, _ in steps.values()) <= 3
     assert saved["facts"]["parameters"]["encoder_decoder"] > saved["facts"]["parameters"]["decoder"]
+
+
+def test_what_cannot_be_asked_is_told_before_training_and_what_does_not_fit_is_left_out(tmp_path, tokenizer):
+    (tmp_path / "lines.jsonl").write_text('{"text": "Cat."}\n' * 60)
+    with pytest.raises(sp.DataError, match="None of the 20 texts that are held out has 16 tokens"):
+        three_kinds(ThreeKindsConfig(data=str(tmp_path / "lines.jsonl"), pairs="village"))
+    (tmp_path / "related.jsonl").write_text('{"premise": "a", "hypothesis": "b", "relatedness": "much"}\n')
+    with pytest.raises(sp.DataError, match="relatedness is 'much', where a number belongs"):
+        questions_of(str(tmp_path / "related.jsonl"), ["a"], 10, 0)
+    short, long = ("Mara goes.", "Mara went."), ("Mara goes. " * 20, "Mara went.")
+    assert fitting([short, long, ("a", "")], tokenizer, 64) == [short]
+    with pytest.raises(sp.DataError, match="No pair fits"):
+        fitting([long], tokenizer, 64)

@@ -9,6 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from stockpot.cli.main import app
+from stockpot.errors import ConfigError
+from stockpot.stages.align_image import AlignImageConfig
+from stockpot.stages.budget import plan
+from stockpot.stages.reward import RewardConfig
+from stockpot.stages.sft import SFTConfig
+from stockpot.stages.tune_prompt import PromptTuningConfig
 
 QUICK = (
     "--set",
@@ -110,3 +116,17 @@ def test_a_model_that_takes_more_than_a_step_holds_can_be_planned(verb, tiny_bas
     told = ask(verb, tiny_base, "--set", "loop.batch_tokens=64", "--out", tmp_path / "run", "--dry-run")
     assert told.exit_code == 0, told.stderr  # the model takes 128
     assert "tokens/s" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("config", "verb"),
+    [
+        (SFTConfig(), "sft"),
+        (PromptTuningConfig(), "tune-prompt"),
+        (AlignImageConfig(), "align-image"),
+        (RewardConfig(), "reward"),
+    ],
+)
+def test_a_plan_without_a_model_names_its_own_verb(config, verb):
+    with pytest.raises(ConfigError, match=f"stockpot {verb} MODEL"):
+        plan(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 
 import altair as alt
 import vl_convert as vlc
@@ -25,4 +24,4 @@ def svg(chart: alt.TopLevelMixin, title: str) -> str:
     )
     drawn: str = vlc.vegalite_to_svg(styled.to_json())
     label = html.escape(title)
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{label}" ', drawn, count=1)
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

@@ -26,9 +26,9 @@ from stockpot.stages.assemble import as_sources, open_to_tune, silent
 from stockpot.stages.comparisons import ComparisonConfig, read_comparisons
 from stockpot.stages.contest import Contest, contest
 from stockpot.stages.dpo import DPOConfig, dpo
-from stockpot.stages.kitchen import Kitchen, discard
+from stockpot.stages.kitchen import Kitchen
 from stockpot.stages.ppo import PPOConfig, ppo
-from stockpot.stages.rank import FILE, RankConfig, rank
+from stockpot.stages.rank import FILE, AllAlike, RankConfig, rank
 from stockpot.stages.reward import RewardConfig, reward
 from stockpot.stages.rewards import reward_from
 
@@ -38,6 +38,7 @@ __all__ = ["ALIGN_SHARE", "VALIDATIONS", "ContestConfig", "align"]
 REWARD_SHARE, DPO_SHARE, PPO_SHARE = 0.04, 0.07, 0.08
 ALIGN_SHARE = REWARD_SHARE + DPO_SHARE + PPO_SHARE
 MOST_PASSES = 2.0  # over the comparisons
+LEAST_PAIRS = 32  # comparisons that a stage learns from, however few minutes there are
 VALIDATIONS = 5
 TRIAL_PHASES = 2
 
@@ -72,7 +73,8 @@ def align(
         kitchen: where.
         tuned: the model to start from.
         settings: of the stages.
-        ranking: how the model's own answers are compared; None: reward model and DPO read what their settings name.
+        ranking: how the model's own answers are compared; None, or minutes so few that its answers do not differ: reward
+            model and DPO read what their settings name.
         minutes: of the whole cook; None: the settings hold as they are.
         seed: of every stage.
 
@@ -84,8 +86,10 @@ def align(
     learning, judging = settings[2].model_copy(update=before), settings[3]
     known = [kitchen.state["sft"]["key"], minutes]
     if ranking is not None:
-        compared = {"data": (str(_rank(kitchen, ranking.model_copy(update=before), known)),)}
-        rating, direct = rating.model_copy(update=compared), direct.model_copy(update=compared)
+        own = _rank(kitchen, ranking.model_copy(update=before), known, is_timed=minutes is not None)
+        if own is not None:
+            compared = {"data": (str(own),)}
+            rating, direct = rating.model_copy(update=compared), direct.model_copy(update=compared)
     if minutes is not None:
         rating = _sized(kitchen, "reward", rating, minutes * 60 * REWARD_SHARE, known)
         direct = _sized(kitchen, "dpo", direct, minutes * 60 * DPO_SHARE, known)
@@ -101,14 +105,29 @@ def align(
     return runs, _judge(kitchen, tuned, runs, judging, seed)
 
 
-def _rank(kitchen: Kitchen, config: RankConfig, known: list[Any]) -> Path:
-    """Have the tuned model's own answers compared; return the file."""
-    path = kitchen.stage(
-        "rank",
-        [config.model_dump(mode="json"), fingerprint_sources(config.data), known],
-        lambda path, _: discard(rank(config, out=path, progress=kitchen.report)),
-    )
-    return path / FILE
+def _rank(kitchen: Kitchen, config: RankConfig, known: list[Any], *, is_timed: bool) -> Path | None:
+    """Have the tuned model's own answers compared; return the file.
+
+    A model that was trained for seconds gives answers that are all worth nothing. Where minutes decided how long (``is_timed``)
+    that is not the user's doing: with too few comparisons to learn from, the result is None and the reason is told.
+    """
+
+    def work(path: Path) -> None:
+        try:
+            rank(config, out=path, progress=kitchen.report)
+        except AllAlike:
+            if not is_timed:
+                raise
+            path.mkdir(parents=True)
+
+    inputs = [config.model_dump(mode="json"), fingerprint_sources(config.data), known]
+    file = kitchen.stage("rank", inputs, work) / FILE
+    pairs = len(file.read_bytes().splitlines()) if file.is_file() else 0
+    if is_timed and pairs < LEAST_PAIRS:
+        text = f"only {pairs} of the model's own answers differ in worth; the comparisons that reward and dpo name are read"
+        kitchen.report({"kind": "note", "text": text})
+        return None
+    return file
 
 
 def _reinforced(kitchen: Kitchen, config: PPOConfig, known: list[Any]) -> Path:
@@ -144,7 +163,7 @@ def _sized(kitchen: Kitchen, name: str, config: C, seconds: float, known: list[A
         passes = min(MOST_PASSES, budget / train.tokens - 1 / 3)
         pairs = len(train)
         if passes < 1:
-            passes, pairs = 1.0, max(32, int(pairs * budget / (4 / 3 * train.tokens)))
+            passes, pairs = 1.0, max(LEAST_PAIRS, int(pairs * budget / (4 / 3 * train.tokens)))
         tokens = train.tokens * pairs / len(train)
         steps = max(1, round(passes * tokens / config.loop.batch_tokens))
         return {"max_pairs": round(pairs / (1 - config.val_share)), "steps": steps}
@@ -196,7 +215,7 @@ def _judge(
     device = pick_device(None)
     found: list[Contest] = []
 
-    def work(path: Path, _: bool) -> None:
+    def work(path: Path) -> None:
         judges = {} if config.gold is None else {"gold": reward_from(config.gold, device=device)}
         judges["reward model"] = reward_from(str(runs["reward"]), device=torch.device("cpu"))
         models = {"sft": tuned, "dpo": runs["dpo"], "ppo": runs["ppo"]}
@@ -214,7 +233,7 @@ def _judge(
         path.mkdir(parents=True, exist_ok=True)
         durable.write_atomically(path / "contest.json", found[0].to_json())
 
-    keys = [kitchen.state[name]["key"] for name in ("sft", "reward", "dpo", "ppo")]
-    inputs = [config.model_dump(mode="json"), fingerprint_sources(config.data), seed, keys]
+    models = [kitchen.made(name) for name in ("sft", "reward", "dpo", "ppo")]
+    inputs = [config.model_dump(mode="json"), fingerprint_sources(config.data), seed, models]
     path = kitchen.stage("contest", inputs, work)
     return found[0] if found else Contest.from_json((path / "contest.json").read_text(encoding="utf-8"))

@@ -176,7 +176,7 @@ def _reader(
 ) -> ImageReader:
     """Open or train the tower, and put a fresh projector behind it. A tower trained here is kept in the run."""
     kept = run.path / "tower"
-    if config.vision is not None or (kept / "config.json").is_file():
+    if config.vision is not None or (kept / "model.safetensors").is_file():
         tower = image_tower(config.vision or kept)
     else:
         from stockpot.weights.vision import save_vision

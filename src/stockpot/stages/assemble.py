@@ -7,7 +7,7 @@ writes checkpoints. It trains nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,6 @@ __all__ = [
 ]
 
 Progress = Callable[[dict[str, Any]], None]
-Sources = str | Path | Sequence[str | Path]
 MICRO_BATCH_TOKENS = 8192  # enough work a call; measured in benchmarks/notes.md
 # Of a micro-batch on a CPU, where larger ones are hardly faster: with adapters, and where all gradients have to be added up.
 ACTIVATION_BYTES = {True: 1 << 27, False: 1 << 29}

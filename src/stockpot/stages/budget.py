@@ -50,11 +50,13 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
         case PretrainConfig():
             return plan_pretraining(config)[1]
         case SFTConfig():
-            return _tuning(config.model, config.loop, config.device, context=config.context)
+            return _tuning("sft", config.model, config.loop, config.device, context=config.context)
         case DrawConfig():
             return f"{config.loop.steps:,} steps of {config.loop.batch_tokens} pictures of {config.size} × {config.size}"
-        case PromptTuningConfig() | AlignImageConfig():
-            return _tuning(config.model, config.loop, config.device)
+        case PromptTuningConfig():
+            return _tuning("tune-prompt", config.model, config.loop, config.device)
+        case AlignImageConfig():
+            return _tuning("align-image", config.model, config.loop, config.device)
         case PPOConfig():
             answers = config.prompts * config.samples
             phases = -(-config.loop.steps // (config.epochs * config.minibatches))
@@ -76,10 +78,12 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
             raise ConfigError(f"There is no plan for {type(config).__name__}.", "Leave out --dry-run.")
 
 
-def _tuning(model: str | None, loop: LoopConfig, device: str | None, *, context: int | None = None) -> Plan:
+def _tuning(
+    verb: str, model: str | None, loop: LoopConfig, device: str | None, *, context: int | None = None
+) -> Plan:
     """Measure steps on rows of ``context`` tokens, by default of as many as tuning's records mostly fill."""
     if model is None:
-        raise ConfigError("There is no model to tune.", "Name one: stockpot sft MODEL.")
+        raise ConfigError("There is no model to tune.", f"Name one: stockpot {verb} MODEL.")
     shape = load(model, device="cpu", dtype="float32").model.config
     context = context or min(shape.context, ROW_TOKENS, loop.batch_tokens)
     speed = training_speed(shape, loop=loop, device=machine.pick_device(device), context=context)
@@ -89,9 +93,10 @@ def _tuning(model: str | None, loop: LoopConfig, device: str | None, *, context:
 
 def _comparing(config: ComparisonConfig) -> Plan:
     """Read the comparisons, which decide how many steps a pass has."""
-    bundle = open_to_tune(config.model, config.template, verb="dpo")
-    found = read_comparisons(config, bundle, silent)
-    return _tuning(config.model, with_steps(config.loop, config.passes, found.train.tokens), config.device)
+    verb = "dpo" if isinstance(config, DPOConfig) else "reward"
+    found = read_comparisons(config, open_to_tune(config.model, config.template, verb=verb), silent)
+    loop = with_steps(config.loop, config.passes, found.train.tokens)
+    return _tuning(verb, config.model, loop, config.device)
 
 
 def _cook(config: CookConfig, minutes: float | None) -> str:

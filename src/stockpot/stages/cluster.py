@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stockpot.config import Settings
 from stockpot.device import peak_flops, pick_dtype
-from stockpot.errors import ConfigError
+from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.config import ModelConfig
 from stockpot.run import Run
 from stockpot.stages.machines import FAILURE_DAYS, MACHINES, Machine, devices_of
@@ -399,6 +399,11 @@ def _this_processor() -> Machine:
 def _check(folder: Path, mfu: float) -> Check:
     """Hold a run beside the plan for its model on its machine, whose peak follows from the MFU it logged."""
     run = Run.open(folder)
+    if not run.series("mfu") or "parameters" not in run.manifest:
+        raise CheckpointError(
+            f"{folder} says nothing of its speed (stage: {run.manifest['stage']}, status: {run.status}).",
+            "Name a run of pretraining on a machine whose peak is known.",
+        )
     model = load_model(run.model_path, device="cpu").config
     speeds = [value for _, value in run.series("tokens_per_s")][1:] or [run.last("tokens_per_s")]
     shares = [value for _, value in run.series("mfu")][1:] or [run.last("mfu")]

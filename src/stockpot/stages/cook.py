@@ -7,7 +7,6 @@ comparisons, one after another in one folder. What is there and unchanged is kep
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pydantic import Field
 from stockpot import durable
 from stockpot.config import Settings, read_recipe, to_toml
 from stockpot.data.sources import fingerprint_sources
+from stockpot.errors import ConfigError
 from stockpot.judge.harness import Report, evaluate
 from stockpot.judge.look import look
 from stockpot.judge.metrics import paired_difference
@@ -26,7 +26,7 @@ from stockpot.stages.align import ALIGN_SHARE, VALIDATIONS, ContestConfig, align
 from stockpot.stages.assemble import Progress, silent
 from stockpot.stages.contest import Contest
 from stockpot.stages.dpo import DPOConfig
-from stockpot.stages.kitchen import Kitchen
+from stockpot.stages.kitchen import Kitchen, discard
 from stockpot.stages.ladder import LadderConfig, ladder
 from stockpot.stages.ledger import LedgerConfig, ledger
 from stockpot.stages.ppo import PPOConfig
@@ -45,6 +45,7 @@ __all__ = ["CookConfig", "EvaluateConfig", "cook"]
 PRETRAIN_SHARE, SFT_SHARE = 0.48, 0.12
 PROBED, PROBED_PASSAGES = ("pos", "entities", "coreference"), 150
 OFFERED = "offered"  # the file that names the stage whose model the cook offers to chat with
+LATE = 1.25  # of the minutes given: from here on it is told
 FULL_MINUTES = 10.0  # from here on, as many questions are asked as the settings say
 
 
@@ -103,8 +104,13 @@ def cook(
 
     Returns:
         The run of the model that it offers to chat with.
+
+    Raises:
+        ConfigError: if the minutes are no length of time.
     """
     del resume
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ConfigError(f"{minutes:g} minutes are no length of time.", "Give a positive number.")
     asked = config or CookConfig()
     config = _asking_less(asked, minutes)
     kitchen = Kitchen.open(Path(out), progress or silent)
@@ -112,10 +118,14 @@ def cook(
     again = f"stockpot cook --recipe {kitchen.folder / 'recipe.toml'}{budget} --out NEW"
     comment = f"The settings of this cook. To repeat it:\n{again}"
     durable.write_atomically(kitchen.folder / "recipe.toml", to_toml(asked, comment=comment))
+    kitchen.leave_out(
+        [name for name in ("ladder", "rank", "ledger") if getattr(config, name) is None]
+        + ([] if config.align else ["rank", "reward", "dpo", "ppo", "contest"])
+    )
     tokenizer = kitchen.stage(
         "tokenizer",
         [config.tokenizer.model_dump(), fingerprint_sources(config.tokenizer.data)],
-        lambda path, _: _train_tokenizer(config.tokenizer, path),
+        lambda path: discard(train_tokenizer(config.tokenizer, out=path)),
     )
     base, base_config = _pretrain(kitchen, config, tokenizer, minutes)
     if config.ladder is not None:
@@ -135,6 +145,12 @@ def cook(
     summarise(kitchen.folder, kitchen.state, reports, judged, seed=config.seed)
     offered = models[_liked_best(judged, reports)]
     durable.write_atomically(kitchen.folder / OFFERED, f"{offered.name}\n")
+    if minutes is not None and (taken := kitchen.seconds / 60) > LATE * minutes:
+        text = (
+            f"all stages took {taken:.1f} minutes where {minutes:g} were given: reading, judging and the report take what they "
+            "take, and a machine that does other work takes longer"
+        )
+        kitchen.report({"kind": "note", "text": text})
     return Run.open(offered)
 
 
@@ -154,6 +170,8 @@ def _write_settled(folder: Path, config: CookConfig) -> None:
         if name == "pretrain":
             kept.discard("model")  # its sizes
         chosen = type(asked).model_validate(read_recipe(file)[name])
+        if name == "reward" and chosen.data == asked.data:  # its own answers were too few to learn from
+            stages["rank"] = None
         stages[name] = chosen.model_copy(update={key: getattr(asked, key) for key in kept})
     again = f"stockpot cook --recipe {folder / 'settled.toml'} --out NEW"
     comment = f"The sizes and steps that this cook chose. For the same numbers on the same machine:\n{again}"
@@ -211,11 +229,6 @@ def _asking_less(config: CookConfig, minutes: float | None) -> CookConfig:
     return config.model_copy(update=few)
 
 
-def _train_tokenizer(config: TokenizerConfig, path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)  # interrupted; one of other settings was set aside
-    train_tokenizer(config, out=path)
-
-
 def _pretrain(
     kitchen: Kitchen, config: CookConfig, tokenizer: Path, minutes: float | None
 ) -> tuple[Path, PretrainConfig]:
@@ -238,13 +251,11 @@ def _pretrain(
 
 def _climb(kitchen: Kitchen, config: LadderConfig, base: Path) -> None:
     """Ask the base model in every way; what an interrupted climb has left is asked again."""
-
-    def work(path: Path, _: bool) -> None:
-        if path.exists():
-            shutil.rmtree(path)
-        ladder(base, config, out=path, progress=kitchen.report)
-
-    kitchen.stage("ladder", [config.model_dump(mode="json"), kitchen.state["pretrain"]["key"]], work)
+    kitchen.stage(
+        "ladder",
+        [config.model_dump(mode="json"), kitchen.made("pretrain")],
+        lambda path: discard(ladder(base, config, out=path, progress=kitchen.report)),
+    )
 
 
 def _tune(
@@ -269,22 +280,22 @@ def _tune(
 def _keep_ledger(kitchen: Kitchen, config: LedgerConfig, models: dict[str, Path]) -> None:
     """Ask the same questions with one ingredient more each time; probe the base model's layers, too."""
 
-    def work(path: Path, _: bool) -> None:
+    def work(path: Path) -> None:
         ledger(kitchen.folder, config, out=path, progress=kitchen.report)
         settings = ProbeConfig(seeds=1, epochs=3)
         probe(load(models["base"]), "village", tasks=PROBED, limit=PROBED_PASSAGES, config=settings).save(
             path
         )
 
-    keys = [kitchen.state[path.name]["key"] for path in models.values()]
-    kitchen.stage("ledger", [config.model_dump(mode="json"), keys], work)
+    made = [kitchen.made(path.name) for path in models.values()]
+    kitchen.stage("ledger", [config.model_dump(mode="json"), made], work, takes_up=True)
 
 
 def _judge(kitchen: Kitchen, config: CookConfig, models: dict[str, Path]) -> dict[str, Report]:
     """Ask all models the same questions."""
     reports: dict[str, Report] = {}
 
-    def work(path: Path, _: bool) -> None:
+    def work(path: Path) -> None:
         limit, tasks = config.evaluate.limit, config.evaluate.tasks
         for name, model in models.items():
             kitchen.report({"kind": "note", "text": f"asking {name}"})
@@ -293,7 +304,6 @@ def _judge(kitchen: Kitchen, config: CookConfig, models: dict[str, Path]) -> dic
         text = next(iter(reports["base"].answers.values()))[0].item.question
         durable.write_atomically(path / "look.html", look(load(models["base"]), text))
 
-    keys = [kitchen.state[models[name].name]["key"] for name in models]
-    files = [durable.fingerprint(task) for task in config.evaluate.tasks if Path(task).is_file()]
-    path = kitchen.stage("evaluate", [config.evaluate.model_dump(), files, keys], work)
+    made = [kitchen.made(path.name) for path in models.values()]
+    path = kitchen.stage("evaluate", [config.evaluate.model_dump(), made], work)
     return {name: reports.get(name) or Report.load(path / name / "report.json") for name in models}

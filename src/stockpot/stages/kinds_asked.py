@@ -31,15 +31,18 @@ from stockpot.generate.engine import Engine
 from stockpot.generate.inputs import pad, reading_only
 from stockpot.generate.request import Sampling
 from stockpot.judge.emergence_answers import edits
+from stockpot.text.tokenizer import Tokenizer
 from stockpot.village import Village
 
 __all__ = [
+    "LEAST_TEXT",
     "METRICS",
     "Pair",
     "PairBatches",
     "Questions",
     "ask_pretrained",
     "ask_tuned",
+    "fitting",
     "questions_of",
     "read_pairs",
 ]
@@ -55,6 +58,7 @@ METRICS: dict[str, str] = {
 }
 Pair = tuple[str, str]
 GOES_ON = 16  # tokens
+LEAST_TEXT = 16  # tokens of a text that is asked for: half of them are read
 BATCH = 64
 RIDGE = 1e-2
 
@@ -91,7 +95,11 @@ def questions_of(similarity: str | None, texts: Sequence[str], items: int, seed:
     )
     related: list[tuple[str, str, float]] = []
     for row in [] if similarity is None else _rows(similarity, ("premise", "hypothesis", "relatedness")):
-        related.append((str(row["premise"]), str(row["hypothesis"]), float(row["relatedness"])))
+        try:
+            related.append((str(row["premise"]), str(row["hypothesis"]), float(row["relatedness"])))
+        except (TypeError, ValueError):
+            text = f"{similarity}: relatedness is {row['relatedness']!r}, where a number belongs."
+            raise DataError(text, "Mend the record, or remove it.") from None
     return Questions(
         tuple(texts[:items]), tuple(pairs), (reviews[0], reviews[1]), tuple(related[: 4 * items]), seed
     )
@@ -192,7 +200,7 @@ def _continuation(bundle: Bundle, texts: Sequence[str]) -> float:
         ids = bundle.tokenizer.encode(text)[: bundle.context - GOES_ON - 4]
         half = len(ids) // 2
         before, after = ids[:half], ids[half : half + GOES_ON]
-        if half < 8:
+        if half < LEAST_TEXT // 2:
             continue
         sources: list[list[int]] = []
         if shape == "encoder":
@@ -286,11 +294,8 @@ class PairBatches:
 
     def __init__(self, bundle: Bundle, pairs: Sequence[Pair], size: int, seed: int) -> None:
         self.bundle, self.size, self.seed = bundle, size, seed
-        coded = (_coded(bundle, pair) for pair in pairs)
-        most = bundle.context - 4
-        self.pairs = [(a, b) for a, b in coded if a and b and len(a) + len(b) + 3 <= most]
-        if not self.pairs:
-            raise DataError("No pair fits into the context.", "Choose a longer context.")
+        some = fitting(pairs, bundle.tokenizer, bundle.context)
+        self.pairs = [_coded(bundle.tokenizer, pair) for pair in some]
 
     def __iter__(self) -> Iterator[Batch]:
         rng = random.Random(self.seed)
@@ -310,8 +315,21 @@ class PairBatches:
         return Batch(ids, labels, real, source=source, source_mask=source_mask)
 
 
-def _coded(bundle: Bundle, pair: Pair) -> tuple[list[int], list[int]]:
-    return bundle.tokenizer.encode(pair[0]), bundle.tokenizer.encode(pair[1])
+def fitting(pairs: Sequence[Pair], tokenizer: Tokenizer, context: int) -> list[Pair]:
+    """Leave out pairs with an empty side and those that one kind or another has no room for.
+
+    Raises:
+        DataError: if none is left.
+    """
+    coded = ((pair, *_coded(tokenizer, pair)) for pair in pairs)
+    found = [pair for pair, a, b in coded if a and b and len(a) + len(b) + 7 <= context]
+    if not found:
+        raise DataError("No pair fits into the context.", "Choose a longer context.")
+    return found
+
+
+def _coded(tokenizer: Tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
+    return tokenizer.encode(pair[0]), tokenizer.encode(pair[1])
 
 
 def _ends(bundle: Bundle) -> tuple[int, int]:
@@ -341,7 +359,7 @@ def _row(bundle: Bundle, before: list[int], after: list[int]) -> tuple[list[int]
 
 def ask_tuned(bundle: Bundle, pairs: Sequence[Pair]) -> dict[str, float]:
     """Let a tuned model turn the first sides into the second; returns how often exactly, and how nearly."""
-    coded = [_coded(bundle, pair) for pair in pairs]
+    coded = [_coded(bundle.tokenizer, pair) for pair in pairs]
     with reading_only(bundle.model):
         said = _written(bundle, coded)
     wanted = [after for _, after in coded]

@@ -44,7 +44,6 @@ def ledger(
         limit=config.limit,
         examples=config.examples,
         documents=config.documents,
-        seed=0,
     )
     if config.small:
         train_small(parts, out / "small", report)

@@ -53,7 +53,7 @@ class LedgerConfig(Settings):
     )
     max_tokens: int = Field(32, ge=1, description="longest answer")
     steps_tokens: int = Field(72, ge=1, description="longest answer with steps")
-    seed: int = Field(0, ge=0, description="of the random model and of the village")
+    seed: int = Field(0, ge=0, description="of the random model")
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
     dtype: str | None = Field(None, description="number type; none: what suits the device")
 

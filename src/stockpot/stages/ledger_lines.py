@@ -290,7 +290,7 @@ class _Lines:
         if over is not None and over not in self.book.answers:
             over = None
         about = {"tuned": "Asked in messages, the answers to conversations learned."}.get(
-            role, "From the tuned model and comparisons of its answers."
+            role, "From the tuned model and comparisons of answers."
         )
         self._line(
             name, lambda: self._ask_tuned(bundle), cost=self.parts.costs.get(role), about=about, over=over

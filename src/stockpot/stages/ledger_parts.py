@@ -6,12 +6,15 @@ A part that is not there is told of with its reason; nothing is put in its place
 from __future__ import annotations
 
 import json
+import shutil
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stockpot.config import read_recipe
+from stockpot.config import read_recipe, to_toml
+from stockpot.data.sources import fingerprint_sources
 from stockpot.errors import ConfigError, StockpotError
 from stockpot.model.config import decoder
 from stockpot.run import Run, is_run
@@ -134,7 +137,9 @@ def spent_on(run: Run, state: Mapping[str, Mapping[str, Any]] | None = None) -> 
     manifest = run.manifest
     tokens = int(run.last("tokens")) if run.series("tokens") else 0
     labels = int((manifest.get("records") or {}).get("train", 0))
-    seconds, before = float(manifest.get("seconds", 0.0)), state or {}
+    trained = run.last("time_s") if run.series("time_s") else 0.0
+    seconds = max(float(manifest.get("seconds", 0.0)), trained)  # a sitting that was killed noted none
+    before = state or {}
     compared = manifest.get("comparisons")
     if compared:
         labels = int(compared["train"]) + int(compared["validation"])
@@ -167,12 +172,26 @@ def train_small(parts: Parts, out: Path, report: Any) -> None:
         vocab_size=1,
     )
     level: Schedule = "constant"  # as the early checkpoint, whose rate had not begun to fall
-    warmup = settled.loop.warmup_steps or min(200, settled.loop.steps // 50)
+    warmup = settled.loop.warmup_steps
+    warmup = min(200, settled.loop.steps // 50) if warmup is None else warmup
     loop = settled.loop.model_copy(
         update={"steps": step, "schedule": level, "warmup_steps": warmup, "keep": 1}
     )
     config = settled.model_copy(update={"model": small, "size": None, "loop": loop, "minutes": None})
-    run = Run.open(out) if is_run(out) and Run.open(out).status == "done" else None
-    run = run or pretrain(config, out=out, progress=report)
     parts.folders["small"] = str(out)
-    parts.costs["small"] = spent_on(run)
+    parts.costs["small"] = spent_on(_trained(config, out, report))
+
+
+def _trained(config: PretrainConfig, out: Path, report: Any) -> Run:
+    """Train in a folder, or take up what there is if it has these settings and this data; else it is replaced."""
+    is_same = False
+    if is_run(out):
+        run = Run.open(out)
+        is_same = read_recipe(out / "recipe.toml")["pretrain"] == tomllib.loads(
+            to_toml({"pretrain": config})
+        )["pretrain"] and run.manifest["data"] == fingerprint_sources(config.data)
+        if is_same and run.status == "done":
+            return run
+        if not is_same:
+            shutil.rmtree(out)
+    return pretrain(config, out=out, resume=is_same, progress=report)

@@ -27,9 +27,13 @@ from stockpot.stages.rewards import reward_from
 from stockpot.train.rollouts import Asked, rated
 from stockpot.weights.store import load
 
-__all__ = ["FILE", "RankConfig", "Ranked", "rank"]
+__all__ = ["FILE", "AllAlike", "RankConfig", "Ranked", "rank"]
 
 FILE = "comparisons.jsonl"
+
+
+class AllAlike(DataError):
+    """No two answers to a prompt are rated differently."""
 
 
 class RankConfig(Settings):
@@ -117,7 +121,7 @@ def rank(config: RankConfig, *, out: str | Path, progress: Progress | None = Non
         if (record := _compared(prompt, own, config.reward)) is not None
     ]
     if not records:
-        raise DataError(
+        raise AllAlike(
             f"All answers of {config.model} to a prompt are rated alike.",
             "Train it longer (a cook: more --minutes, or --set align=false), draw more samples, or give other prompts.",
         )

@@ -154,8 +154,7 @@ def write_page(run: Run, bundle: Bundle, config: Settings) -> Path:
     """Write ``report.md`` and its curve, ``report.svg``, into a finished run's folder; return the page."""
     metric, unit = _headline(run)
     curves = {
-        name: _finite(run, f"{side}/{metric}")
-        for name, side in (("training", "train"), ("validation", "val"))
+        name: run.series(f"{side}/{metric}") for name, side in (("training", "train"), ("validation", "val"))
     }
     shown = {name: points for name, points in curves.items() if points}
     chart = curve_chart(shown, x="step", y=unit, title=f"{run.path.name}: {unit} by step")

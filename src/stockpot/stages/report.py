@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def curve_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, 
         y: the same for the vertical axis.
         title: what a screen reader should say.
     """
-    rows = [{"x": a, "y": b, "series": name} for name, points in series.items() for a, b in points]
+    rows = [{"x": a, "y": b, "series": name} for name, points in series.items() for a, b in _finite(points)]
     chart = (
         alt.Chart(alt.InlineData(values=rows))
         .mark_line(strokeWidth=2)
@@ -64,7 +65,7 @@ def path_chart(
     rows = [
         {"x": a, "y": b, "series": name, "at": place}
         for name, points in paths.items()
-        for place, (a, b) in enumerate(points)
+        for place, (a, b) in enumerate(_finite(points))
     ]
     colour = alt.Color("series:N", title=None, scale=alt.Scale(domain=list(paths), range=COLOURS))
     across, up = alt.X("x:Q", title=x), alt.Y("y:Q", title=y, scale=alt.Scale(zero=False))
@@ -85,7 +86,7 @@ def panel_chart(panels: Mapping[str, Sequence[tuple[float, float]]], *, x: str, 
         title: what a screen reader should say.
     """
     charts = [
-        alt.Chart(alt.InlineData(values=[{"x": a, "y": b} for a, b in points]))
+        alt.Chart(alt.InlineData(values=[{"x": a, "y": b} for a, b in _finite(points)]))
         .mark_line(strokeWidth=2, color=COLOURS[place % len(COLOURS)])
         .encode(x=alt.X("x:Q", title=x), y=alt.Y("y:Q", title=name, scale=alt.Scale(zero=False)))
         .properties(width=240, height=130)
@@ -122,6 +123,11 @@ def score_chart(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
         layers.append(chance.mark_tick(color=INK, thickness=2, size=26).encode(x="chance:Q", y=task))
     drawn = alt.layer(*layers).properties(width=460, height=alt.Step(18))
     return svg(drawn.properties(padding={"left": 40, "right": 5, "top": 5, "bottom": 5}), title)
+
+
+def _finite(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Leave out what a run logged of a step that was passed over: it has no place, and JSON no name for it."""
+    return ((x, y) for x, y in points if math.isfinite(y))
 
 
 def write_report(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stockpot import origin
-from stockpot.judge.harness import Answer, Report, Row, compare
+from stockpot.judge.harness import Report, Row, compare
 from stockpot.run import Run
 from stockpot.stages.contest import Contest
 from stockpot.stages.ledger_book import Ledger
@@ -45,11 +45,12 @@ def summarise(
 
     Args:
         folder: of the cook, with the stages' folders in it.
-        state: stage → its seconds.
+        state: stage → its seconds, and whether it is part of this cook.
         reports: ``base`` and ``tuned``, and the aligned models if there are any, on the same questions.
         contest: between the tuned and the aligned models; None: nothing was aligned.
         seed: of the cook.
     """
+    state = {name: one for name, one in state.items() if one.get("status") != "left out"}
     names = ("pretrain", "sft") if contest is None else ("pretrain", "sft", "reward", "dpo", "ppo")
     runs = {name: Run.open(folder / name) for name in names}
     before_and_after = (reports["base"], reports["tuned"])
@@ -91,7 +92,7 @@ def summarise(
         book = Ledger.load(folder / "ledger" / "ledger.json")
         figures["ledger"], drawn["ledger"] = ledger_figures(book), book.chart()
         charts += probe_charts(folder / "ledger")
-    looked = attention_chart(folder / "pretrain", samples[0]["question"])
+    looked = attention_chart(folder / "pretrain", samples[0]["question"]) if samples else None
     return write_report(folder, figures, [*charts, *([looked] if looked else [])], drawn)
 
 
@@ -127,15 +128,19 @@ def _stages(
     if "ladder" in state:
         results["ladder"] = "every kind of prompting on the base model, the same items each time"
     results["sft"] = f"{runs['sft'].last('val/loss'):.3f} nats per answer token on held-out conversations"
-    if (ranked := folder / "rank" / "rank.json").is_file():
+    if "rank" in state and (ranked := folder / "rank" / "rank.json").is_file():
         found = json.loads(ranked.read_text(encoding="utf-8"))
         results["rank"] = f"{found['pairs']:,} comparisons of its own answers to {found['prompts']:,} prompts"
+        if "reward" in runs and not str(runs["reward"].manifest["data"][0]["path"]).startswith(
+            str(ranked.parent)
+        ):
+            results["rank"] += ", too few to learn from: those that the settings name were read"
     if "ppo" in runs:
         first, last = (runs["ppo"].series("train/reward")[place][1] for place in (0, -1))
         results |= {
             "reward": f"{_told_apart(runs['reward'])} of held-out comparisons told apart",
             "dpo": f"{_told_apart(runs['dpo'])} of held-out comparisons told apart",
-            "ppo": f"reward from {first:+.2f} to {last:+.2f}",
+            "ppo": f"reward from {first:+.2f} to {last:+.2f}" + _stopped(runs["ppo"]),
             "contest": "answers of three models to the same prompts, rated by the same judges",
         }
     results["evaluate"] = f"{asked} questions to each of {len(reports)} models"
@@ -162,16 +167,25 @@ def _stages(
     ]
 
 
+def _stopped(run: Run) -> str:
+    return (
+        ""
+        if run.status == "done"
+        else f"; it broke off, and the checkpoint of step {run.model_step} is judged"
+    )
+
+
 def _told_apart(run: Run) -> str:
     accuracy = run.manifest.get("accuracy")
     return "none" if accuracy is None else f"{accuracy['value']:.0%}"
 
 
 def _samples(reports: tuple[Report, Report]) -> list[dict[str, str]]:
-    """Pair the answers to each task's first questions."""
+    """Pair the answers to each task's first questions that fitted both models."""
     chosen = []
     for task, before in reports[0].answers.items():
-        pairs: list[tuple[Answer, Answer]] = list(zip(before, reports[1].answers[task], strict=True))
+        after = {one.item.id: one for one in reports[1].answers[task]}
+        pairs = [(one, after[one.item.id]) for one in before if one.item.id in after]
         for base, tuned in pairs[:SAMPLES_PER_TASK]:
             item = base.item
             chosen.append(

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from stockpot.config import Settings
+from stockpot.config import Settings, read_recipe
+from stockpot.data.sources import fingerprint_sources
 from stockpot.durable import write_atomically
 from stockpot.errors import ConfigError, DataError
 from stockpot.model.config import ModelConfig, decoder
@@ -33,6 +35,9 @@ from stockpot.workers import in_order
 __all__ = ["SweepConfig", "SweepReport", "sweep"]
 
 
+SHAPE = re.compile(r"[1-9]\d*x[1-9]\d*")
+
+
 class SweepConfig(Settings):
     """Which runs are made."""
 
@@ -43,7 +48,7 @@ class SweepConfig(Settings):
     sizes: tuple[str, ...] = Field(
         ("1x48", "2x64", "2x96", "3x128"), description="models, as LAYERSxWIDTH", min_length=3
     )
-    tokens: tuple[int, ...] = Field(
+    tokens: tuple[PositiveInt, ...] = Field(
         (250_000, 500_000, 1_000_000), description="lengths of training", min_length=3
     )
     kept: str | None = Field(
@@ -66,26 +71,30 @@ class SweepConfig(Settings):
 
     _sources = field_validator("data", mode="before")(as_sources)
 
-    @field_validator("sizes", "kept")
+    @field_validator("sizes")
     @classmethod
-    def _shaped(cls, value: Any) -> Any:
-        for one in value if isinstance(value, tuple) else [value] if value else []:
-            if not re.fullmatch(r"\d+x\d+(:\d+)?", one):
+    def _shaped(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if not SHAPE.fullmatch(one):
                 raise ValueError(f"{one!r} is not LAYERSxWIDTH, such as 2x64")
+        return value
+
+    @field_validator("kept")
+    @classmethod
+    def _kept_shaped(cls, value: str | None) -> str | None:
+        if value and not re.fullmatch(rf"{SHAPE.pattern}(:[1-9]\d*)?", value):
+            raise ValueError(f"{value!r} is not LAYERSxWIDTH:TOKENS, such as 4x192:2000000")
         return value
 
     @model_validator(mode="after")
     def _fits(self) -> SweepConfig:
+        if twice := [one for one, times in Counter(self.runs()).items() if times > 1]:
+            raise ValueError(f"{twice[0][0]} with {twice[0][1]:,} tokens is there twice")
         if self.rates is not None and len(self.rates) != len(self.sizes) + bool(self.kept):
             raise ValueError(
                 f"rates has {len(self.rates)} numbers; there are {len(self.sizes)} sizes and what is kept"
             )
         return self
-
-    def rate(self, size: str) -> float | None:
-        """Return the learning rate of a size; None: the loop's."""
-        named = [*self.sizes, (self.kept or "").partition(":")[0]]
-        return None if self.rates is None else self.rates[named.index(size)]
 
     def runs(self) -> list[tuple[str, int]]:
         """List what is trained: size and tokens, the kept one last."""
@@ -94,6 +103,11 @@ class SweepConfig(Settings):
             size, _, tokens = self.kept.partition(":")
             found.append((size, int(tokens or max(self.tokens))))
         return found
+
+    def rate(self, size: str) -> float | None:
+        """Return the learning rate of a size; None: the loop's."""
+        named = [*self.sizes, (self.kept or "").partition(":")[0]]
+        return None if self.rates is None else self.rates[named.index(size)]
 
     def settings(self, size: str, tokens: int) -> PretrainConfig:
         """Return the settings of one run."""
@@ -162,7 +176,7 @@ def sweep(config: SweepConfig, *, out: str | Path, progress: Progress | None = N
     """Train every size at every length, fit a scaling law, and write ``sweep.json``, ``report.md`` and charts into ``out``.
 
     Raises:
-        ConfigError, DataError: before any work, if something does not fit.
+        ConfigError, DataError: before any work, if something does not fit, or ``out`` holds another sweep.
         TrainError: if a run cannot go on.
     """
     report, out = progress or silent, Path(out)
@@ -170,8 +184,11 @@ def sweep(config: SweepConfig, *, out: str | Path, progress: Progress | None = N
         raise ConfigError("A sweep needs one tokenizer for all runs.", "Give it with --tokenizer.")
     wanted = config.runs()
     folders = [str((out / "runs" / f"{size}-{tokens}").resolve()) for size, tokens in wanted]
-    settings = [config.settings(size, tokens).model_dump() for size, tokens in wanted]
-    jobs = list(zip(settings, folders, strict=True))
+    settings = [config.settings(size, tokens) for size, tokens in wanted]
+    data = fingerprint_sources(config.data)
+    for one, folder in zip(settings, folders, strict=True):
+        _check_same(Path(folder), one, data)
+    jobs = [(one.model_dump(), folder) for one, folder in zip(settings, folders, strict=True)]
     points: list[Point] = []
     done = in_order(_run, jobs, workers=config.workers, ray=config.ray)
     for number, (found, (size, tokens)) in enumerate(zip(done, wanted, strict=True), 1):
@@ -179,6 +196,18 @@ def sweep(config: SweepConfig, *, out: str | Path, progress: Progress | None = N
         text = f"{number}/{len(jobs)}: {size}, {tokens:,} tokens: loss {points[-1].loss:.4f}"
         report({"kind": "note", "text": text})
     return _write(out, config, points)
+
+
+def _check_same(folder: Path, config: PretrainConfig, data: list[dict[str, Any]]) -> None:
+    """Refuse a finished run of other settings or other data: its loss is no point of this sweep."""
+    if not is_run(folder) or (run := Run.open(folder)).status != "done":
+        return
+    kept = PretrainConfig(**read_recipe(folder / "recipe.toml")["pretrain"])
+    if kept.model_copy(update={"device": config.device}) != config or run.manifest["data"] != data:
+        raise ConfigError(
+            f"{folder} is a run of another sweep: its settings or its data are not these.",
+            "Give another --out, or delete it.",
+        )
 
 
 def _run(job: tuple[dict[str, Any], str], _shared: None = None) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stockpot import device as machine
 from stockpot.bundle import Bundle
@@ -30,15 +30,18 @@ from stockpot.data.loader import Loader, LoaderConfig
 from stockpot.data.records import TextRecord
 from stockpot.data.sources import read_texts
 from stockpot.durable import write_atomically
+from stockpot.errors import DataError
 from stockpot.model.config import ModelConfig
 from stockpot.model.transformer import Transformer
-from stockpot.stages.assemble import Progress, silent
+from stockpot.stages.assemble import Progress, as_sources, silent
 from stockpot.stages.kinds_asked import (
+    LEAST_TEXT,
     METRICS,
     PairBatches,
     Questions,
     ask_pretrained,
     ask_tuned,
+    fitting,
     questions_of,
     read_pairs,
 )
@@ -81,7 +84,7 @@ class ThreeKindsConfig(Settings):
     vocab_size: int = Field(1024, ge=300, description="of the tokenizer all share")
     layers: int = Field(4, ge=1, description="of each stack; the encoder-decoder has two")
     dim: int = Field(128, ge=16, description="width")
-    context: int = Field(128, ge=32, description="tokens of a row")
+    context: int = Field(128, ge=40, description="tokens of a row")
     rows: int = Field(16, ge=1, description="rows of a step")
     seeds: int = Field(3, ge=1, description="times everything is done, from new weights")
     minutes: float = Field(20.0, gt=0, description="for everything, on this machine")
@@ -92,6 +95,8 @@ class ThreeKindsConfig(Settings):
     items: int = Field(200, ge=10, description="questions of each sort")
     seed: int = Field(0, ge=0, description="first of the seeds")
     device: str | None = Field(None, description="cpu, cuda …; none: the fastest present")
+
+    _sources = field_validator("data", mode="before")(as_sources)
 
 
 @dataclass
@@ -233,7 +238,14 @@ class _Work:
             texts, vocab_size=config.vocab_size, special_tokens=[*SPECIAL_TOKENS, *marks]
         )
         held = max(20, len(texts) // 20)
-        self.questions: Questions = questions_of(config.similarity, texts[:held], config.items, config.seed)
+        asked = [text for text in texts[:held] if len(self.tokenizer.encode(text)) >= LEAST_TEXT]
+        if not asked:
+            raise DataError(
+                f"None of the {held} texts that are held out has {LEAST_TEXT} tokens, half to read and half to go on with.",
+                "Give longer texts, such as several lines as one.",
+            )
+        self.questions: Questions = questions_of(config.similarity, asked, config.items, config.seed)
+        self.asked = fitting(self.asked, self.tokenizer, config.context)
         self.store = encode([TextRecord(text) for text in texts[held:]], self.tokenizer)
         self.steps: dict[Kind, tuple[int, int]] = {}
         self.flops = self._plan()
