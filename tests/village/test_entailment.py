@@ -32,6 +32,15 @@ BY_HAND = [
     ("age", "{a} is seven years old, and {b} is nine years old.", "{a} is younger than {b}.", "yes"),
     ("age", "{a} and {b} were born on the same day.", "{b} is older than {a}.", "no"),
     ("age", "{a} and {b} are not of the same age.", "{a} is older than {b}.", "maybe"),
+    (
+        "order",
+        "{a} came home before {b} on {day}.",
+        "On {day}, {a} came home at four, and {b} came home at six.",
+        "maybe",
+    ),
+    ("age", "{a} is younger than {b}.", "{a} is seven years old, and {b} is nine years old.", "maybe"),
+    ("age", "{a} and {b} are of exactly the same age.", "{a} and {b} were born on the same day.", "maybe"),
+    ("pet", "The only pet of {a} has wings.", "The only pet of {a} is a bird.", "maybe"),
     ("colour", "The hat of {a} is green.", "The hat of {a} is not red.", "yes"),
     ("colour", "The hat of {a} is black or white.", "The hat of {a} is red or blue.", "no"),
     ("colour", "The hat of {a} is not blue.", "The hat of {a} is red.", "maybe"),
@@ -106,6 +115,13 @@ def test_worlds_in_a_topic_are_spelled_alike():
         assert {world for said in topic.kept.values() for world in said.split()} <= worlds
         assert len(topic.pairs) >= 4, topic.name
         assert len(topic.kept_pairs) == len(topic.kept), topic.name
+
+
+def test_what_no_other_statement_implies_is_a_premise_only():
+    pairs = [draw_pair(Dice(0, "pairs").at(number), "train") for number in range(3000)]
+    exact = re.compile(r"came home at (four|seven|six)|years old|born on the same day")
+    assert any(exact.search(pair.premise) for pair in pairs)
+    assert not [pair for pair in pairs if exact.search(pair.hypothesis)]
 
 
 @pytest.mark.parametrize("kept", [False, True])

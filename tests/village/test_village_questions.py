@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 from itertools import islice
 
 import pytest
 
-from stockpot.village import HELD_OUT_KINDS, KINDS, TRAINED_KINDS
+from stockpot.village import HELD_OUT_KINDS, KINDS, TRAINED_KINDS, Village
 from stockpot.village.dice import side_of
 
 FIELDS = {"id", "kind", "question", "choices", "answer", "held_out"}
@@ -73,6 +74,23 @@ def test_held_out_people_are_asked_about_as_such(village):
     names = {person.name for person in village.world.held_out}
     for item in village.questions("val", kind="facts"):
         assert (item["held_out"] == "person") == any(name in item["question"] for name in names)
+
+
+def test_two_people_are_compared_once():
+    small = Village(seed=0, people=20)
+    pairs = [frozenset(item["choices"]) for item in small.questions("val", kind="older")]
+    assert len(pairs) > 50 and len(set(pairs)) == len(pairs)
+
+
+def test_nothing_is_listed_twice(village):
+    for item in village.questions("val", limit=3000, kind="listing"):
+        things = re.split(r", | and ", item["answer"])
+        assert len({thing.split()[-1].rstrip("s") for thing in things}) == len(things), item["question"]
+
+
+def test_who_gives_boxes_away_has_a_name(village):
+    for item in village.questions("val", limit=3000, kind="steps"):
+        assert not re.search(r"on the table\. Each box holds [^.]*\. (She|He) ", item["question"])
 
 
 def test_who_and_older_know_their_people(village):

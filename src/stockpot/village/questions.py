@@ -91,8 +91,11 @@ def _who(world: World, dice: Dice) -> Iterator[Problem]:
 
 
 def _older(world: World, dice: Dice) -> Iterator[Problem]:
+    asked = set()
     for _ in range(1, len(world.people) // 2):
         people = dice.shuffled(world.people)
         for one, other in zip(people[::2], people[1::2], strict=True):
-            if one.year != other.year:
+            pair = frozenset((one.number, other.number))
+            if one.year != other.year and pair not in asked:
+                asked.add(pair)
                 yield older_problem(dice, one, other)

@@ -168,9 +168,12 @@ _AFTER = wordings(
 _LIST_FLAGS = ("List the things.", "Please list everything.", "Give me a list.")
 
 
+_NAMED = tuple(dict.fromkeys((*GOODS, *THINGS, *ANIMALS)))  # some stand in two lists
+
+
 def _things(dice: Dice, count: int) -> list[str]:
     names = []
-    for noun in dice.sample((*GOODS, *THINGS, *ANIMALS), count):
+    for noun in dice.sample(_NAMED, count):
         number = dice.between(1, 6)
         names.append(noun.a if number == 1 else f"{NUMBERS[number]} {noun.many}")
     return names

@@ -60,7 +60,7 @@ _BOXES = wordings(
     "{a} buys {k} boxes with {n} in each box.",
 )
 _UNPACKED = wordings(
-    "{a_He} gives away {m} {things}.", "Then {b} takes {m} {things}.", "{a} sells {m} {things}."
+    "{a} gives away {m} {things}.", "Then {b} takes {m} {things}.", "{a} sells {m} {things}."
 )
 _SHARED = wordings(
     "{a} has {n}. {a_He} shares them equally among {k} friends.",
