@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
+import time
 
 import pytest
 import uvicorn
@@ -16,6 +19,7 @@ from stockpot.serve.settings import ServeConfig
 
 BODY = {"messages": [{"role": "user", "content": "the cat"}], "max_tokens": 1}
 CHAT = "/v1/chat/completions"
+CUT = "A client read nothing of its answer for 5 s; it was cut off."
 
 
 def raw(server, data, *, ends=True):
@@ -254,39 +258,76 @@ class Clock:
     def __init__(self):
         self.calls = []
 
-    def call_later(self, after, function):
-        self.calls.append((after, function))
+    def call_later(self, after, function, *values):
+        self.calls.append((function, values))
         return self
 
     def cancel(self):
         self.calls.clear()
 
+    def ring(self):
+        calls, self.calls = self.calls, []
+        for function, values in calls:
+            function(*values)
+
 
 class Link:
-    """A connection that only remembers whether it was cut."""
+    """A connection that only remembers what waits in it, and whether it was cut."""
 
-    is_cut = False
+    is_cut, waits = False, 3000
 
     def get_extra_info(self, name):
         return None
+
+    def set_write_buffer_limits(self, high):
+        pass
+
+    def get_write_buffer_size(self):
+        return self.waits
 
     def abort(self):
         self.is_cut = True
 
 
-@pytest.mark.parametrize("reads_on", [True, False])
-def test_who_does_not_read_its_answer_is_cut_off(reads_on):
+@pytest.mark.parametrize(("taken", "is_cut"), [((0,), True), ((1000, 0), True), ((1000, 1000), False)])
+def test_who_reads_nothing_of_its_answer_is_cut_off_and_who_reads_slowly_is_not(taken, is_cut, caplog):
     clock, link = Clock(), Link()
     settings = uvicorn.Config(lambda *_: None, log_config=None, ws="none")
     one = watchful(5.0)(settings, ServerState(), {}, clock)
     one.connection_made(link)
     clock.calls.clear()
     one.pause_writing()
-    if reads_on:
-        one.resume_writing()
-    for _, ring in clock.calls:
-        ring()
-    assert link.is_cut != reads_on
+    for count in taken:
+        assert not link.is_cut
+        link.waits -= count
+        clock.ring()
+    assert link.is_cut == is_cut
+    assert [record.getMessage() for record in caplog.records] == [CUT] * is_cut
+    one.resume_writing()
+    assert not clock.calls
+
+
+def test_an_answer_that_nobody_reads_leaves_no_connection_behind(bundle, tmp_path):
+    """Its rest is too little to stop the writer, and the server closes the connection behind it."""
+    (tmp_path / "file.txt").write_bytes(b"x" * 60_000)
+    server, listening = prepare({"tiny": bundle}, ServeConfig(port=0, stall_s=0.2), static=tmp_path)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # its connections inherit that
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
+    thread.start()
+    try:
+        with socket.socket() as link:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            link.connect(listening.getsockname())
+            link.sendall(b"GET /file.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            for wanted in (True, False):
+                end = time.monotonic() + 20
+                while bool(server.server_state.connections) != wanted:
+                    assert time.monotonic() < end, "the connection is still there"
+                    time.sleep(0.01)
+    finally:
+        server.handle_exit(15, None)
+        thread.join()
+        listening.close()
 
 
 def test_many_idle_and_slow_connections_hold_up_nobody(server):

@@ -1,6 +1,6 @@
 """The server as a process: its socket, how it stops, and connections that do not get on.
 
-A client that does not finish its request's head, or does not read its answer, is cut off after ``stall_s``. At SIGTERM or
+A client that does not finish its request's head, or reads nothing of its answer, is cut off after ``stall_s``. At SIGTERM or
 Ctrl-C nothing new is taken, what waits is refused, and answers under way have ``grace_s`` to end; then they are cut and closed
 as complete streams.
 """
@@ -8,6 +8,7 @@ as complete streams.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -34,6 +35,7 @@ SHORTEST_TOKEN = 16
 IDLE_S = 30  # a connection may rest between two requests
 
 Routes = Callable[[Service], APIRouter]
+log = logging.getLogger("stockpot.serve")
 
 
 def new_token() -> str:
@@ -175,6 +177,7 @@ class Impatient(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # all that the system does not take at once is waited for
         self._watch_arrival()
 
     def data_received(self, data: bytes) -> None:
@@ -199,7 +202,16 @@ class Impatient(H11Protocol):
     def pause_writing(self) -> None:
         """Begin to wait for the client to read."""
         super().pause_writing()
-        self._leaves = self._leaves or self.loop.call_later(self.stall_s, self.transport.abort)
+        self._watch_reading()
+
+    def _watch_reading(self, before: int | None = None) -> None:
+        """Look every ``stall_s`` whether the client has read on: nothing new is written until it has."""
+        left = self.transport.get_write_buffer_size()
+        if before is not None and left >= before:
+            log.warning("A client read nothing of its answer for %g s; it was cut off.", self.stall_s)
+            self.transport.abort()
+        else:
+            self._leaves = self.loop.call_later(self.stall_s, self._watch_reading, left)
 
     def resume_writing(self) -> None:
         """Go on: the client has read."""
