@@ -504,3 +504,19 @@ def test_who_fails_takes_nothing_from_others(bundle, monkeypatch):
     while engine.pending:
         found += [id for chunk in engine.step() if chunk.request == number for id in chunk.ids]
     assert tuple(found) == alone.ids
+
+
+@pytest.mark.parametrize("choices", [{"temperature": 0}, {"seed": 1, "top_p": 0.9}, {"beams": 2}])
+@pytest.mark.parametrize("shape", ["decoder", "encoder_decoder"])
+def test_nothing_is_drawn_from_what_are_no_numbers(make_bundle, shape, choices):
+    broken = make_bundle(shape)
+    broken.model.decoder.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(GenerationError, match="no numbers"):
+        Engine(broken).generate(["the cat"], Sampling(max_tokens=4, **choices))
+
+
+def test_a_vector_that_is_not_finite_is_told(make_bundle):
+    broken = make_bundle("encoder")
+    broken.model.encoder.norm.weight.data.fill_(float("inf"))
+    with pytest.raises(GenerationError, match="no numbers"):
+        Engine(broken).embed(["the cat"])

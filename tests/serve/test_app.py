@@ -174,10 +174,16 @@ def test_completions_tell_log_probabilities(client):
 
 
 @pytest.mark.parametrize("is_chat", [True, False])
-def test_a_broken_models_log_probabilities_are_still_json(make, run_server, is_chat):
+def test_log_probabilities_that_are_no_numbers_on_the_way_are_still_json(make, run_server, is_chat):
     """JSON knows neither infinity nor NaN."""
-    broken = make()
-    broken.model.decoder.norm.weight.data.fill_(float("nan"))
+    broken, calls = make(), []
+
+    def break_later(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            broken.model.decoder.norm.weight.data.fill_(float("nan"))
+
+    broken.model.register_forward_pre_hook(break_later)
     path, asked = "/v1/completions", {"prompt": "the", "logprobs": 2}
     if is_chat:
         path, asked = (
@@ -185,11 +191,28 @@ def test_a_broken_models_log_probabilities_are_still_json(make, run_server, is_c
             {"messages": [{"role": "user", "content": "a"}], "logprobs": True},
         )
     with run_server({"broken": broken}) as one:
-        status, found = one.post(path, asked | {"max_tokens": 2, "temperature": 0})
+        status, found = one.post(path, asked | {"max_tokens": 2, "temperature": 0, "logit_bias": {"3": -100}})
     assert status == 200
     told = found["choices"][0]["logprobs"]
-    values = [one["logprob"] for one in told["content"]] if is_chat else told["token_logprobs"]
-    assert values and set(values) == {-9999.0}
+    first, *others = [one["logprob"] for one in told["content"]] if is_chat else told["token_logprobs"]
+    assert -9999 < first <= 0 and others == [-9999.0]
+
+
+@pytest.mark.parametrize("shape", ["decoder", "encoder"])
+def test_a_model_of_which_nothing_is_a_number_is_told_as_damaged(make, run_server, shape):
+    broken = make(shape)
+    getattr(broken.model, shape).norm.weight.data.fill_(float("nan"))
+    asked = [("embeddings", {"input": "the", "encoding_format": form}) for form in ("float", "base64")]
+    if shape == "decoder":
+        asked += [
+            ("completions", {"prompt": "a", "temperature": 0, "stream": is_so}) for is_so in (True, False)
+        ]
+        asked += [("chat/completions", {"messages": [{"role": "user", "content": "a"}]})]
+    with run_server({"broken": broken}) as one:
+        for path, body in asked:
+            status, found = one.post(f"/v1/{path}", body)
+            assert (status, found["error"]["type"]) == (500, "server_error")
+            assert "no numbers" in found["error"]["message"]
 
 
 def test_vectors_are_the_engines(client, server):

@@ -16,7 +16,7 @@ from stockpot.errors import GenerationError
 from stockpot.generate.inputs import seen_both_ways
 from stockpot.generate.live import Live
 from stockpot.generate.release import TextStream
-from stockpot.generate.request import Request, Sampling
+from stockpot.generate.request import DamagedModelError, Request, Sampling
 from stockpot.model.cache import KVCache
 
 __all__ = ["Hypothesis", "beam_search"]
@@ -44,13 +44,15 @@ def beam_search(bundle: Bundle, prompt: list[int], sampling: Sampling, limit: in
     length. Temperature does not change a ranking of whole answers and is ignored.
 
     Raises:
-        GenerationError: if there are fewer answers than that.
+        GenerationError: if there are fewer answers than that, or the logits are no numbers.
 
     Source: Wu et al. 2016, arXiv:1609.08144, §7 (with length ** penalty in place of eq. 14's lp).
     """
     beams = sampling.beams or 1
     search = _Search(bundle, prompt, sampling, beams)
     logits, cache = search.read()
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise DamagedModelError
     for length in range(1, limit + 1):
         search.extend(logits, cache, length)
         if length == limit or search.is_settled(length):

@@ -26,6 +26,7 @@ from stockpot.generate.release import TextStream
 from stockpot.generate.request import (
     Chunk,
     Completion,
+    DamagedModelError,
     Fill,
     Prompt,
     Request,
@@ -165,9 +166,15 @@ class Engine:
             texts: cut to the model's context where they are longer.
             pool: ``"mean"`` of all tokens, the first (``"cls"``) or the last (``"last"``) token's hidden
                 state; None: what a sentence encoder was trained with, else the mean.
+
+        Raises:
+            GenerationError: if a text is empty, or the vectors would not be finite.
         """
         with reading_only(self._model):
-            return embed_texts(self.bundle, texts, pool, self._packed)
+            vectors = embed_texts(self.bundle, texts, pool, self._packed)
+        if not bool(vectors.isfinite().all()):
+            raise DamagedModelError
+        return vectors
 
     def fill(self, text: str, *, top: int = 5) -> list[list[Fill]]:
         """Fill each gap, written with the tokenizer's mask token.

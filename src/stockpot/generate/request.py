@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chunk",
     "Completion",
+    "DamagedModelError",
     "Fill",
     "FinishReason",
     "Prompt",
@@ -42,6 +43,16 @@ Prompt: TypeAlias = "str | Sequence[Message] | Sequence[str | Image] | Sequence[
 TokenAlternatives: TypeAlias = tuple[tuple[int, float], ...]
 
 LARGEST_SEED = 2**63 - 1
+
+
+class DamagedModelError(GenerationError):
+    """What a model computes are no numbers, so that nothing can be drawn from it, or compared with it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "What this model computes are no numbers (NaN or infinity).",
+            "Its weights are damaged, or too large for their type: load it again, in float32.",
+        )
 
 
 class Sampling(Settings):

@@ -20,7 +20,7 @@ from stockpot.generate.inputs import pad, seen_both_ways
 from stockpot.generate.live import Live
 from stockpot.generate.prefixes import LEAST, Held, Prefixes, shared_length
 from stockpot.generate.recorded import Recorder
-from stockpot.generate.request import Chunk, TokenAlternatives, merged
+from stockpot.generate.request import Chunk, DamagedModelError, TokenAlternatives, merged
 from stockpot.generate.rows import Rows
 from stockpot.generate.sampling import Filters, sample
 from stockpot.generate.several import write_several
@@ -217,6 +217,9 @@ class Scheduler:
                 self._rows.copy(start + place, row)
             logits = logits[torch.tensor(origins, device=logits.device)]
         begun = reading.members + [live for live, _ in reading.twins]
+        for live, is_sound in zip(begun, logits.amax(-1).isfinite().tolist(), strict=True):
+            if not is_sound:
+                live.failure = DamagedModelError()
         self._writing += begun
         self._changed()
         return self._choose(

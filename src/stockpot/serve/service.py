@@ -16,7 +16,7 @@ from typing import TypeVar
 from stockpot.bundle import Bundle
 from stockpot.errors import StockpotError
 from stockpot.generate.engine import Engine
-from stockpot.generate.request import Chunk, Completion, Prompt, Request, Sampling, Score
+from stockpot.generate.request import Chunk, Completion, DamagedModelError, Prompt, Request, Sampling, Score
 from stockpot.prompt.index import Hit, Index
 from stockpot.serve.metrics import Metrics
 from stockpot.serve.protocol import UNFORESEEN, Refusal
@@ -335,4 +335,6 @@ def _stopping() -> Refusal:
 
 def refusal_of(error: StockpotError) -> Refusal:
     """Say a known error as a client reads it."""
-    return error if isinstance(error, Refusal) else Refusal(400, str(error))
+    if isinstance(error, Refusal):
+        return error
+    return Refusal(500 if isinstance(error, DamagedModelError) else 400, str(error))

@@ -17,8 +17,7 @@ from typing import Any
 from stockpot.bundle import Bundle
 from stockpot.errors import StockpotError
 from stockpot.generate.request import Chunk, TokenAlternatives
-from stockpot.serve.protocol import Refusal
-from stockpot.serve.service import Answer
+from stockpot.serve.service import Answer, refusal_of
 
 __all__ = ["Writing", "error_frame", "frames", "whole"]
 
@@ -236,7 +235,7 @@ async def frames(
 
 def error_frame(error: StockpotError) -> bytes:
     """Tell an error inside a stream."""
-    return _frame((error if isinstance(error, Refusal) else Refusal(400, str(error))).body)
+    return _frame(refusal_of(error).body)
 
 
 def _frame(value: dict[str, Any]) -> bytes:
