@@ -113,6 +113,11 @@ def test_a_base_that_is_gone_is_named(tmp_path, bundle):
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "bias"),
         ({"lora_alpha": "much"}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "alpha of"),
+        ({"alpha_pattern": {"q_proj": "much"}}, "q_proj is 'much'"),
+        ({"alpha_pattern": {r".*\.[qk]_proj": 1}}, "regular expression"),
+        ({"init_lora_weights": "pissa_niter_16"}, "begun by 'pissa"),
+        ({"alora_invocation_tokens": [1]}, "alora"),
     ],
 )
 def test_what_we_cannot_compute_is_refused(tmp_path, bundle, change, said):

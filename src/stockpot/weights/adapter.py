@@ -9,7 +9,9 @@ machine only: reading an adapter never goes to the network.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from stockpot.model.adapters import (
 )
 from stockpot.model.frozen import KINDS, Kind
 from stockpot.model.transformer import Transformer
-from stockpot.weights.family import Part, setting, short
+from stockpot.weights.family import NUMBER, Part, setting, short
 from stockpot.weights.folder import find_folder, inside, read_json, weight_files
 from stockpot.weights.tensors import Shelf, mixed_rows, save_tensors, sorted_rows
 
@@ -62,7 +64,21 @@ UNREAD = {  # settings of PEFT that change what is computed, and the value that 
     "use_qalora": False,
     "trainable_token_indices": None,
     "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
+    "use_bdlora": None,
 }
+BASE_STAYS = (
+    None,
+    True,
+    False,
+    "gaussian",
+    "orthogonal",
+    "eva",
+)  # other ways to begin (pissa, olora …) change the base, too
+PLAIN = re.compile(r"[\w.-]+")  # a pattern that is a layer's name
 
 
 @dataclass(frozen=True)
@@ -197,14 +213,21 @@ def _update(
         raise CheckpointError(f"{folder}: {layer} holds NaN or infinity.", "Use an earlier checkpoint.")
     if place.mixed_heads:
         up = sorted_rows(up, place.mixed_heads)
-    return Update(place.layer, place.rows, down, up, _scale(values, layer, rank))
+    return Update(place.layer, place.rows, down, up, _scale(values, layer, rank, folder))
 
 
-def _scale(values: Mapping[str, Any], layer: str, rank: int) -> float:
+def _scale(values: Mapping[str, Any], layer: str, rank: int, folder: Path) -> float:
     """Work out the factor of one layer's update, as PEFT does."""
     pattern = setting(values, "alpha_pattern", dict, default={})
-    named = next((pattern[key] for key in pattern if layer == key or layer.endswith(f".{key}")), None)
-    alpha = float(setting(values, "lora_alpha", (int, float), 8) if named is None else named)
+    if strange := [key for key in pattern if not PLAIN.fullmatch(key)]:
+        raise CheckpointError(
+            f"{folder}: alpha_pattern holds the regular expression {short(strange[0])}, which is not read.",
+            "Merge the adapter into its base where it was made.",
+        )
+    key = next((key for key in pattern if layer == key or layer.endswith(f".{key}")), None)
+    alpha = setting(values, "lora_alpha", NUMBER, 8) if key is None else setting(pattern, key, NUMBER)
+    if not math.isfinite(alpha):
+        raise CheckpointError(f"{folder}: the alpha of {layer} is {alpha}.", "Copy the folder again.")
     return float(alpha / (rank**0.5 if setting(values, "use_rslora", bool, default=False) else rank))
 
 
@@ -213,6 +236,12 @@ def _refuse_other_kinds(values: Mapping[str, Any], folder: Path) -> None:
         raise CheckpointError(
             f"{folder}: the adapter is of the kind {short(values.get('peft_type'))}; only LORA is read.",
             "Merge it into its base where it was made.",
+        )
+    begun = values.get("init_lora_weights")
+    if begun not in BASE_STAYS:
+        raise CheckpointError(
+            f"{folder}: the adapter was begun by {short(begun)}, which also changed the base's weights.",
+            "Save it as plain LoRA where it was made: save_pretrained(…, path_initial_model_for_weight_conversion=…).",
         )
     for name, plain in UNREAD.items():
         if values.get(name) not in (None, plain):
