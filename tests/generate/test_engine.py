@@ -12,6 +12,7 @@ from stockpot.errors import GenerationError
 from stockpot.generate.engine import Engine
 from stockpot.generate.live import Live
 from stockpot.generate.request import Request, Sampling
+from stockpot.generate.together import complete
 from stockpot.text.chat import Message
 
 PROMPTS = [
@@ -520,3 +521,21 @@ def test_a_vector_that_is_not_finite_is_told(make_bundle):
     broken.model.encoder.norm.weight.data.fill_(float("inf"))
     with pytest.raises(GenerationError, match="no numbers"):
         Engine(broken).embed(["the cat"])
+
+
+@pytest.mark.parametrize(
+    "greedy", [{"top_k": 1}, {"temperature": 0, "top_k": 50, "top_p": 0.5, "min_p": 0.1}]
+)
+def test_a_greedy_request_beside_one_that_draws_from_all_changes_neither(bundle, greedy):
+    asked = [
+        Request("the cat", Sampling(max_tokens=8, **greedy)),
+        Request("two", Sampling(max_tokens=8, seed=1)),
+    ]
+    alone = [complete(Engine(bundle), [one])[0].ids for one in asked]
+    assert [one.ids for one in complete(Engine(bundle), asked)] == alone
+
+
+def test_a_request_that_is_refused_leaves_no_other_behind(engine):
+    with pytest.raises(GenerationError, match="empty"):
+        complete(engine, [Request("the cat"), Request([])])
+    assert engine.pending == 0

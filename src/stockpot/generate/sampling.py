@@ -37,6 +37,8 @@ NEVER = float("-inf")
 NUCLEUS_GUESS = 256  # nearly every nucleus is smaller, and sorting a whole large vocabulary costs more
 SMALL = 8192  # logits of a vocabulary that is sorted as a whole on a CPU
 
+_PLAIN = Sampling()  # stands for a greedy row, whose filters are of no account
+
 Logits = Float[Tensor, "batch vocab"]
 Column = Float[Tensor, "batch 1"]
 
@@ -64,15 +66,15 @@ class Filters:
                 return None
             return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
 
-        drawn = [one for one in settings if not one.is_greedy]
+        drawn = [_PLAIN if one.is_greedy else one for one in settings]
         return cls(
             greedy=column([float(one.is_greedy) for one in settings], 0.0, torch.bool),
             all_greedy=False,
-            temperature=column([1.0 if one.is_greedy else one.temperature for one in settings], 1.0),
-            top_k=column([float(one.top_k or 0) for one in settings], 0.0, torch.int64),
+            temperature=column([one.temperature for one in drawn], 1.0),
+            top_k=column([float(one.top_k or 0) for one in drawn], 0.0, torch.int64),
             largest_k=max(one.top_k or 0 for one in drawn),
-            top_p=column([1.0 if one.top_p is None else one.top_p for one in settings], 1.0),
-            min_p=column([one.min_p or 0.0 for one in settings], 0.0),
+            top_p=column([1.0 if one.top_p is None else one.top_p for one in drawn], 1.0),
+            min_p=column([one.min_p or 0.0 for one in drawn], 0.0),
         )
 
 

@@ -20,11 +20,12 @@ def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
     Raises:
         GenerationError: if a request cannot be answered.
     """
-    numbers = [engine.submit(request) for request in requests]
-    chunks: dict[int, list[Chunk]] = {number: [] for number in numbers}
+    chunks: dict[int, list[Chunk]] = {}
     ended: set[int] = set()
     try:
-        while len(ended) < len(numbers):
+        for request in requests:
+            chunks[engine.submit(request)] = []
+        while len(ended) < len(chunks):
             for chunk in engine.step():
                 if chunk.request not in chunks:
                     continue  # of somebody else, who should have a separate engine
@@ -32,7 +33,6 @@ def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
                 if chunk.finish_reason is not None:
                     ended.add(chunk.request)
     finally:
-        for number in numbers:
-            if number not in ended:
-                engine.cancel(number)
-    return [Completion.of(chunks[number], 0) for number in numbers]
+        for number in chunks.keys() - ended:
+            engine.cancel(number)
+    return [Completion.of(one, 0) for one in chunks.values()]
