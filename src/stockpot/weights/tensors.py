@@ -236,9 +236,7 @@ def _to_ours(stored: Tensor, part: Part) -> Tensor:
     if part.gain:
         return stored.float() + part.gain
     if part.mixed_heads:
-        return (
-            stored.reshape(part.mixed_heads, 3, -1, *stored.shape[1:]).transpose(0, 1).reshape(stored.shape)
-        )
+        return sorted_rows(stored, part.mixed_heads)
     return stored[part.skipped :]
 
 
