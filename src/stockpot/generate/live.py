@@ -197,7 +197,7 @@ class Live:
         if self._seen is None:
             self._seen = torch.zeros_like(logits, dtype=torch.bool)
             read = [id for id in self.prompt if id < logits.shape[1]]  # a soft prompt's ids lie behind
-            self._seen[0, torch.tensor(read + self.ids, device=logits.device)] = True
+            self._seen[0, torch.tensor(read + self.ids, dtype=torch.int64, device=logits.device)] = True
         return self._seen
 
     def _written_counts(self, logits: Tensor) -> Tensor:
