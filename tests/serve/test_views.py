@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import uuid
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from stockpot.durable import write_atomically
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Sampling
 from stockpot.judge.look import read
+from stockpot.model.quantized import quantize
 from stockpot.run import Run
 from stockpot.serve import comparing, documents, training, views
 from stockpot.serve.documents import kind_of
@@ -415,8 +417,12 @@ def test_a_model_tells_the_runs_it_comes_from_and_their_report(make, tmp_path):
             run.set_model(run.checkpoint(1, lambda path: save(path, make(seed=1)), keep=1))
     (tmp_path / "job" / "report.html").write_text("<h1>What each step added</h1>", encoding="utf-8")
     refs = {"mine": str(tmp_path / "job" / "sft"), "other": "smollm2"}
-    with page_server({"mine": make(seed=1), "other": make(seed=2)}, tmp_path, refs=refs) as server:
+    whole = make(seed=2)
+    count = sum(one.numel() for one in whole.model.parameters())
+    rounded = replace(whole, model=quantize(whole.model, 8))  # whose matrices are no parameters of torch's
+    with page_server({"mine": make(seed=1), "other": rounded}, tmp_path, refs=refs) as server:
         mine, other = server.get("/v1/reports")["models"]
+        assert mine["parameters"] == other["parameters"] == count
         assert [one["stage"] for one in mine["lineage"]] == ["sft", "base"]
         assert mine["lineage"][0]["command"] == "stockpot sft" and mine["has_report"]
         assert other["lineage"] == [] and not other["has_report"]

@@ -78,7 +78,7 @@ def routes(service: Service, refs: Mapping[str, str]) -> APIRouter:
                 {
                     "name": name,
                     "source": ref,
-                    "parameters": sum(one.numel() for one in service.models[name].bundle.model.parameters()),
+                    "parameters": service.models[name].bundle.model.config.parameters(),
                     "lineage": lineage(ref) if ref else [],
                     "has_report": bool(ref) and _report(ref) is not None,
                 }
