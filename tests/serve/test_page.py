@@ -344,6 +344,18 @@ def test_look_inside_steps_changes_a_token_and_goes_on(tab):
     tab.wait_for_selector(".head.here")
 
 
+def test_keys_and_colours_do_no_harm_where_gaps_are_shown(tab):
+    go(tab, "inside", ".token")
+    tab.locator(".choice").first.wait_for()
+    tab.get_by_label("Model").select_option("reads")
+    tab.wait_for_selector("text=Gap 1")
+    tab.get_by_label("What the colours show").select_option("attention")
+    tab.get_by_label("What the colours show").evaluate("one => one.blur()")
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_timeout(300)
+    assert tab.locator("text=Gap 1").is_visible()
+
+
 def test_an_answer_of_the_chat_is_looked_into_and_an_encoder_fills_a_gap(tab):
     limit(tab, "12")
     ask(tab)
@@ -409,6 +421,78 @@ def test_ten_votes_by_keyboard_become_a_model(tab, server):
     go(tab, "train", "text=of 1 comparisons won by tiny-votes-1")
 
 
+COUNTS = {"votes": 0, "ties": 0, "skips": 0, "pairs": 9, "prompts": 9, "thumbs": 0, "mine": 0}
+
+
+def paired(page, answer):
+    """Let ``answer(route, asked)`` stand for the server's way of giving pairs; start to vote as Ada."""
+    page.route("**/v1/compare/next", lambda route: answer(route, route.request.post_data_json))
+    go(page, "compare", "#rater")
+    page.fill("#rater", "Ada")
+    page.locator(".two .btn.main").click()
+
+
+def blind(number, words):
+    prompt = [{"role": "user", "content": "what ran?"}]
+    pair = {"id": str(number), "prompt": prompt, "left": words, "right": "no"}
+    return {"pair": pair, "is_left": True, "counts": COUNTS}
+
+
+def test_what_comes_late_for_a_view_that_was_left_is_not_drawn(tab):
+    held = []
+    paired(tab, lambda route, asked: held.append(route))
+    tab.wait_for_selector("text=Two answers are being written")
+    go(tab, "inside", "#look-text")
+    held[0].fulfill(json=blind(1, "late"))
+    tab.wait_for_timeout(500)
+    assert tab.locator("#look-text").is_visible() and not tab.locator(".voting").count()
+
+
+def test_who_votes_under_another_name_gets_pairs_of_that_name(tab):
+    """Which answer stands on the left depends on the name, so that a vote would go to the wrong one."""
+    asked = []
+
+    def answer(route, body):
+        asked.append(body["rater"])
+        route.fulfill(json=blind(len(asked), f"for {body['rater']}"))
+
+    paired(tab, answer)
+    tab.wait_for_selector("text=for Ada")
+    tab.get_by_role("button", name="Settings and summary").click()
+    tab.fill("#rater", "Bob")
+    tab.locator(".two .btn.main").click()
+    tab.wait_for_selector(".voting")
+    assert tab.locator(".side .prose").first.inner_text() == "for Bob"
+
+
+def test_undoing_while_a_vote_is_sent_forgets_no_vote(tab):
+    held, sent, undone = [], [], []
+
+    def vote(route):
+        if route.request.method == "DELETE":
+            undone.append(route.request.url.rpartition("/")[2])
+            return route.fulfill(json=blind(7, "back"))
+        sent.append(route.request.post_data_json["id"])
+        return held.append(route) if len(sent) == 2 else route.fulfill(json={"counts": COUNTS})
+
+    numbers = iter(range(9))
+    paired(tab, lambda route, asked: route.fulfill(json=blind(number := next(numbers), f"pair {number}")))
+    tab.route("**/v1/compare/votes**", vote)
+    tab.route("**/v1/compare/votes/**", vote)
+    for number in (0, 1):
+        tab.wait_for_selector(f"text=pair {number}")
+        tab.keyboard.press("ArrowLeft")
+    tab.wait_for_timeout(200)
+    tab.keyboard.press("u")
+    held[0].fulfill(json={"counts": COUNTS})
+    tab.wait_for_selector("text=pair 2")
+    for left in (1, 0):
+        tab.keyboard.press("u")
+        tab.wait_for_selector("text=back")
+        tab.wait_for_timeout(300)
+        assert undone == sent[left:][::-1]
+
+
 def test_a_thumb_leads_to_the_queue(tab, server):
     ask(tab, "a prompt for a thumb")
     tab.get_by_role("button", name="Bad answer").click()
@@ -419,7 +503,32 @@ def test_a_thumb_leads_to_the_queue(tab, server):
     assert server.get("/v1/compare/summary")["counts"]["thumbs"] == 0
 
 
+def test_text_is_copied_where_the_browser_gives_pages_no_clipboard(tab):
+    """As on a plain http:// address of another machine."""
+    tab.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    tab.reload()
+    tab.wait_for_selector("#ask")
+    scripted(tab, "words\n\n```\ncode\n```\n")
+    ask(tab)
+    tab.locator(".theirs").get_by_role("button", name="Copy").last.click()
+    tab.wait_for_selector("text=Copied.")
+    tab.locator("figure.code").get_by_role("button", name="Copy").click()
+    tab.wait_for_selector("figure.code >> text=Copied")
+
+
 # --- for everybody ---
+
+
+def test_a_phones_list_of_conversations_is_opened_and_closed(phone):
+    ask(phone)
+    phone.get_by_role("button", name="Conversations").click()
+    assert phone.get_by_role("button", name="New chat").last.bounding_box()["height"] < 60
+    phone.locator(".past a").click()  # where we are already
+    phone.wait_for_selector("#ask")
+    assert not phone.locator(".past").is_visible()
+    phone.get_by_role("button", name="Conversations").click()
+    phone.get_by_role("button", name="Close the list").click()
+    assert not phone.locator(".past").is_visible()
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -290,6 +290,7 @@ class ChatView {
       here = talk,
       settings = sampling();
     const sent = messages(here, parent);
+    tried(() => keep(structuredClone(here))); // a page that is closed now has the question still
     const node = add(here, parent, "assistant", "", { model: asked, sampling: settings });
     this.drawLog();
     if (location.hash !== `#/chat/${here.id}`) history.replaceState(null, "", `#/chat/${here.id}`);
@@ -325,7 +326,7 @@ class ChatView {
     }
     this.told.textContent = node.error ? "" : "The answer is complete.";
     await tried(() => keep(here));
-    await side();
+    if (this.log.isConnected) await side(); // the side belongs to another view otherwise
   }
 
   heard(event, node, live) {
@@ -362,7 +363,7 @@ class ChatView {
       this.answer(made.id);
     };
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey) {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
         again();
       }

@@ -41,7 +41,7 @@ class CompareView {
 
   /** Ask who votes, on what. */
   async setUp() {
-    this.pair = null;
+    this.pair = this.ahead = null; // what was fetched ahead is for the rater, the models and the settings of before
     const told = await tried(() => get(`/v1/compare/summary?rater=${encodeURIComponent(preferences.rater)}`));
     if (!told) return;
     const { counts, agreement } = told;
@@ -354,10 +354,13 @@ class CompareView {
   }
 
   async undo() {
-    const id = this.cast.pop();
+    const id = this.cast.at(-1);
     if (!id || this.busy) return;
+    this.busy = true;
     const told = await tried(() => del(`/v1/compare/votes/${id}`));
+    this.busy = false;
     if (!told) return;
+    this.cast.pop();
     if (this.pair) this.ahead = Promise.resolve({ pair: this.pair, counts: told.counts });
     Object.assign(this, { pair: told.pair, counts: told.counts });
     this.drawPair();

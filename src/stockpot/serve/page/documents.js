@@ -57,6 +57,7 @@ export async function showDocuments(changed) {
     hidden: true,
     onchange: async () => {
       await tried(() => takeFiles(picker.files));
+      picker.value = "";
       draw();
       changed();
     },

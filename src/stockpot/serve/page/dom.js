@@ -132,6 +132,17 @@ export function download(name, text, type = "text/plain") {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
+/** Copy text. Only pages of this machine or over TLS have a clipboard; elsewhere what is selected can be copied. */
+export async function copyText(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const held = h("textarea.hush", { value: text });
+  (document.querySelector("dialog[open]") || document.body).append(held);
+  held.select();
+  const isDone = document.execCommand("copy");
+  held.remove();
+  if (!isDone) throw new Error("This browser did not let the page copy.");
+}
+
 /** Make a random id. */
 export const newId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");

@@ -158,6 +158,7 @@ class InsideView {
     this.ids = told.tokens.map((one) => one.id);
     this.layer ??= told.layers - 1;
     this.layer = Math.min(this.layer, told.layers - 1);
+    if (this.head >= told.heads) this.head = "mean";
     this.place = Math.max(0, Math.min(place ?? this.ids.length - 1, this.ids.length - 1));
     const known = told.tokens.filter((one) => one.probability !== null);
     const nats = known.reduce((sum, one) => sum - Math.log(Math.max(one.probability, 1e-6)), 0) / (known.length || 1);
@@ -213,6 +214,7 @@ class InsideView {
   }
 
   paint() {
+    if (!this.ids) return; // gaps are shown, or nothing yet
     const looks = this.looks(this.layer, this.head);
     [...this.strip.children].forEach((made, index) => {
       const one = this.told.tokens[index];
@@ -453,6 +455,7 @@ class InsideView {
     const asked = ++this.asked;
     const told_ = await tried(() => post("/v1/look/fill", { model: this.model, text }));
     if (asked !== this.asked || !told_) return;
+    this.ids = null;
     this.strip.replaceChildren();
     this.status.textContent = told_.gaps.length === 1 ? "One gap:" : `${told_.gaps.length} gaps:`;
     this.panel.replaceChildren(

@@ -44,7 +44,7 @@ async function go() {
   leave?.();
   leave = null;
   drawNav(here);
-  document.body.classList.remove("drawer");
+  closeDrawer();
   document.body.dataset.view = here;
   document.title = `${VIEWS[here][0]} · stockpot`;
   if (here !== "chat") document.getElementById("side").replaceChildren();
@@ -52,9 +52,10 @@ async function go() {
   try {
     const view = await VIEWS[here][2]();
     if (mine !== turn) return;
-    main.replaceChildren();
-    main.scrollTop = 0;
-    const left = await view.show(main, id);
+    const place = h("div.place"); // one for each visit: what comes late for a view that was left is drawn into nothing
+    main.replaceChildren(place);
+    scrollTo(0, 0);
+    const left = await view.show(place, id);
     if (mine === turn) leave = left;
     else left?.();
   } catch (error) {
@@ -65,6 +66,10 @@ async function go() {
 function theme() {
   if (preferences.theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = preferences.theme;
+}
+
+function closeDrawer() {
+  document.body.classList.remove("drawer");
 }
 
 function drawFoot() {
@@ -80,6 +85,7 @@ function drawFoot() {
         toast(`Colours: ${preferences.theme}`);
       },
     }),
+    button("Close the list", { name: "close", kind: "phone", onclick: closeDrawer }),
   );
 }
 
@@ -114,6 +120,9 @@ document.addEventListener("keydown", (event) => {
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   document.getElementById("main").focus();
+});
+document.getElementById("rail").addEventListener("click", (event) => {
+  if (event.target.closest("a")) closeDrawer(); // also where the address stays the same
 });
 addEventListener("hashchange", go);
 takeToken();

@@ -4,6 +4,7 @@
  * the length of the text.
  */
 
+import { copyText } from "./dom.js";
 import { highlight } from "./highlight.js";
 import { DEEPEST, inline } from "./inline.js";
 import { maths } from "./maths.js";
@@ -80,8 +81,10 @@ function code(into, text, language) {
   copy.type = "button";
   copy.textContent = "Copy";
   copy.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(text).catch(() => {});
-    copy.textContent = "Copied";
+    copy.textContent = await copyText(text).then(
+      () => "Copied",
+      () => "Not copied",
+    );
     setTimeout(() => {
       copy.textContent = "Copy";
     }, 1500);

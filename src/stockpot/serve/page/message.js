@@ -1,7 +1,7 @@
 /** One message of a conversation, with what can be done to it. */
 
 import { showPassage } from "./documents.js";
-import { button, h, toast } from "./dom.js";
+import { button, copyText, h, toast, tried } from "./dom.js";
 import { render } from "./markdown.js";
 import { shared } from "./shared.js";
 import { keep } from "./store.js";
@@ -76,7 +76,7 @@ function tools(view, talk, node, isMine) {
     );
   const copy = button("Copy", {
     name: "copy",
-    onclick: () => navigator.clipboard.writeText(node.content).then(() => toast("Copied.")),
+    onclick: () => tried(() => copyText(node.content).then(() => toast("Copied."))),
   });
   if (isMine) return [branches, button("Edit and ask again", { name: "edit", onclick: () => view.edit(node) }), copy];
   const thumb = (isUp) =>

@@ -19,12 +19,15 @@ export async function show(main) {
   if (!told) return undefined;
   const opened = h("section");
   const open = async (name) => {
-    const report = await tried(() => get(`/v1/reports/${name}`));
+    const report = await tried(() => get(`/v1/reports/${encodeURIComponent(name)}`));
     if (!report) return;
     opened.replaceChildren(
       h("div.row.report-head", {}, h("h2.grow", {}, `Report of ${name}`), h("small.soft", {}, report.path)),
       h("div.card.prose.report", {}, build(report.content)),
     );
+  };
+  const openBelow = async (name) => {
+    await open(name);
     opened.scrollIntoView({ behavior: "smooth", block: "start" });
   };
   main.replaceChildren(
@@ -37,7 +40,7 @@ export async function show(main) {
         ? h(
             "div.stack",
             {},
-            told.models.map((one) => model(one, open)),
+            told.models.map((one) => model(one, openBelow)),
           )
         : empty(icon("report"), "No model is served"),
       opened,
