@@ -542,7 +542,9 @@ def test_a_request_that_is_refused_leaves_no_other_behind(engine):
 
 
 def test_a_prompt_of_pictures_alone_has_no_id_to_be_penalised(bundle):
-    request = Request([400], Sampling(repetition_penalty=1.3))  # behind the vocabulary, as those of pictures are
+    request = Request(
+        [400], Sampling(repetition_penalty=1.3)
+    )  # behind the vocabulary, as those of pictures are
     live = Live.begin(1, request, [400], limit=1, stop_ids=frozenset(), text=None)
     logits = torch.randn(1, 360)
     before = logits.clone()
