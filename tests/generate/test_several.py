@@ -197,10 +197,9 @@ def test_a_slow_model_writes_one_token_a_step(bundle, calls, monkeypatch):
     assert calls == [1, 1]  # the last token is a single step
 
 
-@pytest.mark.parametrize("broken", [0.0, float("nan")])
-def test_the_first_of_equal_ids_is_taken(make_bundle, calls, monkeypatch, broken):
+def test_the_first_of_equal_ids_is_taken(make_bundle, calls, monkeypatch):
     made = make_bundle(**SIZES)
-    made.model.decoder.norm.weight.data.fill_(broken)  # all logits are 0, or no numbers
+    made.model.decoder.norm.weight.data.fill_(0.0)  # all logits are 0
     made.model = quantize(made.model, 8)
     sampling = greedy(max_tokens=20, min_tokens=3)
     several_at_once = Engine(made).generate(["the cat"], sampling)[0].ids
