@@ -314,6 +314,15 @@ def test_a_repetition_penalty_avoids_the_prompt_too(engine, bundle):
     assert len(set(found.ids)) == 20
 
 
+@pytest.mark.parametrize("beams", [None, 2])
+def test_a_repetition_penalty_leaves_a_source_alone(seq2seq, beams):
+    source = seq2seq.encode("the cat")
+    wants = Sampling(
+        temperature=0, max_tokens=1, logit_bias={source[0]: 1000.0}, repetition_penalty=1e6, beams=beams
+    )
+    assert Engine(seq2seq).generate([source], wants)[0].ids == (source[0],)
+
+
 def test_penalties_concern_their_own_request_only(engine):
     plain = engine.generate(["far"], Sampling(temperature=0, max_tokens=20, min_tokens=20))[0]
     numbers = [

@@ -36,6 +36,7 @@ class Live:
     Attributes:
         number: what ``submit`` returned.
         prompt: the prompt's ids.
+        is_source: the prompt is a text of its own, which an encoder reads; what is written does not continue it.
         limit: most ids it may write: max_tokens, or what the context leaves.
         stop_ids: ids that end it.
         constraint: what its JSON schema allows, if it has one.
@@ -54,6 +55,7 @@ class Live:
     constraint: Constraint | None = None
     deadline: float | None = None
     lookup: Lookup | None = None
+    is_source: bool = False
     ids: list[int] = field(default_factory=list)
     failure: GenerationError | None = None
     _seen: Tensor | None = None
@@ -71,6 +73,7 @@ class Live:
         text: TextStream,
         constraint: Constraint | None = None,
         now: float = 0.0,
+        is_source: bool = False,
     ) -> Live:
         """Set up a request that has written nothing yet, with its own random numbers."""
         generator = torch.Generator()
@@ -79,7 +82,9 @@ class Live:
         s = request.sampling
         deadline = None if s.timeout_s is None else now + s.timeout_s
         lookup = None if s.lookup is None else Lookup(prompt, s.lookup)
-        return cls(number, request, prompt, limit, stop_ids, text, generator, constraint, deadline, lookup)
+        return cls(
+            number, request, prompt, limit, stop_ids, text, generator, constraint, deadline, lookup, is_source
+        )
 
     @property
     def sampling(self) -> Sampling:
@@ -196,7 +201,8 @@ class Live:
     def _seen_ids(self, logits: Tensor) -> Tensor:
         if self._seen is None:
             self._seen = torch.zeros_like(logits, dtype=torch.bool)
-            read = [id for id in self.prompt if id < logits.shape[1]]  # a soft prompt's ids lie behind
+            before = [] if self.is_source else self.prompt
+            read = [id for id in before if id < logits.shape[1]]  # a soft prompt's ids lie behind
             self._seen[0, torch.tensor(read + self.ids, dtype=torch.int64, device=logits.device)] = True
         return self._seen
 

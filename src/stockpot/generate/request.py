@@ -77,7 +77,7 @@ class Sampling(Settings):
     repetition_penalty: float | None = Field(
         None,
         gt=0,
-        description="divides positive and multiplies negative logits of ids seen before; 1 = off",
+        description="divides positive and multiplies negative logits of ids seen before, in what it continues; 1 = off",
     )
     presence_penalty: float | None = Field(
         None, description="subtracted from the logits of ids in the completion, once"
