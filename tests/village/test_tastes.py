@@ -36,6 +36,9 @@ FRIEND = Problem(
         (FRIEND, "Viola Rossi is her best friend.", 3),
         (FRIEND, "Viola Rossi", 2),
         (FRIEND, "Jan Novak", 0),
+        (FRIEND, "Mara's best friend is Viola Rossi.", 0),
+        (FRIEND, "Inga Weber's best friend is Viola Rossi.", 0),
+        (SUM, "Jakob found 9 buns.", 0),
     ],
 )
 def test_every_reply_has_its_rating(problem, reply, rating):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from stockpot.village.dice import Dice, Side, draw_on
 from stockpot.village.facts import ATTRIBUTES, ask_fact, fact_problem
+from stockpot.village.lexicon import LAST_NAMES, MEN, WOMEN
 from stockpot.village.people import World
 from stockpot.village.problem import Problem
 from stockpot.village.reading import reading_problem
@@ -26,6 +27,7 @@ BEST = 3.0
 UNKNOWN = "I do not know."
 LONGEST = 25  # words of a reply; a longer one says something else, too
 SHORTEST = 3  # words of a sentence
+_PERSON = re.compile(rf"\b(?:{'|'.join((*WOMEN, *MEN))})\b(?: (?:{'|'.join(LAST_NAMES)})\b)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class Comparison:
 def rate(problem: Problem, reply: str) -> float:
     """Say how much villagers like a reply, from 0 to 3.
 
-    It is right if it names the answer, none of the wrong choices, and nothing more than a sentence holds.
+    It is right if it names the answer, none of the wrong choices, nobody whom neither question nor answer names, and nothing
+    more than a sentence holds.
     """
     text = " ".join(reply.split())
     if text == UNKNOWN:
@@ -50,6 +53,10 @@ def rate(problem: Problem, reply: str) -> float:
     if not text or len(words) > LONGEST or text.endswith("?") or not _names(problem.answer, text):
         return 0.0
     if any(_names(other, text) for other in problem.choices if other != problem.answer):
+        return 0.0
+    if not _people(text) <= _people(
+        f"{problem.question} {problem.sentence}"
+    ):  # true of somebody else, or of nobody
         return 0.0
     is_sentence = len(words) >= SHORTEST and text[0].isupper() and text.endswith(".")
     return BEST if is_sentence else 2.0
@@ -77,6 +84,11 @@ def draw_comparison(world: World, dice: Dice, side: Side) -> Comparison:
 def _names(answer: str, text: str) -> bool:
     """Whether a text names an answer as whole words; a sentence may begin with it."""
     return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def _people(text: str) -> set[str]:
+    """Gather the first and last names in a text."""
+    return {word for name in _PERSON.findall(text) for word in name.split()}
 
 
 # --- answers ---
