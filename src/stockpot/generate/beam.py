@@ -153,10 +153,8 @@ class _Search:
         for row, (_, ids) in enumerate(self.live):
             request = Request(self.prompt, self.sampling)
             text = TextStream(self.bundle.tokenizer.decode)  # of no account here
-            reads = self.bundle.model.config.shape == "encoder_decoder"
-            one = Live.begin(
-                0, request, self.prompt, limit=1, stop_ids=self.stop_ids, text=text, is_source=reads
-            )
+            one = Live.begin(0, request, self.prompt, limit=1, stop_ids=self.stop_ids, text=text)
+            one.is_source = self.bundle.model.config.shape == "encoder_decoder"
             one.ids = list(ids)
             if not one.is_adjusted:
                 break

@@ -215,8 +215,8 @@ class Engine:
             text=TextStream(self._decode_ids, request.sampling.stop, self.bundle.tokenizer.piece),
             constraint=self._constrained(request.sampling),
             now=self._clock(),
-            is_source=self.bundle.model.config.shape == "encoder_decoder",
         )
+        live.is_source = self.bundle.model.config.shape == "encoder_decoder"
         self._scheduler.add(live)
         return live.number
 

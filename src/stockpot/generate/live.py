@@ -73,7 +73,6 @@ class Live:
         text: TextStream,
         constraint: Constraint | None = None,
         now: float = 0.0,
-        is_source: bool = False,
     ) -> Live:
         """Set up a request that has written nothing yet, with its own random numbers."""
         generator = torch.Generator()
@@ -82,9 +81,7 @@ class Live:
         s = request.sampling
         deadline = None if s.timeout_s is None else now + s.timeout_s
         lookup = None if s.lookup is None else Lookup(prompt, s.lookup)
-        return cls(
-            number, request, prompt, limit, stop_ids, text, generator, constraint, deadline, lookup, is_source
-        )
+        return cls(number, request, prompt, limit, stop_ids, text, generator, constraint, deadline, lookup)
 
     @property
     def sampling(self) -> Sampling:
