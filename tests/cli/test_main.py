@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from stockpot.cli.main import app
@@ -17,13 +18,15 @@ from stockpot.errors import ConfigError
 
 VERBS = sorted(command.name for command in app.registered_commands)
 COMMON = ("--device", "--dtype", "--seed", "--json", "--quiet", "--debug")
-MAKING = ("--recipe", "--set", "--out", "--resume", "--dry-run")
+MAKING = ("--recipe", "--set", "--out", "--dry-run")
 MADE = {
     *("train-tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "tune-prompt", "ai-feedback"),
     *("align-image", "train-draw", "rank"),
     "cook",
     "prepare",
 }
+DONE_AT_ONCE = {"train-tokenizer", "rank", "ai-feedback"}  # these hold nothing that could go on
+REPEATED = {"prepare", "sweep"}  # the same command goes on
 
 
 def stockpot(*words: str, **options) -> subprocess.CompletedProcess[str]:
@@ -67,6 +70,21 @@ def test_each_verb_explains_itself_and_takes_the_common_flags(verb):
         assert flag in shown.stdout
     for flag in MAKING if verb in MADE else ():
         assert flag in shown.stdout
+
+
+def flags_of(verb: str) -> set[str]:
+    """Return the flags that a verb takes."""
+    return {word for one in typer.main.get_command(app).commands[verb].params for word in one.opts}
+
+
+def test_no_verb_offers_to_resume_what_it_cannot():
+    offer = {verb for verb in VERBS if "--resume" in flags_of(verb)}
+    assert offer == MADE - DONE_AT_ONCE - REPEATED | {"emergence"}
+
+
+def test_a_plan_makes_nothing_and_takes_no_flag_of_making():
+    assert {"--recipe", "--set"} <= flags_of("plan")
+    assert not {"--out", "--resume", "--dry-run"} & flags_of("plan")
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

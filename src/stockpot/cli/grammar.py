@@ -27,7 +27,17 @@ from typer.models import OptionInfo
 
 from stockpot.errors import StockpotError
 
-__all__ = ["Common", "Making", "Model", "Terminated", "app", "tell_how_to_go_on", "verb"]
+__all__ = [
+    "Common",
+    "Making",
+    "Model",
+    "Resuming",
+    "Settling",
+    "Terminated",
+    "app",
+    "tell_how_to_go_on",
+    "verb",
+]
 
 
 class _Verbs(TyperGroup):
@@ -105,8 +115,8 @@ class Common:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Making(Common):
-    """The flags of every verb that makes a run."""
+class Settling(Common):
+    """The flags of every verb that reads settings."""
 
     recipe: Annotated[
         list[str] | None,
@@ -123,13 +133,16 @@ class Making(Common):
             rich_help_panel=MAKER,
         ),
     ] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Making(Settling):
+    """The flags of every verb that makes a folder."""
+
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The run's folder; by default runs/VERB.", rich_help_panel=MAKER),
     ] = None
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=MAKER)
-    ] = False
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -137,6 +150,15 @@ class Making(Common):
             help="Print the resolved settings, sizes, memory and time; start nothing.",
             rich_help_panel=MAKER,
         ),
+    ] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resuming(Making):
+    """The flags of every verb whose interrupted work goes on when asked to."""
+
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=MAKER)
     ] = False
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from stockpot.cli import show
-from stockpot.cli.grammar import Making, tell_how_to_go_on, verb
+from stockpot.cli.grammar import Making, Resuming, Settling, tell_how_to_go_on, verb
 
 if TYPE_CHECKING:
     from stockpot.config import Settings
@@ -35,6 +35,7 @@ __all__ = [
     "pretrain",
     "rank",
     "reward",
+    "settle",
     "sft",
     "train_draw",
     "train_tokenizer",
@@ -83,9 +84,9 @@ def train_tokenizer(
     maker.make(lambda progress: stage(config, out=maker.out))
 
 
-@verb("pretrain", panel=PANEL, flags=Making)
+@verb("pretrain", panel=PANEL, flags=Resuming)
 def pretrain(
-    flags: Making,
+    flags: Resuming,
     model: Model = None,
     data: Data = None,
     tokenizer: Annotated[
@@ -103,8 +104,8 @@ def pretrain(
     _train("pretrain", stage, PretrainConfig, flags, own | {"loop.steps": steps}, plan=plan_pretraining)
 
 
-@verb("sft", panel=PANEL, flags=Making)
-def sft(flags: Making, model: Model = None, data: Data = None, steps: Steps = None) -> None:
+@verb("sft", panel=PANEL, flags=Resuming)
+def sft(flags: Resuming, model: Model = None, data: Data = None, steps: Steps = None) -> None:
     """Train MODEL to answer: instruction tuning on conversations or prompts with completions."""
     from stockpot.stages.sft import SFTConfig
     from stockpot.stages.sft import sft as stage
@@ -112,8 +113,8 @@ def sft(flags: Making, model: Model = None, data: Data = None, steps: Steps = No
     _train("sft", stage, SFTConfig, flags, {"model": model, "data": data, "loop.steps": steps})
 
 
-@verb("reward", panel=PANEL, flags=Making)
-def reward(flags: Making, model: Model = None, data: Data = None, steps: Steps = None) -> None:
+@verb("reward", panel=PANEL, flags=Resuming)
+def reward(flags: Resuming, model: Model = None, data: Data = None, steps: Steps = None) -> None:
     """Train a reward model from MODEL: it rates answers as people compared them."""
     from stockpot.stages.reward import RewardConfig
     from stockpot.stages.reward import reward as stage
@@ -121,8 +122,8 @@ def reward(flags: Making, model: Model = None, data: Data = None, steps: Steps =
     _train("reward", stage, RewardConfig, flags, {"model": model, "data": data, "loop.steps": steps})
 
 
-@verb("dpo", panel=PANEL, flags=Making)
-def dpo(flags: Making, model: Model = None, data: Data = None, steps: Steps = None) -> None:
+@verb("dpo", panel=PANEL, flags=Resuming)
+def dpo(flags: Resuming, model: Model = None, data: Data = None, steps: Steps = None) -> None:
     """Train MODEL on comparisons directly: preferred answers become more probable than rejected ones."""
     from stockpot.stages.dpo import DPOConfig
     from stockpot.stages.dpo import dpo as stage
@@ -139,9 +140,9 @@ Reward = Annotated[
 ]
 
 
-@verb("ppo", panel=PANEL, flags=Making)
+@verb("ppo", panel=PANEL, flags=Resuming)
 def ppo(
-    flags: Making, model: Model = None, reward: Reward = None, data: Data = None, steps: Steps = None
+    flags: Resuming, model: Model = None, reward: Reward = None, data: Data = None, steps: Steps = None
 ) -> None:
     """Train MODEL to earn rewards: it writes answers, they are rated, better ones become more probable."""
     from stockpot.stages.ppo import PPOConfig
@@ -151,9 +152,9 @@ def ppo(
     _train("ppo", stage, PPOConfig, flags, own)
 
 
-@verb("grpo", panel=PANEL, flags=Making)
+@verb("grpo", panel=PANEL, flags=Resuming)
 def grpo(
-    flags: Making, model: Model = None, reward: Reward = None, data: Data = None, steps: Steps = None
+    flags: Resuming, model: Model = None, reward: Reward = None, data: Data = None, steps: Steps = None
 ) -> None:
     """Train MODEL to earn rewards by comparing several answers to each prompt, without a value head."""
     from stockpot.stages.ppo import GRPOConfig
@@ -163,9 +164,9 @@ def grpo(
     _train("grpo", stage, GRPOConfig, flags, own)
 
 
-@verb("tune-prompt", panel=PANEL, flags=Making)
+@verb("tune-prompt", panel=PANEL, flags=Resuming)
 def tune_prompt(
-    flags: Making,
+    flags: Resuming,
     model: Model = None,
     task: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="nli, sentiment, sums, or a task file in TOML.")
@@ -186,9 +187,9 @@ def tune_prompt(
     _train("tune-prompt", stage, PromptTuningConfig, flags, own)
 
 
-@verb("align-image", panel=PANEL, flags=Making)
+@verb("align-image", panel=PANEL, flags=Resuming)
 def align_image(
-    flags: Making,
+    flags: Resuming,
     model: Model = None,
     data: Annotated[
         list[str] | None,
@@ -217,9 +218,9 @@ def align_image(
     _train("align-image", stage, AlignImageConfig, flags, own | {"loop.steps": steps})
 
 
-@verb("train-draw", panel=PANEL, flags=Making)
+@verb("train-draw", panel=PANEL, flags=Resuming)
 def train_draw(
-    flags: Making,
+    flags: Resuming,
     encoder: Annotated[
         str | None,
         typer.Argument(
@@ -299,8 +300,8 @@ def rank(
     maker.make(work)
 
 
-@verb("cook", panel=PANEL, flags=Making)
-def cook(flags: Making, minutes: Minutes = None) -> None:
+@verb("cook", panel=PANEL, flags=Resuming)
+def cook(flags: Resuming, minutes: Minutes = None) -> None:
     """Do everything once: tokenizer, pretraining, instruction tuning, reward model, DPO, PPO, evaluation, report.
 
     What --out holds already and has not changed is kept: the same command goes on after an interruption.
@@ -328,7 +329,7 @@ def _train(
     verb: str,
     stage: Callable[..., Run],
     cls: type[S],
-    flags: Making,
+    flags: Resuming,
     own: dict[str, Any],
     *,
     plan: Callable[[S], tuple[S, Any]] | None = None,
@@ -353,6 +354,36 @@ def _train(
     maker.make(lambda progress: stage(config, out=maker.out, resume=maker.resume, progress=progress))
 
 
+def settle(
+    cls: type[S],
+    table: str | None,
+    flags: Settling,
+    own: dict[str, Any],
+    *,
+    recipes: Sequence[str | Path] | None = None,
+) -> S:
+    """Merge recipes, ``--set`` and flags into the settings of a verb.
+
+    Args:
+        cls: the settings.
+        table: the recipe table that is read; None reads the whole recipe.
+        flags: the common flags.
+        own: dotted key → value of the verb's own flags.
+        recipes: recipe names and files; None: those that the flags name.
+    """
+    from stockpot.config import build, key_named
+
+    named = ((name, key_named(cls, name)) for name in ("device", "dtype", "seed"))
+    standing = {key: getattr(flags, name) for name, key in named if key is not None}
+    return build(
+        cls,
+        table=table,
+        recipe_files=(flags.recipe or ()) if recipes is None else recipes,
+        sets=flags.sets or (),
+        flags=standing | own,
+    )
+
+
 class Maker:
     """What all makers do around their stage: settings, dry run, progress, how it ended.
 
@@ -372,27 +403,18 @@ class Maker:
         self.is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
         # torchrun runs one command, at the start and after each failure: there it continues what there is, if anything.
         restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-        self.resume = flags.resume and not (restarts and not self.out.exists())
+        self.asks_to_resume = isinstance(flags, Resuming) and flags.resume
+        self.resume = self.asks_to_resume and not (restarts and not self.out.exists())
 
     def settings(self, cls: type[S], own: dict[str, Any]) -> S:
         """Merge recipe, ``--set`` and flags; a resumed run reads its own recipe unless another is named."""
-        from stockpot.config import build, key_named
-
-        named = ((name, key_named(cls, name)) for name in ("device", "dtype", "seed"))
-        standing = {key: getattr(self.flags, name) for name, key in named if key is not None}
-        return build(
-            cls,
-            table=self.table,
-            recipe_files=self._recipes(),
-            sets=self.flags.sets or (),
-            flags=standing | own,
-        )
+        return settle(cls, self.table, self.flags, own, recipes=self._recipes())
 
     def _recipes(self) -> list[str | Path]:
         kept = self.out / "recipe.toml"
         if self.flags.recipe:
             return list(self.flags.recipe)
-        if self.flags.resume and kept.is_file():
+        if self.asks_to_resume and kept.is_file():
             return [kept]
         return [self.recipe] if self.recipe else []
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import typer
 
 from stockpot.cli import show
-from stockpot.cli.grammar import Making, verb
-from stockpot.cli.make import Data, Maker
+from stockpot.cli.grammar import Making, Settling, verb
+from stockpot.cli.make import Data, Maker, settle
 
 __all__ = ["plan", "prepare", "sweep"]
 
@@ -51,9 +51,9 @@ def prepare(
     show.result(flags, str(found), found)
 
 
-@verb("plan", panel="Judge", flags=Making)
+@verb("plan", panel="Judge", flags=Settling)
 def plan(
-    flags: Making,
+    flags: Settling,
     size: Annotated[int | None, typer.Option(metavar="DEPTH", help="Layers; sets every other size.")] = None,
     tokens: Annotated[str | None, typer.Option(metavar="N", help="To train on: 500M, 10B, 1T.")] = None,
     devices: Annotated[str | None, typer.Option(metavar="8xH100", help="Count and kind, or cpu.")] = None,
@@ -70,7 +70,7 @@ def plan(
     from stockpot.stages.cluster import plan as stage
 
     own = {"size": size, "tokens": tokens, "devices": devices, "parallel.kind": layout, "mfu": mfu}
-    found = stage(Maker("plan", "plan", flags).settings(PlanConfig, own), runs=check or ())
+    found = stage(settle(PlanConfig, "plan", flags, own), runs=check or ())
     text = show.facts(found.facts()) + "\n\n" + show.table(HEADERS, [one.row() for one in found.options])
     if found.checks:
         headers = ["run", "parameters", "planned", "tokens/s", "planned", "MFU"]
