@@ -10,10 +10,11 @@ from stockpot.data.batch import IGNORED
 from stockpot.data.corrupt import causal, masked, objective, prefix, sentence_pairs
 from stockpot.data.encode import encode
 from stockpot.data.loader import Loader, LoaderConfig
-from stockpot.data.records import CompletionRecord, TextRecord
+from stockpot.data.records import ChatRecord, CompletionRecord, TextRecord
 from stockpot.data.spans import sentinels, span_masks, spans
 from stockpot.errors import ConfigError, DataError, TokenizerError
 from stockpot.text import Tokenizer
+from stockpot.text.chat import DEFAULT_TEMPLATE, Message
 
 CONFIG = LoaderConfig(context=64, micro_batch=16, epochs=1)
 
@@ -261,6 +262,29 @@ def test_a_prompt_is_the_prefix_of_its_completion(tokenizer):
     for batch in batches(store, prefix(tokenizer), pack="alone"):
         assert (batch.segments[:, : len(prompt)] == 0).all()
         assert (batch.segments[:, len(prompt) :] == 1).all()
+
+
+def test_of_a_conversation_two_stacks_learn_the_answers_only(tokenizer):
+    turns = [("user", "one?"), ("assistant", "first"), ("user", "two?"), ("assistant", "second")]
+    chat = ChatRecord(tuple(Message(role, text) for role, text in turns))
+    store = encode([chat] * 8, tokenizer, DEFAULT_TEMPLATE)
+    for batch in batches(store, prefix(tokenizer, two_stacks=True), context=256):
+        for row in range(len(batch.ids)):
+            read = tokenizer.decode(kept(batch.ids[row], batch.attention_mask[row]))
+            assert "first<|end|><|user|>two?<|end|><|assistant|>second" in read, "the decoder sees every turn"
+            learned = batch.labels[row][batch.labels[row] != IGNORED].tolist()
+            assert tokenizer.decode(learned) == "first<|end|>second<|end|>"
+            following = batch.ids[row, 1:][batch.labels[row, :-1] != IGNORED].tolist()
+            assert following == learned[: len(following)], "each label is what the decoder reads next"
+
+
+def test_of_a_piece_without_an_answer_two_stacks_learn_nothing(tokenizer):
+    turns = [("user", "long " * 60), ("assistant", "short")]
+    chat = ChatRecord(tuple(Message(role, text) for role, text in turns))
+    store = encode([chat], tokenizer, DEFAULT_TEMPLATE, overlong="split")
+    found = batches(store, prefix(tokenizer, two_stacks=True), context=32)
+    learned = torch.cat([batch.labels[batch.labels != IGNORED] for batch in found])
+    assert tokenizer.decode(learned.tolist()) == "short<|end|>"
 
 
 # --- choosing ---

@@ -149,7 +149,8 @@ def prefix(tokenizer: Tokenizer, *, two_stacks: bool = False) -> Objective:
 
     The cut is random, or, where only a part of a record counts, just before that part (a prompt and its
     completion). One stack: segments are 0 in the beginning and 1 after it, and only what follows the
-    beginning counts. Two stacks: the beginning is the source and the rest the target.
+    beginning counts. Two stacks: the beginning is the source and the rest the target. Of a conversation of several
+    turns the decoder reads all that follows the first question, and only answers count.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, sections 3.2.1 and 3.2.3.
     """
@@ -158,13 +159,14 @@ def prefix(tokenizer: Tokenizer, *, two_stacks: bool = False) -> Objective:
         start = start_of(tokenizer)
 
         def make_two(rows: Rows) -> Batch:
-            sources, targets = [], []
+            sources, targets, labels = [], [], []
             for r in range(len(rows.ids)):
                 ids = rows.piece(r)
                 at = _cut_point(rows, r, 0, len(ids), rows.rng(r))
                 sources.append(ids[:at])
                 targets.append(ids[at:])
-            return sequence_to_sequence(padded(sources), padded(targets), start, pad_id)
+                labels.append(rows.labels[r, at - 1 : len(ids) - 1])
+            return sequence_to_sequence(padded(sources), padded(targets), start, pad_id, padded(labels)[0])
 
         return Objective("prefix-two-stacks", make_two, pad_id, alone=True)
 

@@ -63,10 +63,13 @@ Padded = tuple[Ints, Mask]
 """Rows of different length in one array, and which of its places are real; both ``(rows, longest)``."""
 
 
-def sequence_to_sequence(source: Padded, target: Padded, start: int, pad_id: int) -> Batch:
+def sequence_to_sequence(
+    source: Padded, target: Padded, start: int, pad_id: int, labels: Ints | None = None
+) -> Batch:
     """Make a batch for an encoder and a decoder.
 
-    The decoder reads ``start``, then the target one step behind its labels.
+    The decoder reads ``start``, then the target one step behind its labels: the target itself, or ``labels``
+    of its shape where not all of it counts.
     """
     written, real = target
     ids = np.full_like(written, pad_id)
@@ -74,7 +77,7 @@ def sequence_to_sequence(source: Padded, target: Padded, start: int, pad_id: int
     ids[:, 1:] = np.where(real[:, 1:], written[:, :-1], pad_id)
     return Batch(
         ids=tensor(ids),
-        labels=tensor(np.where(real, written, IGNORED)),
+        labels=tensor(np.where(real, written if labels is None else labels, IGNORED)),
         attention_mask=torch.from_numpy(real),
         source=tensor(np.where(source[1], source[0], pad_id)),
         source_mask=torch.from_numpy(source[1]),
