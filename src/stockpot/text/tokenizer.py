@@ -251,7 +251,7 @@ class Tokenizer:
         """Return the ids of ``text``. Spellings of special tokens are ordinary text unless ``allow_special``.
 
         Raises:
-            TokenizerError: if the text holds a lone surrogate.
+            TokenizerError: if the text holds a lone surrogate, or the model turns it into a special token.
         """
         utf8(text)
         if allow_special:
@@ -275,7 +275,7 @@ class Tokenizer:
         A character that is spread over several tokens belongs to each of them.
 
         Raises:
-            TokenizerError: if the text holds a lone surrogate.
+            TokenizerError: as :meth:`encode` does.
         """
         utf8(text)
         ids: list[int] = []
@@ -288,6 +288,7 @@ class Tokenizer:
             ids += found.ids
             offsets += [(at + start, at + end) for start, end in found.offsets]
             at += len(part)
+        self._refuse_specials(ids)
         return ids, offsets
 
     def _allowing_engine(self) -> Engine:
@@ -313,12 +314,16 @@ class Tokenizer:
         """Encode text that reached a special id through the model."""
         parts = self._guarded_parts(text)
         ids = [n for part in parts for n in self._engine.encode(part, add_special_tokens=False).ids]
+        self._refuse_specials(ids)
+        return ids
+
+    def _refuse_specials(self, ids: Sequence[int]) -> None:
+        """Refuse ids of ordinary text that cutting could not keep from becoming special."""
         if not self._reachable.isdisjoint(ids):
             raise TokenizerError(
                 "This tokenizer's model turns ordinary text into a special token.",
                 "Remove the spelling from the text.",
             )
-        return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Return the text of ``ids``; invalid UTF-8 becomes U+FFFD, ids without a token are skipped."""
