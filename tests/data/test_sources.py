@@ -102,6 +102,32 @@ def test_a_separator_cuts_a_text_into_documents(tmp_path):
     assert [record.where for record in found] == [f"{path}:1", f"{path}:1", f"{path}:3"]
 
 
+@pytest.mark.parametrize(
+    ("separator", "held", "expected"),
+    [
+        ("\n\n", b"one\r\nmore\r\n\r\ntwo\r\n\r\nthree", ["one\r\nmore", "two", "three"]),
+        ("\n\n", b"one\n\ntwo\r\n\nthree\n\r\nfour\r", ["one", "two", "three", "four\r"]),
+        ("\n", b"one\r\ntwo\nthree", ["one", "two", "three"]),
+        ("\n--\n", b"one\r\n--\r\ntwo\n--\nthree", ["one", "two", "three"]),
+        ("--\n", b"one\r\n--\r\ntwo--\nthree", ["one\r\n", "two", "three"]),
+        ("\r\n\r\n", b"one\n\ntwo\r\n\r\nthree", ["one\n\ntwo", "three"]),
+        ("a.b", b"one a-b a.btwo\r", ["one a-b ", "two\r"]),
+    ],
+)
+def test_a_line_end_of_a_separator_is_found_in_files_of_either_kind(tmp_path, separator, held, expected):
+    path = tmp_path / "a.txt"
+    path.write_bytes(held)
+    assert texts_of(path, ReadConfig(separator=separator)) == expected
+
+
+def test_a_blank_line_far_into_a_document_is_found_where_it_still_fits(tmp_path):
+    path = tmp_path / "a.txt"
+    for length in range(55, 70):
+        path.write_bytes(b"x" * length + b"\r\n\r\nend")
+        found = texts_of(path, ReadConfig(separator="\n\n", max_document_bytes=64))
+        assert found == (["x" * length, "end"] if length < 64 else ["x" * length + "\r\n", "\r\nend"]), length
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.text(st.characters(codec="utf-8", exclude_characters="|\ufeff"), max_size=40), max_size=20)

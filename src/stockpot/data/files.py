@@ -12,6 +12,7 @@ import errno
 import glob
 import io
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -158,10 +159,10 @@ class Window:
         self.line += taken.count(b"\n")
         return taken
 
-    def find(self, what: bytes, within: int) -> int:
-        """Tell how many bytes stand before ``what`` in the next ``within`` bytes; -1: it is not there."""
-        found = self._held.find(what, self._at, self._at + within)
-        return found if found < 0 else found - self._at
+    def search(self, what: re.Pattern[bytes], within: int) -> tuple[int, int] | None:
+        """Tell before how many bytes ``what`` begins and ends in the next ``within`` bytes; None: it is not there."""
+        found = what.search(self._held, self._at, self._at + within)
+        return None if found is None else (found.start() - self._at, found.end() - self._at)
 
     def last_line(self, within: int) -> int:
         """Tell how many bytes whole lines fill in the next ``within`` bytes; 0: not one line ends there."""

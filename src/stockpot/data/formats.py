@@ -27,6 +27,7 @@ Raw = tuple[str, object]
 
 _BLOCK = 1 << 20
 _INVALID = re.compile("[\ud800-\udfff]")  # also what surrogateescape makes of bytes that are not UTF-8
+_BOM = re.compile(codecs.BOM_UTF8)
 _BLANK = re.compile(r"[ \t\r\n\ufeff]*")
 _TABLE_ROWS = 256
 
@@ -52,6 +53,21 @@ def read_entry(entry: Entry, config: ReadConfig, report: ReadReport) -> Iterator
         yield from read[entry.form](file)
 
 
+def _separator(text: str | None) -> tuple[re.Pattern[bytes] | None, int, bytes]:
+    """Return what finds a separator, the most bytes it takes, and what of it may stand before what is found.
+
+    A line end of the separator is found as CRLF, too, unless the separator itself says which it is.
+    """
+    if not text:
+        return None, 0, b""
+    lines = [re.escape(line.encode()) for line in ([text] if "\r" in text else text.split("\n"))]
+    first, *rest = lines
+    # The search for a fixed first byte is many times faster than one for a byte that may be there.
+    start, rest = (b"\n" + rest[0], rest[1:]) if not first and rest else (first, rest)
+    before = b"\r" if start.startswith(b"\n") else b""
+    return re.compile(rb"\r?\n".join([start, *rest])), len(text.encode()) + len(lines) - 1, before
+
+
 class _Reader:
     """Read one stream under one policy."""
 
@@ -70,16 +86,16 @@ class _Reader:
     def _documents(self, window: Window) -> Iterator[tuple[int, int, bytes]]:
         """Yield ``(line, byte offset, document)``; a document that is too long is cut after a line."""
         most = min(self._config.max_document_bytes, self._config.max_line_bytes)
-        separator = (self._config.separator or "").encode()
-        ahead = most + max(1, len(separator))  # a byte more than a document tells whether it ends here
+        cut, widest, before = _separator(self._config.separator)
+        ahead = most + max(1, widest)  # a byte more than a document tells whether it ends here
         window.fill(ahead)
-        window.take(3 if window.find(codecs.BOM_UTF8, 3) == 0 else 0)
+        window.take(3 if window.search(_BOM, 3) == (0, 3) else 0)
         while window.fill(ahead):
             line, offset = window.line, window.offset
-            end = window.find(separator, ahead) if separator else -1
-            if end >= 0:
-                yield line, offset, window.take(end)
-                window.take(len(separator))
+            found = window.search(cut, ahead) if cut is not None else None
+            if found is not None and found[0] <= most:
+                yield line, offset, window.take(found[0]).removesuffix(before)
+                window.take(found[1] - found[0])
             elif window.size <= most:
                 yield line, offset, window.take(window.size)
             elif (end := window.last_line(most) or window.first_line(self._config.max_line_bytes)) > 0:

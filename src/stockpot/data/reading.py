@@ -40,7 +40,7 @@ class ReadConfig(Settings):
         None,
         min_length=1,
         description='what stands between the documents of a text file, such as "\\n\\n" or "<|endoftext|>"; '
-        "none: the file is one document",
+        "its \\n is found as \\r\\n, too; none: the file is one document",
     )
     max_bad_share: float = Field(
         0.01, ge=0, le=1, description="share of bad records above which reading stops"
