@@ -265,6 +265,16 @@ def test_files_of_bigbench_that_cannot_be_read_are_told(tmp_path):
         open_bigbench("bigbench:tiny", tmp_path / "big.zip")
 
 
+def test_data_of_a_person_who_is_not_there_is_missing(tmp_path):
+    (tmp_path / "mine.toml").write_text(MINE, encoding="utf-8")
+    with pytest.raises(DataError, match=r"~nobody-here/x\.jsonl: there is no such file"):
+        open_task(tmp_path / "mine.toml", Judging(data="~nobody-here/x.jsonl"))
+    with pytest.raises(DataError, match="~nobody-here: there is no such file or directory"):
+        open_task("gsm8k", Judging(data="~nobody-here/x", shots=2))
+    with pytest.raises(DataError, match="~nobody-here: there is no such file of BIG-bench"):
+        open_bigbench("bigbench:tiny", "~nobody-here")
+
+
 def test_records_that_share_an_id_become_items_of_their_own(tmp_path):
     (tmp_path / "mine.toml").write_text(MINE, encoding="utf-8")
     records = [{"id": "x", "q": f"Q{i}", "answer": "b", "choices": ["a", "b"]} for i in range(3)]

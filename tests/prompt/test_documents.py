@@ -196,3 +196,15 @@ def test_comments_in_code_are_no_headings(tmp_path):
 def test_half_a_character_does_not_stop_the_rest(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one \\ud800 two \\ud83d\\ude00"}\n')
     assert [one.text for one in read_document(tmp_path / "a.jsonl")] == ["one � two 😀"]
+
+
+def test_a_path_of_a_person_who_is_not_there_is_a_missing_one():
+    with pytest.raises(DataError, match="~nobody-here/notes: there is no such file or folder"):
+        find_documents(["~nobody-here/notes"])
+
+
+def test_a_folder_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~nobody-here").mkdir()
+    (tmp_path / "~nobody-here" / "a.txt").write_text("soup", encoding="utf-8")
+    assert [path.name for path in find_documents(["~nobody-here"])] == ["a.txt"]

@@ -111,6 +111,11 @@ def test_a_bad_file_is_skipped_with_its_reason_and_the_rest_indexed(docs, tmp_pa
     assert opened.passages == 3
 
 
+def test_a_path_of_a_person_who_is_not_there_is_a_missing_one(made):
+    with pytest.raises(DataError, match="~nobody-here/notes: there is no such file or folder"):
+        made[0].update(["~nobody-here/notes"])
+
+
 def test_a_name_that_is_not_utf_8_is_skipped(docs, tmp_path, encoder):
     (docs / "caf\udce9.txt").write_text("Coffee.")  # as older archives name it
     opened, report = index(docs, tmp_path / "idx", SMALL, encoder=encoder)

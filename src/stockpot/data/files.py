@@ -24,6 +24,7 @@ from stockpot.data.reading import shown
 from stockpot.data.unpack import Budget, Guarded, unpacked
 from stockpot.data.votes import MAGIC
 from stockpot.errors import DataError
+from stockpot.home import without_tilde
 
 __all__ = ["FORMS", "Entry", "Form", "Window", "entries", "find", "numbered_lines"]
 
@@ -68,9 +69,7 @@ def find(source: str | os.PathLike[str]) -> list[Path]:
     Raises:
         DataError: if there are none.
     """
-    path = Path(source)
-    with contextlib.suppress(RuntimeError):  # there is no such user: a name may begin so
-        path = path.expanduser()
+    path = without_tilde(source)
     if _exists(path):
         found = _inside(path) if path.is_dir() else [path]
         if not found:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stockpot.errors import ConfigError, DataError
+from stockpot.home import without_tilde
 from stockpot.judge.tasks import Extraction, Item, Scorer, Task, evenly, gather
 
 __all__ = ["is_bigbench", "open_bigbench"]
@@ -41,7 +42,7 @@ def open_bigbench(ref: str | Path, data: str | Path | None = None, *, limit: int
         DataError: if there is no such task, or it is not in BIG-bench's form.
     """
     name = str(ref).removeprefix(PREFIX)
-    path = Path(data if data is not None else ref).expanduser()
+    path = without_tilde(data if data is not None else ref)
     where, text = _find(name, path)
     try:
         whole = json.loads(text.decode("utf-8-sig"))

@@ -16,6 +16,7 @@ from stockpot.config import build
 from stockpot.data.files import find
 from stockpot.data.hub import stream
 from stockpot.errors import ConfigError, DataError
+from stockpot.home import without_tilde
 from stockpot.judge.readings import READINGS, Fields, described, gold_of, options_of
 from stockpot.judge.taskfiles import Hub, Judging, TaskFile, find_task, shipped_tasks
 from stockpot.judge.tasks import Item, Left, Task, distinct, evenly, records_of
@@ -174,7 +175,7 @@ def _records(file: TaskFile, data: str | None, split: str | None) -> tuple[str, 
         if file.hub is None:
             raise ConfigError(f"The task {file.name} has no data of its own.", "Name a file with --data.")
         return _from_hub(file.hub, split)
-    path = find_data(file.name, Path(data).expanduser())
+    path = find_data(file.name, without_tilde(data))
     return str(path), records_of(path)
 
 
@@ -303,7 +304,7 @@ def _shown(file: TaskFile, wanted: Judging) -> Records:
     if file.examples:
         return ((f"example {i} of {file.name}", one) for i, one in enumerate(file.examples, 1))
     if wanted.data is not None:
-        path = Path(wanted.data).expanduser()
+        path = without_tilde(wanted.data)
         if file.example_ids:
             return _with_ids(file, _records(file, wanted.data, None)[1])
         beside = path if path.is_dir() else path.parent

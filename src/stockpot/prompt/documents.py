@@ -18,6 +18,7 @@ from stockpot.data.files import FORMS, entries
 from stockpot.data.formats import read_entry
 from stockpot.data.reading import ReadConfig, ReadReport
 from stockpot.errors import DataError
+from stockpot.home import without_tilde
 from stockpot.prompt.papers import PaperError, read_paper
 
 __all__ = ["Part", "find_documents", "read_document"]
@@ -54,7 +55,7 @@ def find_documents(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for given in paths:
-        path = Path(given).expanduser()
+        path = without_tilde(given)
         if path.is_dir():
             found |= dict.fromkeys(_inside(path))
         elif path.is_file():

@@ -26,6 +26,7 @@ from stockpot.device import pick_device, pick_dtype
 from stockpot.durable import LOCK, fingerprint, half_name, lock_folder, write_atomically
 from stockpot.errors import ConfigError, DataError
 from stockpot.generate.engine import Engine
+from stockpot.home import without_tilde
 from stockpot.prompt.chunks import Passage, cut
 from stockpot.prompt.documents import find_documents, read_document
 from stockpot.prompt.store import Row, Store
@@ -189,7 +190,7 @@ class Index:
             DataError: if another process goes on writing.
         """
         begun, report = time.monotonic(), IndexReport()
-        given = [Path(path).expanduser().resolve() for path in paths]
+        given = [without_tilde(path).resolve() for path in paths]
         lock = _lock(self.folder)
         try:
             self._facts = _facts(self.folder) or self._facts  # what another writer has added meanwhile
