@@ -137,3 +137,18 @@ def test_a_cook_ends_with_its_report_and_how_to_chat(monkeypatch, tmp_path):
     monkeypatch.setattr(cook, "cook", cooked)
     monkeypatch.chdir(tmp_path)
     assert do("cook --out pot --quiet") == {"report": "pot/report.html", "to chat": "stockpot chat pot/sft"}
+
+
+def test_a_cook_of_any_recipe_goes_where_its_help_says(monkeypatch, tmp_path):
+    from stockpot.stages import cook
+
+    def cooked(config, *, out, **_):
+        made.append(str(out))
+        with Run.create(tmp_path / "sft", stage="sft", recipe={"sft": {}}, parent=None) as run:
+            return run
+
+    made: list[str] = []
+    monkeypatch.setattr(cook, "cook", cooked)
+    do("cook --recipe three-stages --quiet")
+    shown = CliRunner().invoke(app, ["cook", "--help"], env={"COLUMNS": "200"}).stdout
+    assert f"of cook {made[0]}" in shown

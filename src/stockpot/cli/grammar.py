@@ -141,7 +141,11 @@ class Making(Settling):
 
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The run's folder; by default runs/VERB.", rich_help_panel=MAKER),
+        typer.Option(
+            metavar="DIR",
+            help="The run's folder; by default runs/VERB, of cook runs/village.",
+            rich_help_panel=MAKER,
+        ),
     ] = None
     dry_run: Annotated[
         bool,
