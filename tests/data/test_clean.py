@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stockpot.data.clean import WORD, CleanConfig, clean, fault, language_of
 from stockpot.data.near import Seen, band_keys
+from stockpot.data.reading import ReadConfig, ReadReport
 from stockpot.data.remote import find_remote, is_remote
-from stockpot.data.sources import fingerprint_sources, read_texts
+from stockpot.data.sources import fingerprint_sources, read_records, read_texts
 from stockpot.errors import ConfigError, DataError
 
 PROSE = (
@@ -90,6 +94,33 @@ def test_files_elsewhere_are_read_like_files_here():
     assert fingerprint_sources("memory://pots/1.txt") == [{"path": "memory://pots/1.txt"}]
     with pytest.raises(DataError, match="no such file"):
         list(read_texts("memory://pots/9.txt"))
+
+
+def test_what_is_wrong_with_a_file_elsewhere_is_told_by_its_address():
+    fsspec = pytest.importorskip("fsspec")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.txt", "Soup.")
+        archive.writestr("a.png", "no text")
+    held = {
+        "a.jsonl": b'{"text": "Soup."}\nno JSON\n',
+        "a.jsonl.gz": b"\x1f\x8b\x08 torn",
+        "a.zip": packed.getvalue(),
+        "b.zip": b"PK\x03\x04 torn",
+    }
+    for name, data in held.items():
+        with fsspec.filesystem("memory").open(f"/bad/{name}", "wb") as file:
+            file.write(data)
+    (record,) = read_records(
+        "memory://bad/a.jsonl", ReadConfig(max_bad_share=1), report=(report := ReadReport())
+    )
+    assert record.where == "memory:///bad/a.jsonl:1"
+    assert report.problems[0].what.startswith("memory:///bad/a.jsonl:2: ")
+    (record,) = read_records("memory://bad/a.zip", report=(report := ReadReport()))
+    assert (record.where, report.left_out) == ("memory:///bad/a.zip!a.txt:1", ["memory:///bad/a.zip!a.png"])
+    for name in ("a.jsonl.gz", "b.zip"):
+        with pytest.raises(DataError, match=rf"^memory:///bad/{name}\b"):
+            list(read_records(f"memory://bad/{name}"))
     with pytest.raises(DataError, match="cannot be read"):
         list(read_texts("nowhere://x"))
 

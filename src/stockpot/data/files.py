@@ -88,13 +88,14 @@ def find(source: str | os.PathLike[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def entries(path: Path, *, max_ratio: int, left_out: list[str]) -> Iterator[Entry]:
+def entries(path: Path, *, max_ratio: int, left_out: list[str], called: str | None = None) -> Iterator[Entry]:
     """Open a file far enough to list its streams; more than one only in a zip.
 
     Args:
         path: a file.
         max_ratio: unpacked bytes allowed for each packed byte, once 64 MiB are unpacked.
         left_out: names of members that are not read are added here.
+        called: what it is called in messages, such as the address it came from; None: its path.
 
     Raises:
         DataError: if it is not a regular file, or its container is damaged.
@@ -102,11 +103,12 @@ def entries(path: Path, *, max_ratio: int, left_out: list[str]) -> Iterator[Entr
     with _opened(path) as file:
         magic = file.read(len(MAGIC))
         size = os.fstat(file.fileno()).st_size
-    budget = Budget(str(path), size, max_ratio)
+    name = called or str(path)
+    budget = Budget(name, size, max_ratio)
     if magic[:4] == b"PK\x03\x04" or (path.suffix == ".zip" and size):
-        yield from _members(path, budget, left_out)
+        yield from _members(path, name, budget, left_out)
         return
-    yield Entry(str(path), _form(path.name, magic), lambda: _stream(path, budget))
+    yield Entry(name, _form(path.name, magic), lambda: _stream(path, name, budget))
 
 
 def numbered_lines(file: BinaryIO, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
@@ -261,25 +263,25 @@ def _opened(path: Path) -> io.BufferedReader:
 
 
 @contextlib.contextmanager
-def _stream(path: Path, budget: Budget) -> Iterator[BinaryIO]:
-    with _opened(path) as file, unpacked(file, str(path), budget) as stream:
+def _stream(path: Path, name: str, budget: Budget) -> Iterator[BinaryIO]:
+    with _opened(path) as file, unpacked(file, name, budget) as stream:
         yield stream
 
 
 # --- zip ---
 
 
-def _members(path: Path, budget: Budget, left_out: list[str]) -> Iterator[Entry]:
+def _members(path: Path, called: str, budget: Budget, left_out: list[str]) -> Iterator[Entry]:
     """List the members of a zip that can be read, by name; they are streamed, never extracted."""
     try:
         with _opened(path) as file, zipfile.ZipFile(file) as archive:
             members = sorted(archive.infolist(), key=lambda info: info.filename)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise DataError(
-            f"{path}: the zip is damaged ({shown(str(error), 120)}).", "Fetch or write the file again."
+            f"{called}: the zip is damaged ({shown(str(error), 120)}).", "Fetch or write the file again."
         ) from None
     for info in members:
-        name = f"{path}!{shown(info.filename, 200)}"
+        name = f"{called}!{shown(info.filename, 200)}"
         hidden = any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
         if info.is_dir():
             continue

@@ -132,7 +132,7 @@ def _read(
         elif is_remote(source):
             for url in find_remote(str(source)):
                 with fetched(url) as path:
-                    yield from _of_file(path, config, report, parse)
+                    yield from _of_file(path, config, report, parse, url)
         else:
             for path in find(source):
                 yield from _of_file(path, config, report, parse)
@@ -143,8 +143,11 @@ def _read(
         raise DataError(f"There is no record in {names}: the data is empty.", "Give files with text in them.")
 
 
-def _of_file(path: Path, config: ReadConfig, report: ReadReport, parse: Parse) -> Iterator[Record]:
-    for entry in entries(path, max_ratio=config.max_unpack_ratio, left_out=report.left_out):
+def _of_file(
+    path: Path, config: ReadConfig, report: ReadReport, parse: Parse, called: str | None = None
+) -> Iterator[Record]:
+    ratio = config.max_unpack_ratio
+    for entry in entries(path, max_ratio=ratio, left_out=report.left_out, called=called):
         yield from _checked(entry.name, read_entry(entry, config, report), config, report, parse)
 
 
