@@ -180,6 +180,16 @@ def test_resuming_with_other_settings_names_the_key(tmp_path):
         start(tmp_path / "a", stage="sft", recipe=RECIPE, resume=True)
 
 
+def test_commands_to_type_hold_for_a_folder_with_a_space(tmp_path):
+    folder = tmp_path / "my runs" / "a"
+    start(folder).finish("interrupted")
+    typed = f"--recipe '{folder / 'recipe.toml'}'"
+    assert f"# stockpot pretrain {typed}\n" in (folder / "recipe.toml").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        start(folder, recipe={"pretrain": {"seed": 7, "loop": {"steps": 20}}}, resume=True)
+    assert caught.value.todo == f"Resume with the run's own settings: {typed}"
+
+
 def test_settings_that_may_change_may_change(tmp_path):
     with start(tmp_path / "a") as run:
         run.checkpoint(1, weights("x"), keep=1)

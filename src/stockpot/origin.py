@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["command_line", "git", "hardware", "now", "versions"]
+__all__ = ["as_typed", "command_line", "git", "hardware", "now", "versions"]
 
 
 def now() -> str:
@@ -28,7 +28,12 @@ def now() -> str:
 def command_line() -> str:
     """Write this process's command as one would type it."""
     program = Path(sys.argv[0]).name if sys.argv else "python"
-    line = shlex.join(["stockpot" if program in ("stockpot", "__main__.py") else program, *sys.argv[1:]])
+    return as_typed("stockpot" if program in ("stockpot", "__main__.py") else program, *sys.argv[1:])
+
+
+def as_typed(*words: str | Path) -> str:
+    """Write words of a command as one would type them: what a shell would read otherwise stands in quotes."""
+    line = shlex.join(map(str, words))
     return line.encode("utf-8", "replace").decode()  # a file's name may be anything; a manifest is UTF-8
 
 

@@ -94,10 +94,8 @@ class Run:
         lock = _take_lock(path)
         try:
             check_folder(path, stage=stage, resume=resume)  # now that nobody else can change it
-            text = to_toml(
-                recipe,
-                comment=f"The settings of this run. To repeat it:\nstockpot {stage} --recipe {path / RECIPE}",
-            )
+            again = origin.as_typed("stockpot", stage, "--recipe", path / RECIPE)
+            text = to_toml(recipe, comment=f"The settings of this run. To repeat it:\n{again}")
             run = cls(path, _new_manifest(stage, recipe, parent, command), lock)
             if is_run(path):
                 run._continue(recipe, may_change)
@@ -435,7 +433,7 @@ def _check_same_settings(path: Path, recipe: Mapping[str, Any], may_change: Coll
             was, now = (table.get(key, "the default") for table in (old, new))
             raise ConfigError(
                 f"{path}: cannot resume with {key} = {now!r}; the run has {was!r}.",
-                f"Resume with the run's own settings: --recipe {path / RECIPE}",
+                f"Resume with the run's own settings: {origin.as_typed('--recipe', path / RECIPE)}",
             )
 
 

@@ -21,6 +21,7 @@ from stockpot.judge.harness import Report, evaluate
 from stockpot.judge.look import look
 from stockpot.judge.metrics import paired_difference
 from stockpot.judge.probe import ProbeConfig, probe
+from stockpot.origin import as_typed
 from stockpot.run import Run
 from stockpot.stages.align import ALIGN_SHARE, VALIDATIONS, ContestConfig, align
 from stockpot.stages.assemble import Progress, silent
@@ -115,7 +116,7 @@ def cook(
     config = _asking_less(asked, minutes)
     kitchen = Kitchen.open(Path(out), progress or silent)
     budget = "" if minutes is None else f" --minutes {minutes:g}"
-    again = f"stockpot cook --recipe {kitchen.folder / 'recipe.toml'}{budget} --out NEW"
+    again = f"{as_typed('stockpot', 'cook', '--recipe', kitchen.folder / 'recipe.toml')}{budget} --out NEW"
     comment = f"The settings of this cook. To repeat it:\n{again}"
     durable.write_atomically(kitchen.folder / "recipe.toml", to_toml(asked, comment=comment))
     kitchen.leave_out(
@@ -173,7 +174,7 @@ def _write_settled(folder: Path, config: CookConfig) -> None:
         if name == "reward" and chosen.data == asked.data:  # its own answers were too few to learn from
             stages["rank"] = None
         stages[name] = chosen.model_copy(update={key: getattr(asked, key) for key in kept})
-    again = f"stockpot cook --recipe {folder / 'settled.toml'} --out NEW"
+    again = f"{as_typed('stockpot', 'cook', '--recipe', folder / 'settled.toml')} --out NEW"
     comment = f"The sizes and steps that this cook chose. For the same numbers on the same machine:\n{again}"
     durable.write_atomically(
         folder / "settled.toml", to_toml(config.model_copy(update=stages), comment=comment)
