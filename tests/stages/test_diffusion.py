@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from stockpot.durable import fingerprint
 from stockpot.errors import CheckpointError, ConfigError, DataError
 from stockpot.image import Image, save_png, save_sheet
 from stockpot.model.config import encoder
@@ -62,6 +63,13 @@ def test_a_run_draws_and_the_same_seed_draws_the_same(runs, kind):
         runs[kind].path, texts[:1], steps=3
     )  # padding to the longer text changes nothing but rounding
     assert np.abs(together[0].astype(int) - pictures[0].astype(int)).max() <= 2
+
+
+def test_a_run_names_the_model_that_steers_it(runs, tiny_encoder):
+    parents = {kind: run.manifest["parent"] for kind, run in runs.items()}
+    assert parents["words"] is None and parents["nothing"] is None
+    assert parents["encoder"]["path"] == tiny_encoder
+    assert parents["encoder"]["fingerprint"] == fingerprint(tiny_encoder)["sha256"]
 
 
 def test_the_text_steers_unless_there_is_none(runs):

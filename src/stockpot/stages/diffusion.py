@@ -181,7 +181,9 @@ def train_draw(
         _network(config, steering.width).to(device), steering, config.size, config.fold, config.predicts
     )
     batches = _Batches(pixels, texts, painter.steering, config)
-    with Run.create(out, stage="train-draw", recipe={"train-draw": config}, resume=resume) as run:
+    parent = None if steering.bundle is None else config.encoder
+    recipe = {"train-draw": config}
+    with Run.create(out, stage="train-draw", recipe=recipe, parent=parent, resume=resume) as run:
         trained = sum(one.numel() for one in painter.network.parameters())
         run.note(seed=config.seed, data=[{"path": one} for one in config.data], trained_parameters=trained)
         report(
