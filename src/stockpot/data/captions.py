@@ -17,7 +17,7 @@ from stockpot.data.sources import read_records
 from stockpot.errors import DataError
 from stockpot.image import Image
 
-__all__ = ["CAPTION_PROMPT", "Caption", "Captions", "question_prompt", "read_captions"]
+__all__ = ["CAPTION_PROMPT", "Caption", "Captions", "question_prompt", "read_captions", "read_scenes"]
 
 CAPTION_PROMPT = "A picture of"
 """What stands between a picture and its caption, unless the record says otherwise."""
@@ -74,6 +74,21 @@ def question_prompt(question: str) -> str:
     return f"Question: {question} Answer:"
 
 
+def read_scenes(source: str, most: int) -> tuple[str, int, int] | None:
+    """Read ``village:scenes[/val][:SEED[:COUNT]]`` as side, seed (0) and count (``most``); None: it names something else.
+
+    Raises:
+        DataError: if it asks for no scene.
+    """
+    named = SCENES.fullmatch(source)
+    if named is None:
+        return None
+    count = most if named["count"] is None else int(named["count"])
+    if count < 1:
+        raise DataError(f"{source} names 0 scenes.", "Ask for at least one, or leave the count out.")
+    return "val" if named["val"] else "train", int(named["seed"] or 0), count
+
+
 def read_captions(sources: Sequence[str | os.PathLike[str]], *, limit: int | None = None) -> Captions:
     """Read pictures with their texts.
 
@@ -89,10 +104,10 @@ def read_captions(sources: Sequence[str | os.PathLike[str]], *, limit: int | Non
     found = Captions()
     for source in sources:
         name = os.fspath(source)
-        if drawn := SCENES.fullmatch(name):
-            count = int(drawn["count"] or SCENE_COUNT)
+        if scenes := read_scenes(name, SCENE_COUNT):
+            side, seed, count = scenes
             count = count if limit is None else min(count, max(0, limit - len(found.pictures)))
-            _add_scenes(found, "val" if drawn["val"] else "train", int(drawn["seed"] or 0), count)
+            _add_scenes(found, side, seed, count)
         elif Path(name).is_dir():
             _add_folder(found, Path(name), limit)
         else:
