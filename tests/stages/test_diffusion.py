@@ -15,7 +15,7 @@ from stockpot.errors import CheckpointError, ConfigError, DataError
 from stockpot.image import Image, save_png, save_sheet
 from stockpot.model.config import encoder
 from stockpot.model.transformer import Transformer
-from stockpot.stages import diffusion
+from stockpot.stages import diffusion, steering
 from stockpot.stages.diffusion import DrawConfig, draw, load_painter, train_draw
 from stockpot.stages.steering import NO_WORD, make_steering
 from stockpot.text.tokenizer import Tokenizer
@@ -63,6 +63,18 @@ def test_a_run_draws_and_the_same_seed_draws_the_same(runs, kind):
         runs[kind].path, texts[:1], steps=3
     )  # padding to the longer text changes nothing but rounding
     assert np.abs(together[0].astype(int) - pictures[0].astype(int)).max() <= 2
+
+
+def test_states_of_many_texts_take_bounded_memory(tiny_encoder, monkeypatch):
+    texts = [scene.facts.caption for scene in Village().scenes(limit=120)]
+    free, bound = (make_steering(tiny_encoder, [], device=CPU) for _ in range(2))
+    monkeypatch.setattr(steering, "KEPT_BYTES", 20 * 4 * 32 * steering.MOST_TOKENS)
+    for _ in range(2):
+        for at in range(0, 120, 40):
+            states, real = bound.states(texts[at : at + 40])
+            assert len(bound._known) <= 20
+            for mine, here, text in zip(states, real, texts[at : at + 40], strict=True):
+                torch.testing.assert_close(mine[here], free.states([text])[0][0])
 
 
 def test_a_run_names_the_model_that_steers_it(runs, tiny_encoder):
