@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from stockpot.data.captions import fingerprint_captions
 from stockpot.durable import fingerprint
 from stockpot.errors import CheckpointError, ConfigError, DataError
 from stockpot.image import Image, save_png, save_sheet
@@ -20,7 +21,7 @@ from stockpot.stages.diffusion import DrawConfig, draw, load_painter, train_draw
 from stockpot.stages.steering import NO_WORD, make_steering
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.losses import Loss
-from stockpot.village import Village
+from stockpot.village import VILLAGE_VERSION, Village
 from stockpot.weights.store import save
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -207,13 +208,19 @@ def test_pictures_of_a_folder_are_learned_too(tmp_path):
         (tmp_path / f"{number}.txt").write_text("a thing")
     (tmp_path / "3.png").write_bytes(b"nonsense")
     notes = []
-    train_draw(
-        settings(data=str(tmp_path), loop={"steps": 1, "batch_tokens": 4}),
+    run = train_draw(
+        settings(data=(str(tmp_path), "village:scenes:0:40"), loop={"steps": 1, "batch_tokens": 4}, limit=4),
         out=tmp_path / "run",
         progress=notes.append,
     )
     assert any("1 pictures cannot be read" in note.get("text", "") for note in notes)
     assert any("3 pictures" in note.get("text", "") for note in notes)
+    read, village = run.manifest["data"]
+    assert read["path"] == str(tmp_path) and village["version"] == VILLAGE_VERSION
+    assert [read] == fingerprint_captions([tmp_path]), "the run's own files are none of the data"
+    (tmp_path / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
+    (changed,) = fingerprint_captions([tmp_path])
+    assert changed["sha256"] != read["sha256"]
 
 
 def test_a_sheet_holds_all_pictures(tmp_path):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from stockpot import device as machine
 from stockpot.config import Settings
-from stockpot.data.captions import CAPTION_PROMPT, read_captions
+from stockpot.data.captions import CAPTION_PROMPT, fingerprint_captions, read_captions
 from stockpot.errors import CheckpointError, ConfigError, DataError
 from stockpot.image import save_sheet
 from stockpot.run import Run
@@ -185,7 +185,7 @@ def train_draw(
     recipe = {"train-draw": config}
     with Run.create(out, stage="train-draw", recipe=recipe, parent=parent, resume=resume) as run:
         trained = sum(one.numel() for one in painter.network.parameters())
-        run.note(seed=config.seed, data=[{"path": one} for one in config.data], trained_parameters=trained)
+        run.note(seed=config.seed, data=fingerprint_captions(config.data), trained_parameters=trained)
         report(
             {
                 "kind": "note",
