@@ -17,6 +17,10 @@ from stockpot.cli.main import app
 from stockpot.config import Settings
 from stockpot.errors import ConfigError, DataError
 from stockpot.run import Run
+from stockpot.stages.diffusion import DrawConfig
+from stockpot.stages.pretrain import PretrainConfig
+from stockpot.text.tokenizer import Tokenizer
+from stockpot.train.loop import LoopConfig
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "claims"
@@ -231,6 +235,49 @@ def test_a_run_on_another_cooks_model_is_not_taken_for_this_ones(tmp_path):
     assert trained(stage, config, tmp_path / "run", nothing(tmp_path)).status == "done"
     with pytest.raises(ConfigError, match="on another model"):
         trained(stage, Tuning(model=str(other / "sft")), tmp_path / "run", nothing(tmp_path))
+
+
+@pytest.mark.parametrize("found", [{"parent": None}, {"parent": {"path": "old", "fingerprint": "0"}}])
+def test_a_drawing_steered_by_another_cooks_model_is_not_taken_for_this_ones(found, tmp_path):
+    """One made before the parent was recorded may be anybody's."""
+    cook = fake_cook(tmp_path / "a", base=0, tuned=0)
+    config = DrawConfig(encoder=str(cook / "pretrain"))
+    fake_run(tmp_path / "run", "train-draw", config, **found)
+    with pytest.raises(ConfigError, match="on another model"):
+        trained(unwanted, config, tmp_path / "run", nothing(tmp_path))
+    words = config.model_copy(update={"encoder": "words"})
+    assert trained(unwanted, words, tmp_path / "run", nothing(tmp_path)).status == "done"
+
+
+def test_a_base_with_another_cooks_tokenizer_or_another_budget_is_not_taken_for_this_ones(tmp_path):
+    """A larger model's depth and steps follow from the cook too, and two cooks may share a tokenizer."""
+    for name, text in (("one", "a b a b"), ("same", "a b a b"), ("other", "c d c d")):
+        Tokenizer.train([text], vocab_size=270).save(tmp_path / name)
+    config = PretrainConfig(tokenizer=str(tmp_path / "one"), size=2, loop=LoopConfig(steps=5))
+    folder = fake_run(tmp_path / "run", "pretrain", config)
+    Tokenizer.load(tmp_path / "one").save(folder / "model")
+
+    def open_as(**changes):
+        return trained(unwanted, config.model_copy(update=changes), folder, nothing(tmp_path))
+
+    assert open_as().status == open_as(tokenizer=str(tmp_path / "same")).status == "done"
+    with pytest.raises(ConfigError, match=r"another tokenizer than .*other"):
+        open_as(tokenizer=str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"loop\.steps = 5, not 9"):
+        open_as(loop=LoopConfig(steps=9))
+    with pytest.raises(ConfigError, match="size = 2, not 3"):
+        open_as(size=3)
+    assert open_as(minutes=1.0).status == "done", "which became a size and steps"
+
+
+def unwanted(config, **how):
+    pytest.fail("what is done is opened, not done again")
+
+
+def fake_run(folder: Path, stage: str, config: Settings, **manifest) -> Path:
+    with Run.create(folder, stage=stage, recipe={stage: config}) as run:
+        run.note(**manifest)
+    return folder
 
 
 def fake_cook(folder: Path, *, base: int, tuned: int) -> Path:

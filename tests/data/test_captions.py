@@ -74,6 +74,12 @@ def test_scenes_bring_a_caption_and_a_question_each():
     assert len(read_captions(["village:scenes"], limit=7).pictures) == 7
 
 
+def test_no_scene_at_all_is_an_error_beside_other_data_too(folder):
+    (folder / "cat.txt").write_text("a cat")
+    with pytest.raises(DataError, match="village:scenes:0:0 names 0 scenes"):
+        read_captions([folder, "village:scenes:0:0"])
+
+
 def test_nothing_to_learn_from_is_an_error(folder):
     with pytest.raises(DataError, match="has a picture"):
         read_captions([folder])

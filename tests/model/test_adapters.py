@@ -20,8 +20,10 @@ from stockpot.model.adapters import (
     updates_of,
     without_adapters,
 )
+from stockpot.model.bottleneck import Bottleneck, attach_bottlenecks, bottleneck_weights
 from stockpot.model.config import decoder, encoder_decoder
 from stockpot.model.linear import Linear
+from stockpot.model.soft import attach_soft
 from stockpot.model.transformer import Transformer
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
@@ -180,3 +182,16 @@ def test_a_merged_copy_computes_the_same_and_the_model_stays_as_it_is(adapted, t
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert {p.dtype for p in merged_copy(model, torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+def test_a_merged_copy_keeps_what_no_weight_can_hold():
+    model = tiny()
+    attach_bottlenecks(model, Bottleneck(at=("ffn", "attention")))
+    for value in bottleneck_weights(model).values():
+        torch.nn.init.normal_(value)
+    model.eval()
+    torch.testing.assert_close(logits(merged_copy(model, torch.float32)), logits(model))
+    soft = tiny()
+    attach_soft(soft, torch.ones(2, 16))
+    with pytest.raises(ValueError, match="SoftEmbedding"):
+        merged_copy(soft, torch.float32)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from stockpot.errors import ConfigError
 from stockpot.model.config import RopeScaling, StackConfig, decoder
 from stockpot.model.masks import document_positions, real_positions, visible
 from stockpot.model.positions import (
@@ -65,6 +66,13 @@ def test_linear_stretching_reads_positions_slower() -> None:
     config = StackConfig(dim=32, heads=2)
     slow = angles(config, 9, RopeScaling(kind="linear", factor=4.0))
     torch.testing.assert_close(slow[8], angles(config, 9)[2])
+
+
+@pytest.mark.parametrize("high", [1.0, 0.5])
+def test_llama3s_span_of_frequencies_is_checked_where_it_is_written(high: float) -> None:
+    with pytest.raises(ConfigError, match=rf"low_freq_factor = 1\.0 must be below high_freq_factor = {high}"):
+        RopeScaling(kind="llama3", factor=8.0, high_freq_factor=high)
+    assert RopeScaling(factor=8.0, high_freq_factor=high).factor == 8.0, "which no other kind reads"
 
 
 def test_a_table_grows_when_asked_and_keeps_its_rows() -> None:

@@ -7,10 +7,14 @@ import copy
 import pytest
 import torch
 
+from stockpot.errors import ConfigError
 from stockpot.model import quantized
+from stockpot.model.adapters import LoRA, attach, has_adapters
+from stockpot.model.bottleneck import Bottleneck, attach_bottlenecks
 from stockpot.model.config import decoder
 from stockpot.model.grids import NativeMatrix, TorchMatrix, choose_grid
 from stockpot.model.quantized import quantize
+from stockpot.model.soft import attach_soft
 from stockpot.model.transformer import Transformer
 from stockpot.native.calls import kernels
 
@@ -202,3 +206,33 @@ def test_without_a_compiler_the_same_weights_are_used_and_the_user_is_told(monke
 def test_a_quantised_model_is_not_quantised_again():
     with pytest.raises(ValueError, match="float weights"):
         quantize(quantize(build(), 8), 8)
+
+
+@pytest.mark.parametrize("frozen", [None, "int8"])
+def test_adapters_are_merged_before_a_model_is_rounded(frozen):
+    model, ids = build(), torch.tensor([[3, 4, 5, 6]])
+    plain = quantize(copy.deepcopy(model), 8)(ids).logits
+    attach(model, LoRA(rank=2, frozen=frozen))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".lora_up" in name:
+                torch.nn.init.normal_(value, std=0.3)
+        tuned = model.eval()(ids).logits
+    small = quantize(model, 8)
+    assert not has_adapters(small)
+    assert (small(ids).logits - tuned).abs().max() < 0.1 * (plain - tuned).abs().max()
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda model: attach_bottlenecks(model, Bottleneck()),
+        lambda model: attach_soft(model, torch.ones(2, 128)),
+    ],
+    ids=["bottlenecks", "soft prompt"],
+)
+def test_a_model_with_parts_that_rounding_would_lose_is_refused(add):
+    model = build()
+    add(model)
+    with pytest.raises(ConfigError, match="cannot be rounded with it"):
+        quantize(model, 8)

@@ -96,6 +96,16 @@ def test_the_majority_decides(plain):
     assert self_consistency(plain("a", "no"), APPLES, 1).answer is None
 
 
+def test_answers_without_steps_are_drawn_too(plain):
+    """Written greedily, all votes were one."""
+    engine = plain("9", "9", "8")
+    votes = self_consistency(engine, APPLES, 3, way="direct")
+    assert votes.counts == {"9": 2, "8": 1}
+    assert [(one.temperature, one.seed, one.max_tokens) for one in engine.samplings] == [
+        (0.7, seed, 16) for seed in range(3)
+    ]
+
+
 def test_small_questions_come_before_the_large_one(plain):
     engine = plain("How many were left?\n2. How many then?\nfine", " 3", " 9", " 9.")
     thought = least_to_most(engine, APPLES)

@@ -312,6 +312,8 @@ def test_the_judge_tells_a_model_that_looks_from_one_that_does_not(runs, tiny_ba
     assert len({one.written for one in report.pictures}) == 1
     with pytest.raises(ConfigError, match="reads text only"):
         evaluate_images(str(tiny_base))
+    with pytest.raises(DataError, match="names 0 scenes"):
+        evaluate_images(blind, "village:scenes/val:0:0")
 
 
 def test_a_caption_is_right_whichever_thing_it_names_first(runs, monkeypatch):

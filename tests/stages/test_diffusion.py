@@ -10,16 +10,18 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from stockpot.data.captions import fingerprint_captions
+from stockpot.durable import fingerprint
 from stockpot.errors import CheckpointError, ConfigError, DataError
 from stockpot.image import Image, save_png, save_sheet
 from stockpot.model.config import encoder
 from stockpot.model.transformer import Transformer
-from stockpot.stages import diffusion
+from stockpot.stages import diffusion, steering
 from stockpot.stages.diffusion import DrawConfig, draw, load_painter, train_draw
 from stockpot.stages.steering import NO_WORD, make_steering
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.losses import Loss
-from stockpot.village import Village
+from stockpot.village import VILLAGE_VERSION, Village
 from stockpot.weights.store import save
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -62,6 +64,25 @@ def test_a_run_draws_and_the_same_seed_draws_the_same(runs, kind):
         runs[kind].path, texts[:1], steps=3
     )  # padding to the longer text changes nothing but rounding
     assert np.abs(together[0].astype(int) - pictures[0].astype(int)).max() <= 2
+
+
+def test_states_of_many_texts_take_bounded_memory(tiny_encoder, monkeypatch):
+    texts = [scene.facts.caption for scene in Village().scenes(limit=120)]
+    free, bound = (make_steering(tiny_encoder, [], device=CPU) for _ in range(2))
+    monkeypatch.setattr(steering, "KEPT_BYTES", 20 * 4 * 32 * steering.MOST_TOKENS)
+    for _ in range(2):
+        for at in range(0, 120, 40):
+            states, real = bound.states(texts[at : at + 40])
+            assert len(bound._known) <= 20
+            for mine, here, text in zip(states, real, texts[at : at + 40], strict=True):
+                torch.testing.assert_close(mine[here], free.states([text])[0][0])
+
+
+def test_a_run_names_the_model_that_steers_it(runs, tiny_encoder):
+    parents = {kind: run.manifest["parent"] for kind, run in runs.items()}
+    assert parents["words"] is None and parents["nothing"] is None
+    assert parents["encoder"]["path"] == tiny_encoder
+    assert parents["encoder"]["fingerprint"] == fingerprint(tiny_encoder)["sha256"]
 
 
 def test_the_text_steers_unless_there_is_none(runs):
@@ -187,13 +208,19 @@ def test_pictures_of_a_folder_are_learned_too(tmp_path):
         (tmp_path / f"{number}.txt").write_text("a thing")
     (tmp_path / "3.png").write_bytes(b"nonsense")
     notes = []
-    train_draw(
-        settings(data=str(tmp_path), loop={"steps": 1, "batch_tokens": 4}),
+    run = train_draw(
+        settings(data=(str(tmp_path), "village:scenes:0:40"), loop={"steps": 1, "batch_tokens": 4}, limit=4),
         out=tmp_path / "run",
         progress=notes.append,
     )
     assert any("1 pictures cannot be read" in note.get("text", "") for note in notes)
     assert any("3 pictures" in note.get("text", "") for note in notes)
+    read, village = run.manifest["data"]
+    assert read["path"] == str(tmp_path) and village["version"] == VILLAGE_VERSION
+    assert [read] == fingerprint_captions([tmp_path]), "the run's own files are none of the data"
+    (tmp_path / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
+    (changed,) = fingerprint_captions([tmp_path])
+    assert changed["sha256"] != read["sha256"]
 
 
 def test_a_sheet_holds_all_pictures(tmp_path):

@@ -12,6 +12,7 @@ from stockpot.cli.main import app
 from stockpot.errors import CheckpointError, ConfigError
 from stockpot.model.adapters import LoRA, attach, frozen_bytes, round_matrices
 from stockpot.model.frozen import KINDS
+from stockpot.stages import budget
 from stockpot.stages.dpo import DPOConfig, dpo
 from stockpot.stages.ppo import GRPOConfig, grpo
 from stockpot.stages.reward import RewardConfig, reward
@@ -160,3 +161,18 @@ def test_from_the_command_line(tiny_base, tmp_path):
     done = CliRunner().invoke(app, [*command[:-3], "--out", str(out) + "-2", "--set", "adapter.frozen=int3"])
     assert done.exit_code != 0
     assert "adapter.frozen" in done.output
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_a_dry_run_tells_the_memory_of_an_adapters_training(tiny_base, monkeypatch, kind):
+    """It told that of training all weights, with gradients and moments that nobody keeps."""
+    monkeypatch.setattr(budget, "training_speed", lambda *_, **__: 1000.0)
+    whole, adapted = (
+        budget.plan(SFTConfig(model=str(tiny_base), data="village:chats:0:60", adapter=adapter, loop=LOOP))
+        for adapter in (None, LoRA(rank=4, frozen=kind))
+    )
+    model = load_model(tiny_base)
+    trained = attach(model, LoRA(rank=4, frozen=kind))
+    frozen = frozen_bytes(model) + sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+    spared = 18 * model.config.parameters() - 18 * trained - frozen
+    assert (whole.memory_gib - adapted.memory_gib) * 2**30 == pytest.approx(spared, rel=0.02)

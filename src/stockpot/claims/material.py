@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stockpot.bundle import Bundle
 from stockpot.claims.claim import Material
-from stockpot.config import Settings
+from stockpot.config import Settings, flatten
 from stockpot.durable import fingerprint
 from stockpot.errors import ConfigError
 from stockpot.judge.tasks import Item
@@ -17,6 +18,7 @@ from stockpot.stages.contest import Contest
 from stockpot.stages.cook import CookConfig, cook
 from stockpot.stages.ledger import Ledger, ledger
 from stockpot.stages.ledger_asking import worth
+from stockpot.text.tokenizer import Tokenizer
 from stockpot.weights.store import load
 
 __all__ = [
@@ -86,16 +88,33 @@ def trained(stage: Callable[..., Run], config: Settings, folder: Path, material:
     """Open a claim's own run, or do its stage; one that was cut short goes on, so that no half-trained model is judged.
 
     Raises:
-        ConfigError: if the run that is there was trained on another cook's model.
+        ConfigError: if the run that is there was trained on another cook's model or tokenizer, or with another number.
     """
     if is_run(folder) and (run := Run.open(folder)).status == "done":
-        parent, model = run.manifest.get("parent"), getattr(config, "model", None)
-        if parent and model is not None and is_run(model) and parent["fingerprint"] != _hash(Path(model)):
-            raise ConfigError(
-                f"{folder} was trained on another model, {parent['path']}.", "Give another folder with --out."
-            )
+        if differs := _difference(run, config):
+            raise ConfigError(f"{folder} was trained {differs}.", "Give another folder with --out.")
         return run
     return stage(config, out=folder, resume=is_run(folder), progress=material.report)
+
+
+def _difference(run: Run, config: Settings) -> str | None:
+    """Say in what a run differs from what these settings would train now; None: in nothing that is known.
+
+    Paths may differ, so models and tokenizers are compared by what they hold; of the rest, the numbers that are given.
+    """
+    parent = run.manifest.get("parent") or {}
+    for source in (getattr(config, name, None) for name in ("model", "encoder")):
+        if isinstance(source, str) and is_run(source) and parent.get("fingerprint") != _hash(Path(source)):
+            return f"on another model, {parent.get('path', 'which its manifest does not name')}"
+    tokenizer = getattr(config, "tokenizer", None)
+    if tokenizer and Tokenizer.load(tokenizer).fingerprint != Tokenizer.load(run.model_path).fingerprint:
+        return f"with another tokenizer than {tokenizer}"
+    recipe = tomllib.loads((run.path / "recipe.toml").read_text(encoding="utf-8"))
+    kept = flatten(recipe.get(run.manifest["stage"], {}))
+    for name, value in flatten(config.model_dump(exclude_unset=True)).items():
+        if isinstance(value, int | float) and kept.get(name, value) != value:
+            return f"with {name} = {kept[name]}, not {value}"
+    return None
 
 
 def open_stage(cook: Path, stage: str) -> Bundle:

@@ -5,19 +5,31 @@ Decides which picture belongs to which text and lists what has no partner. No pi
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from stockpot import durable
 from stockpot.data.reading import ReadConfig, shown
 from stockpot.data.records import ImageRecord
-from stockpot.data.sources import read_records
+from stockpot.data.sources import fingerprint_sources, read_records
 from stockpot.errors import DataError
 from stockpot.image import Image
 
-__all__ = ["CAPTION_PROMPT", "Caption", "Captions", "question_prompt", "read_captions"]
+__all__ = [
+    "CAPTION_PROMPT",
+    "Caption",
+    "Captions",
+    "fingerprint_captions",
+    "question_prompt",
+    "read_captions",
+    "read_scenes",
+]
 
 CAPTION_PROMPT = "A picture of"
 """What stands between a picture and its caption, unless the record says otherwise."""
@@ -74,6 +86,21 @@ def question_prompt(question: str) -> str:
     return f"Question: {question} Answer:"
 
 
+def read_scenes(source: str, most: int) -> tuple[str, int, int] | None:
+    """Read ``village:scenes[/val][:SEED[:COUNT]]`` as side, seed (0) and count (``most``); None: it names something else.
+
+    Raises:
+        DataError: if it asks for no scene.
+    """
+    named = SCENES.fullmatch(source)
+    if named is None:
+        return None
+    count = most if named["count"] is None else int(named["count"])
+    if count < 1:
+        raise DataError(f"{source} names 0 scenes.", "Ask for at least one, or leave the count out.")
+    return "val" if named["val"] else "train", int(named["seed"] or 0), count
+
+
 def read_captions(sources: Sequence[str | os.PathLike[str]], *, limit: int | None = None) -> Captions:
     """Read pictures with their texts.
 
@@ -89,10 +116,10 @@ def read_captions(sources: Sequence[str | os.PathLike[str]], *, limit: int | Non
     found = Captions()
     for source in sources:
         name = os.fspath(source)
-        if drawn := SCENES.fullmatch(name):
-            count = int(drawn["count"] or SCENE_COUNT)
+        if scenes := read_scenes(name, SCENE_COUNT):
+            side, seed, count = scenes
             count = count if limit is None else min(count, max(0, limit - len(found.pictures)))
-            _add_scenes(found, "val" if drawn["val"] else "train", int(drawn["seed"] or 0), count)
+            _add_scenes(found, side, seed, count)
         elif Path(name).is_dir():
             _add_folder(found, Path(name), limit)
         else:
@@ -103,6 +130,33 @@ def read_captions(sources: Sequence[str | os.PathLike[str]], *, limit: int | Non
             'Give records {"image": PATH, "text": CAPTION}; paths start at the file\'s folder.',
         )
     return found
+
+
+def fingerprint_captions(sources: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """Describe sources for a manifest: what `fingerprint_sources` gives, of scenes and folders as `read_captions` reads them.
+
+    A folder of pairs is one entry: the sum over the names and sums of its pictures and texts.
+    """
+    found: list[dict[str, Any]] = []
+    for source in (os.fspath(one) for one in sources):
+        if SCENES.fullmatch(source):
+            from stockpot.village import VILLAGE_VERSION
+
+            found.append({"path": source, "version": VILLAGE_VERSION})
+        elif not Path(source).is_dir():
+            found += fingerprint_sources(source)
+        elif records := _files_in(Path(source), RECORDS):
+            found += map(durable.fingerprint, records)
+        else:
+            files = [durable.fingerprint(one) for one in _files_in(Path(source), (*PICTURES, ".txt"))]
+            names = [(Path(one["path"]).name, one["sha256"]) for one in files]
+            digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+            found.append({"path": source, "bytes": sum(one["bytes"] for one in files), "sha256": digest})
+    return found
+
+
+def _files_in(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(endings))
 
 
 def _add_scenes(found: Captions, side: str, seed: int, count: int) -> None:
@@ -120,13 +174,11 @@ def _add_scenes(found: Captions, side: str, seed: int, count: int) -> None:
 
 
 def _add_folder(found: Captions, folder: Path, limit: int | None) -> None:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    records = [path for path in files if path.name.lower().endswith(RECORDS)]
-    if records:
+    if records := _files_in(folder, RECORDS):
         _add_records(found, records, folder, limit)
         return
-    pictures = {path.stem: path for path in files if path.suffix.lower() in PICTURES}
-    texts = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
+    pictures = {path.stem: path for path in _files_in(folder, PICTURES)}
+    texts = {path.stem: path for path in _files_in(folder, (".txt",))}
     found.without_picture += [str(texts[stem]) for stem in sorted(texts.keys() - pictures.keys())]
     found.without_text += [str(pictures[stem]) for stem in sorted(pictures.keys() - texts.keys())]
     for stem in sorted(pictures.keys() & texts.keys()):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stockpot.bundle import Bundle
-from stockpot.data.captions import CAPTION_PROMPT, SCENES, Captions, question_prompt, read_captions
+from stockpot.data.captions import CAPTION_PROMPT, Captions, question_prompt, read_captions, read_scenes
 from stockpot.errors import ConfigError, DataError
 from stockpot.generate.engine import Engine
 from stockpot.generate.request import Prompt, Sampling
@@ -40,7 +40,6 @@ from stockpot.weights.store import load
 __all__ = ["ImageReport", "SeenPicture", "evaluate_images"]
 
 Progress = Callable[[dict[str, Any]], None]
-SCENE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,9 @@ def evaluate_images(
         raise ConfigError(f"{model} reads text only.", "Give it eyes: stockpot align-image MODEL.")
     asking = _Asking(Engine(bundle), chat, max_tokens)
     report = ImageReport(str(model if not isinstance(model, Bundle) else bundle.source), data)
-    if SCENES.fullmatch(data):
-        _scenes(report, asking, data, limit)
+    if scenes := read_scenes(data, limit):
+        side, seed, count = scenes
+        _scenes(report, asking, list(Village(seed).scenes(side, min(limit, count))))
     else:
         captions = read_captions([data], limit=limit)
         report.complaints = captions.complaints()
@@ -232,12 +232,8 @@ def _attributes(read: Sequence[Facts | None], scenes: Sequence[Scene]) -> list[R
     ]
 
 
-def _scenes(report: ImageReport, asking: _Asking, data: str, limit: int) -> None:
-    named = SCENES.fullmatch(data)
-    assert named is not None
-    count = min(limit, int(named["count"] or limit))
-    side = "val" if named["val"] else "train"
-    scenes = list(Village(int(named["seed"] or SCENE_SEED)).scenes(side, count))
+def _scenes(report: ImageReport, asking: _Asking, scenes: Sequence[Scene]) -> None:
+    count = len(scenes)
     images = [Image(paint(scene)) for scene in scenes]
     truths = [scene.facts.caption for scene in scenes]
     written = asking.write(images)

@@ -22,6 +22,7 @@ from stockpot.config import Settings
 from stockpot.device import pick_dtype
 from stockpot.errors import ConfigError
 from stockpot.model.attention import CrossAttention, SelfAttention
+from stockpot.model.bottleneck import attach_bottlenecks, settings_of_bottlenecks
 from stockpot.model.frozen import FrozenMatrix, Kind
 from stockpot.model.layers import FeedForward
 from stockpot.model.linear import Linear, multiply
@@ -296,8 +297,18 @@ def merge(model: nn.Module) -> None:
 
 
 def merged_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """Copy a model in a number type, with adapters added to their weights; the model itself stays as it is."""
+    """Copy a model in a number type, with adapters added to their weights; the model itself stays as it is.
+
+    Bottleneck adapters, which no weight can hold, are copied.
+
+    Raises:
+        ValueError: if it has something else besides: a soft prompt, pictures.
+    """
     copy = outline(model.config)
+    if type(model.embed) not in (type(copy.embed), nn.Embedding):
+        raise ValueError(f"a model with a {type(model.embed).__name__} is not copied")
+    if bottleneck := settings_of_bottlenecks(model):
+        attach_bottlenecks(copy, bottleneck)
     names = {name for name, _ in copy.named_parameters()}
     weights = {name: weight.to(dtype, copy=True) for name, weight in weights_of(model) if name in names}
     copy.load_state_dict(weights, strict=True, assign=True)

@@ -45,6 +45,14 @@ class RopeScaling(Settings):
         None, description="yarn: scale of cos and sin; None computes it from factor"
     )
 
+    @model_validator(mode="after")
+    def _fits(self) -> RopeScaling:
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor = {self.low_freq_factor} must be below high_freq_factor = {self.high_freq_factor}"
+            )
+        return self
+
 
 class StackConfig(Settings):
     """One stack of equal layers."""

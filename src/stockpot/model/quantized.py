@@ -16,10 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stockpot.errors import ConfigError
+from stockpot.model.adapters import frozen_bytes, has_adapters, merge
 from stockpot.model.cache import KVCache
 from stockpot.model.grids import Matrix, NativeMatrix, TorchMatrix, choose_grid
 from stockpot.model.layers import FeedForward
 from stockpot.model.linear import Linear
+from stockpot.model.lookup import Embedding
 from stockpot.model.native_decoder import GoingOn, NativeDecoder
 from stockpot.model.transformer import Output, Transformer
 from stockpot.native.build import reason
@@ -150,6 +153,8 @@ def quantize(
 ) -> QuantizedTransformer:
     """Turn a model on the CPU into one with weights of 8 or 4 bits; the given model must not be used afterwards.
 
+    LoRA adapters are merged before it is rounded.
+
     Args:
         model: what is rounded.
         bits: 8 or 4.
@@ -158,10 +163,15 @@ def quantize(
 
     Raises:
         ValueError: if the model is elsewhere than on the CPU, or quantised already.
+        ConfigError: if it has something on its matrices that cannot be merged: bottleneck adapters, a soft prompt, pictures.
     """
     is_here = weight_of is not None or model.device.type == "cpu"
     if isinstance(model, QuantizedTransformer) or not is_here:
         raise ValueError("only a model with float weights on the CPU can be quantised")
+    if weight_of is None:
+        if has_adapters(model) or frozen_bytes(model):
+            merge(model)
+        _refuse_additions(model)
     found = _sound_kernels()
     if found is None:
         why = reason() or "what the C++ compiler made computes wrongly"
@@ -174,6 +184,17 @@ def quantize(
     fits = found is not None and NativeDecoder.fits(made.config)
     made._native = NativeDecoder(made, found) if fits and found is not None else None
     return made
+
+
+def _refuse_additions(model: Transformer) -> None:
+    """Refuse a model of which a part would be lost when its matrix alone is rounded."""
+    for owner, name, path in _rounded(model):
+        kind = type(getattr(owner, name))
+        if kind not in (Linear, Embedding, nn.Embedding):
+            raise ConfigError(
+                f"{path} is a {kind.__name__}: what it adds to its matrix cannot be rounded with it.",
+                "Use the model with float weights, or round the model that it was trained on.",
+            )
 
 
 @functools.cache

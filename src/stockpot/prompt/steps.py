@@ -107,7 +107,7 @@ def think(
         kind: what an answer is.
         choices: for the kind "choice".
         examples: question, steps and answer of each worked example; for ``few-shot``.
-        sampling: how steps are written; None: greedily, up to 160 tokens.
+        sampling: how steps are written, or with ``direct`` the answer; None: greedily, up to 160 tokens.
 
     Raises:
         ConfigError: if ``few-shot`` has no examples.
@@ -128,7 +128,8 @@ def think(
         written = written[:: sampling.n]
         steps = [one.text.strip() for one in written]
         tokens = [one.prompt_tokens + one.tokens for one in written]
-    return _answers(engine, questions, steps, tokens, kind, choices)
+    drawn = sampling if way == "direct" else Sampling(temperature=0.0)
+    return _answers(engine, questions, steps, tokens, kind, choices, drawn)
 
 
 def _answers(
@@ -138,9 +139,10 @@ def _answers(
     tokens: Sequence[int],
     kind: Extract,
     choices: Sequence[str],
+    sampling: Sampling,
 ) -> list[Thought]:
     """Ask for the answer behind the steps: the second stage."""
-    short = Sampling(temperature=0.0, max_tokens=16, stop=("\n",))
+    short = sampling.model_copy(update={"max_tokens": 16, "stop": ("\n",), "n": 1})
     prompts = [
         _shortened(engine.bundle, *pair, kind, short.max_tokens)
         for pair in zip(questions, steps, strict=True)
@@ -263,7 +265,8 @@ def least_to_most(
         (reply,) = engine.generate([asked], short)
         tokens += reply.prompt_tokens + reply.tokens
         told += f"Q: {one}\nA: {reply.text.strip()}\n"
-    (thought,) = _answers(engine, [question], [told.strip()], [tokens], kind, choices)
+    greedy = Sampling(temperature=0.0)
+    (thought,) = _answers(engine, [question], [told.strip()], [tokens], kind, choices, greedy)
     return thought
 
 

@@ -20,8 +20,7 @@ from stockpot import device as machine
 from stockpot.bundle import Bundle
 from stockpot.config import Settings
 from stockpot.data.batch import Batch, ImageBatch
-from stockpot.data.captions import SCENES, Captions, read_captions
-from stockpot.data.sources import fingerprint_sources
+from stockpot.data.captions import Captions, fingerprint_captions, read_captions
 from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.model.adapters import LoRA, attach
 from stockpot.model.bottleneck import Bottleneck, attach_bottlenecks
@@ -133,7 +132,7 @@ def align_image(
         model = bundle.model.to(device)
         run.note(
             seed=config.seed,
-            data=_fingerprints(config),
+            data=fingerprint_captions(config.data),
             parameters=model.config.parameters(),
             trained_parameters=trained,
             pictures=facts,
@@ -361,9 +360,3 @@ def _prove(
     told = "unchanged, by their hash" if same else "trained"
     text = f"the model's own weights are {told}; loss on plain text {before['text_loss']:.4f} → {after:.4f}"
     report({"kind": "note", "text": text})
-
-
-def _fingerprints(config: AlignImageConfig) -> list[dict[str, Any]]:
-    drawn = [{"path": one} for one in config.data if SCENES.fullmatch(one)]
-    files = [one for one in config.data if not SCENES.fullmatch(one)]
-    return drawn + (fingerprint_sources(files) if files else [])

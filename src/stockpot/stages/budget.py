@@ -6,12 +6,20 @@ Loads or builds the model that would be trained and measures a few steps of it; 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from itertools import islice
+
+import torch
 
 from stockpot import device as machine
 from stockpot.config import Settings
 from stockpot.data.sources import read_texts
 from stockpot.errors import ConfigError
+from stockpot.model.adapters import LoRA, attach
+from stockpot.model.config import ModelConfig
+from stockpot.model.frozen import FrozenMatrix
+from stockpot.model.linear import Linear
+from stockpot.model.outline import outline
 from stockpot.stages.ai_feedback import FeedbackConfig
 from stockpot.stages.align_image import AlignImageConfig
 from stockpot.stages.assemble import ROW_TOKENS, open_to_tune, silent, with_steps
@@ -50,7 +58,14 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
         case PretrainConfig():
             return plan_pretraining(config)[1]
         case SFTConfig():
-            return _tuning("sft", config.model, config.loop, config.device, context=config.context)
+            return _tuning(
+                "sft",
+                config.model,
+                config.loop,
+                config.device,
+                context=config.context,
+                adapter=config.adapter,
+            )
         case DrawConfig():
             return f"{config.loop.steps:,} steps of {config.loop.batch_tokens} pictures of {config.size} × {config.size}"
         case PromptTuningConfig():
@@ -79,16 +94,44 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
 
 
 def _tuning(
-    verb: str, model: str | None, loop: LoopConfig, device: str | None, *, context: int | None = None
+    verb: str,
+    model: str | None,
+    loop: LoopConfig,
+    device: str | None,
+    *,
+    context: int | None = None,
+    adapter: LoRA | None = None,
 ) -> Plan:
-    """Measure steps on rows of ``context`` tokens, by default of as many as tuning's records mostly fill."""
+    """Measure steps on rows of ``context`` tokens, by default of as many as tuning's records mostly fill.
+
+    With an adapter the memory is that of its training; the steps that are measured train all of the model.
+    """
     if model is None:
         raise ConfigError("There is no model to tune.", f"Name one: stockpot {verb} MODEL.")
     shape = load(model, device="cpu", dtype="float32").model.config
     context = context or min(shape.context, ROW_TOKENS, loop.batch_tokens)
-    speed = training_speed(shape, loop=loop, device=machine.pick_device(device), context=context)
+    place = machine.pick_device(device)
+    speed = training_speed(shape, loop=loop, device=place, context=context)
     tokens = loop.steps * loop.batch_tokens
-    return estimate(shape, tokens=tokens, tokens_per_s=speed, batch_tokens=loop.batch_tokens)
+    found = estimate(shape, tokens=tokens, tokens_per_s=speed, batch_tokens=loop.batch_tokens)
+    if adapter is None:
+        return found
+    spared = 18 * shape.parameters() - _adapted_bytes(shape, adapter, machine.pick_dtype(place, loop.dtype))
+    return replace(found, memory_gib=found.memory_gib - spared / 2**30)
+
+
+def _adapted_bytes(shape: ModelConfig, adapter: LoRA, dtype: torch.dtype) -> int:
+    """Count the frozen weights in the types they are held in, and 18 bytes for each number that is trained."""
+    model = outline(shape)
+    trained = attach(model, adapter.model_copy(update={"frozen": None}), frozen_dtype=dtype)
+    held = {name: one.nbytes for name, one in model.named_parameters() if not one.requires_grad}
+    if adapter.frozen is not None:
+        share = FrozenMatrix(torch.ones(256, 256), adapter.frozen).nbytes / 256**2
+        layers = [name for name, one in model.named_modules() if isinstance(one, Linear) and name != "head"]
+        held |= {
+            f"{name}.weight": round(share * model.get_parameter(f"{name}.weight").numel()) for name in layers
+        }
+    return sum(held.values()) + 18 * trained
 
 
 def _comparing(config: ComparisonConfig) -> Plan:
@@ -96,7 +139,7 @@ def _comparing(config: ComparisonConfig) -> Plan:
     verb = "dpo" if isinstance(config, DPOConfig) else "reward"
     found = read_comparisons(config, open_to_tune(config.model, config.template, verb=verb), silent)
     loop = with_steps(config.loop, config.passes, found.train.tokens)
-    return _tuning(verb, config.model, loop, config.device)
+    return _tuning(verb, config.model, loop, config.device, adapter=config.adapter)
 
 
 def _cook(config: CookConfig, minutes: float | None) -> str:

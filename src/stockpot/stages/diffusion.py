@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from stockpot import device as machine
 from stockpot.config import Settings
-from stockpot.data.captions import CAPTION_PROMPT, read_captions
+from stockpot.data.captions import CAPTION_PROMPT, fingerprint_captions, read_captions
 from stockpot.errors import CheckpointError, ConfigError, DataError
 from stockpot.image import save_sheet
 from stockpot.run import Run
@@ -181,9 +181,11 @@ def train_draw(
         _network(config, steering.width).to(device), steering, config.size, config.fold, config.predicts
     )
     batches = _Batches(pixels, texts, painter.steering, config)
-    with Run.create(out, stage="train-draw", recipe={"train-draw": config}, resume=resume) as run:
+    parent = None if steering.bundle is None else config.encoder
+    recipe = {"train-draw": config}
+    with Run.create(out, stage="train-draw", recipe=recipe, parent=parent, resume=resume) as run:
         trained = sum(one.numel() for one in painter.network.parameters())
-        run.note(seed=config.seed, data=[{"path": one} for one in config.data], trained_parameters=trained)
+        run.note(seed=config.seed, data=fingerprint_captions(config.data), trained_parameters=trained)
         report(
             {
                 "kind": "note",

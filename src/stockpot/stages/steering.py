@@ -19,12 +19,13 @@ __all__ = ["Steering", "make_steering"]
 WORDS, NOTHING = "words", "nothing"
 MOST_TOKENS = 32  # of a text; the rest is not read
 AT_ONCE = 64  # texts that an encoder reads together
+KEPT_BYTES = 256 << 20  # of states, at most, so that texts that come again need not be read again
 NO_WORD = "<none>"
 
 
 @dataclass
 class Steering:
-    """Turns texts into states, each text once.
+    """Turns texts into states, and remembers the latest ones.
 
     Attributes:
         source: ``"words"``, ``"nothing"``, or where the encoder is.
@@ -62,6 +63,9 @@ class Steering:
             made = self._read(some) if self.bundle is not None else map(self._spell, some)
             self._known |= {text: _evened(row) for text, row in zip(some, made, strict=True)}
         rows = [self._known[text] for text in texts]
+        most = KEPT_BYTES // (4 * self.width * MOST_TOKENS)
+        for text in list(self._known)[: max(0, len(self._known) - most)]:  # the oldest
+            del self._known[text]
         longest = max(length or 0, *(len(row) for row in rows))
         states = torch.zeros(len(rows), longest, self.width)
         real = torch.zeros(len(rows), longest, dtype=torch.bool)
