@@ -126,11 +126,10 @@ def _adapted_bytes(shape: ModelConfig, adapter: LoRA, dtype: torch.dtype) -> int
     trained = attach(model, adapter.model_copy(update={"frozen": None}), frozen_dtype=dtype)
     held = {name: one.nbytes for name, one in model.named_parameters() if not one.requires_grad}
     if adapter.frozen is not None:
-        share = FrozenMatrix(torch.ones(256, 256), adapter.frozen).nbytes / 256**2
         layers = [name for name, one in model.named_modules() if isinstance(one, Linear) and name != "head"]
-        held |= {
-            f"{name}.weight": round(share * model.get_parameter(f"{name}.weight").numel()) for name in layers
-        }
+        shapes = {f"{name}.weight": tuple(model.get_parameter(f"{name}.weight").shape) for name in layers}
+        rounded = {one: FrozenMatrix(torch.ones(one), adapter.frozen).nbytes for one in set(shapes.values())}
+        held |= {name: rounded[one] for name, one in shapes.items()}
     return sum(held.values()) + 18 * trained
 
 
