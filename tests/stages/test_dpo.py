@@ -156,7 +156,8 @@ def test_chats_are_no_comparisons(config, tmp_path):
 
 
 def test_the_policy_moves_away_from_the_reference(config, tmp_path):
-    asked = {"drift_data": ("village:prompts/val:0:200",), "drift_prompts": 200}  # from a few answers it can be negative
+    # from a few answers the estimate can be negative
+    asked = {"drift_data": ("village:prompts/val:0:200",), "drift_prompts": 200}
     many = config.model_copy(update=asked)
     run = dpo(many, out=tmp_path / "run")
     assert run.last("val/kl") > 0
