@@ -42,7 +42,7 @@ def test_one_run_that_went_wrong_does_not_bend_the_law():
 def test_the_interval_of_a_prediction_holds_the_truth():
     truth, inside = TRUE.loss(1e9, 2e10), 0
     for seed in range(10):
-        said = [law.loss(1e9, 2e10) for law in resampled(points(0.002, seed), draws=40, seed=seed)]
+        said = [law.loss(1e9, 2e10) for law in resampled(points(0.002, seed), draws=20, seed=seed)]
         low, high = np.quantile(said, (0.025, 0.975))
         inside += low <= truth <= high
     assert inside >= 7
