@@ -13,7 +13,7 @@ def home() -> Path:
     """Return the folder that ``STOCKPOT_HOME`` names, else one in the cache; it need not exist yet."""
     named = os.environ.get("STOCKPOT_HOME")
     if named:
-        return Path(named).expanduser().absolute()
+        return without_tilde(named).absolute()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "stockpot"
 

@@ -99,11 +99,7 @@ def _find(name: str, path: Path) -> tuple[str, bytes]:
             raise DataError(f"{path}: {known[0]} unpacks to more than {MOST_BYTES >> 20} MiB.")
         try:
             return f"{path}/{known[0]}", archive.read(known[0])
-        except (
-            zipfile.BadZipFile,
-            RuntimeError,
-            NotImplementedError,
-        ) as error:  # torn, encrypted, of a rare form
+        except (zipfile.BadZipFile, RuntimeError) as error:  # torn; encrypted, or of a rare form
             raise DataError(f"{path}: {known[0]} cannot be unpacked: {error}.") from None
 
 

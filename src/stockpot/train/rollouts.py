@@ -207,7 +207,8 @@ class Rollouts:
     def loss(self, model: nn.Module, batch: RolloutBatch) -> Loss:
         """Compute the policy's loss; the first of a phase carries the phase's metrics."""
         assert isinstance(model, ActorCritic | Transformer)
-        model.eval()  # with dropout a policy that has not moved would differ from itself
+        if model.training:
+            model.eval()  # with dropout a policy that has not moved would differ from itself
         in_loss = self.config.kl_coef if self.config.baseline != "value" else 0.0
         found = policy_loss(model, batch, self.config, self.kl_coef if in_loss else 0.0)
         self._moved.append(found.metrics["kl_step"])
