@@ -96,20 +96,21 @@ def make_parts(packed: Path, out: Path, *, rehearses: bool) -> list[Part]:
     variants = [python, str(HERE / "decode_variants.py"), *place, "--out", str(out / "variants.json")]
     post = [python, str(HERE / "post_training.py"), *place, "--out", str(out / "post-training.json")]
     warm = [*training, "--warm", "--memory-share", "0.45"]
+    compiled = [middle, small]  # in this call; what is larger compiles for minutes
+    wide = "stockpot, narrow states, heads of 128"
     return [
-        Part("compile nanoGPT", 200, [*warm, "--sizes", large, middle, "--names", "nanoGPT"], is_timed=False),
-        Part(
-            "compile nanochat", 200, [*warm, "--sizes", large, middle, "--names", "nanochat"], is_timed=False
-        ),
+        Part("compile nanoGPT", 200, [*warm, "--sizes", *compiled, "--names", "nanoGPT"], is_timed=False),
+        Part("compile nanochat", 200, [*warm, "--sizes", *compiled, "--names", "nanochat"], is_timed=False),
         Part("tests", 270, [python, "-m", "pytest", "-m", "gpu", *with_workers, *tests], is_timed=False),
+        Part("training middle", 140, [*training, "--sizes", middle, "--names", THREE[0], wide, *THREE[1:]]),
+        Part("training large", 60, [*training, "--sizes", large, "--names", THREE[0]]),
         Part("variants", 130, [*variants, "--size", large, "--rows", "1"]),
-        Part("training large", 150, [*training, "--sizes", large, "--names", *THREE]),
-        Part("training middle", 110, [*training, "--sizes", middle, "--names", *THREE]),
-        Part("decoding large", 70, [*decoding, "--sizes", large, "--compiled", "1"]),
+        Part("training small", 150, [*training, "--sizes", small, "--names", THREE[0], wide, *THREE[1:]]),
         Part("post", 130, [*post, "random-tiny" if rehearses else "random", "--steps", "8"]),
-        Part("training small", 150, [*training, "--sizes", small, "--names", *THREE]),
+        Part("decoding large", 70, [*decoding, "--sizes", large, "--compiled", "1"]),
         Part("decoding small", 60, [*decoding, "--sizes", small, "--compiled", "1"]),
         Part("variants of 64", 60, [*variants, "--size", large, "--rows", "64"]),
+        Part("training peers", 300, [*training, "--sizes", large, "--names", *THREE[1:]]),
         Part("decoding rest", 200, decoding if not rehearses else [*decoding, "--sizes", small]),
         Part(
             "training rest",

@@ -4,7 +4,7 @@
         [--only WORD …] [--rows N] [--accumulate N] [--warm] [--out FILE]
 
 PATHs are clones of github.com/karpathy/nanoGPT and nanochat. Every contestant is a process of its own and has the card to
-itself. All train a model of the size on random ids in bfloat16, compiled, with 65,536 tokens a step in the same micro-batches
+itself. All train a model of the size on random ids in bfloat16, compiled, with as many tokens a step in the same micro-batches
 (`SIZES`; half as many rows where they do not fit) and the optimizer each comes with. MFU counts operations as in Chowdhery et
 al. 2022, appendix B, for each contestant's own model, over the data sheet's dense bfloat16 peak; the measured peak of matrix
 products stands beside it. Reported: the median step after the first three, and the seconds until they had been taken.
@@ -41,16 +41,16 @@ from stockpot.train.losses import next_token_loss
 from stockpot.train.parallel import ParallelConfig
 
 SIZES: dict[str, dict[str, int]] = {
-    "1.5b": {"layers": 48, "dim": 1600, "heads": 25, "context": 1024, "rows": 8},
-    "350m": {"layers": 24, "dim": 1024, "heads": 16, "context": 1024, "rows": 32},
-    "124m": {"layers": 12, "dim": 768, "heads": 12, "context": 1024, "rows": 64},
-    "tiny": {"layers": 2, "dim": 128, "heads": 2, "context": 64, "rows": 4},
+    "1.5b": {"layers": 48, "dim": 1600, "heads": 25, "context": 1024, "rows": 8, "step_rows": 64},
+    "350m": {"layers": 24, "dim": 1024, "heads": 16, "context": 1024, "rows": 32, "step_rows": 128},
+    "124m": {"layers": 12, "dim": 768, "heads": 12, "context": 1024, "rows": 64, "step_rows": 256},
+    "tiny": {"layers": 2, "dim": 128, "heads": 2, "context": 64, "rows": 4, "step_rows": 4},
 }
-STEP_ROWS = 64
 VOCABULARY = 50_304
 OURS: dict[str, dict[str, Any]] = {
     "stockpot, plain": {},
     "stockpot, narrow states": {"narrow": True},
+    "stockpot, narrow states, heads of 128": {"narrow": True, "head_dim": 128},
     "stockpot, narrow states, AdamW": {"narrow": True, "optimizer": "adamw"},
     "stockpot, narrow states, 8-bit products": {"narrow": True, "fp8": True},
     "stockpot, packed documents, mask": {"documents": True},
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each contestant in a round")
     parser.add_argument("--rows", type=int, help="of a micro-batch; none: as the size says")
-    parser.add_argument("--accumulate", type=int, help="micro-batches of a step; none: up to 64 rows")
+    parser.add_argument("--accumulate", type=int, help="micro-batches of a step; none: as the size says")
     parser.add_argument("--warm", action="store_true", help="compile only")
     parser.add_argument("--memory-share", type=float, help="of the card, that a contestant may take")
     parser.add_argument("--device", default="cuda")
@@ -125,7 +125,7 @@ def _alone(name: str, size: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def _work(line: Any, name: str, size: str, options: argparse.Namespace) -> None:
     sizes = dict(SIZES[size])
-    preset = sizes.pop("rows")
+    preset, step_rows = sizes.pop("rows"), sizes.pop("step_rows")
     rows = options.rows or preset
     # Kernels that --warm tried out while others ran would be ill chosen: everybody tries out for himself, alone.
     torch._inductor.config.autotune_local_cache = False
@@ -133,7 +133,7 @@ def _work(line: Any, name: str, size: str, options: argparse.Namespace) -> None:
         torch.cuda.set_per_process_memory_fraction(options.memory_share)
     while rows:
         try:
-            line.send(_measured(name, sizes, rows, options))
+            line.send(_measured(name, sizes, rows, step_rows, options))
             return
         except torch.OutOfMemoryError:
             if options.warm:
@@ -147,12 +147,14 @@ def _work(line: Any, name: str, size: str, options: argparse.Namespace) -> None:
     line.send({"error": "it does not fit"})
 
 
-def _measured(name: str, sizes: dict[str, int], rows: int, options: argparse.Namespace) -> dict[str, Any]:
+def _measured(
+    name: str, sizes: dict[str, int], rows: int, step_rows: int, options: argparse.Namespace
+) -> dict[str, Any]:
     torch.manual_seed(0)
     is_card = options.device == "cuda"
     if is_card:
         torch.cuda.reset_peak_memory_stats()
-    count = options.accumulate or max(1, STEP_ROWS // rows)
+    count = options.accumulate or max(1, step_rows // rows)
     began = time.perf_counter()
     if name in OURS:
         taken, flops = _ours(sizes, rows, count, options, **OURS[name])
@@ -191,10 +193,13 @@ def _ours(  # noqa: PLR0913 - the settings of a contestant
     flex: bool = False,
     recompute: bool = False,
     narrow: bool = False,
+    head_dim: int | None = None,
     fp8: bool = False,
     optimizer: Literal["muon", "adamw"] = "muon",
 ) -> tuple[list[float], float]:
     device = torch.device(options.device)
+    if head_dim is not None:
+        sizes = sizes | {"heads": max(1, sizes["dim"] // head_dim)}
     with device:
         model = Transformer(decoder(vocab_size=VOCABULARY, **sizes))
     context, taken = sizes["context"], []
