@@ -3,10 +3,9 @@
     python benchmarks/gpu/decoding.py [--sizes 1.5b 124m 350m] [--tokens 128] [--rounds 3] [--out FILE]
 
 Models have random weights in bfloat16; answers are greedy, after a prompt of 128 tokens, through the engine that chat and
-server use, or several tokens of each at a time (``--ahead``, an experiment): then the ids are fetched once for all of them. The
-limit is the data sheet's memory bandwidth over the bytes that a step must read: the weights once, and every answer's keys and
-values. Reading the prompt is measured apart. What FILE holds already is not measured again. ``--device cpu --sizes tiny`` runs
-the script, not more.
+server use. The limit is the data sheet's memory bandwidth over the bytes that a step must read: the weights once, and every
+answer's keys and values. Reading the prompt is measured apart. What FILE holds already is not measured again.
+``--device cpu --sizes tiny`` runs the script, not more.
 """
 
 from __future__ import annotations
@@ -15,23 +14,16 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from kept import Kept
-from torch import Tensor
 
 from stockpot.bundle import Bundle
 from stockpot.device import describe, synchronize
-from stockpot.generate import scheduler
 from stockpot.generate.engine import Engine
-from stockpot.generate.live import Live
 from stockpot.generate.request import Sampling
-from stockpot.generate.rows import Rows
-from stockpot.generate.sampling import likeliest
-from stockpot.generate.several import write_several
 from stockpot.model.config import decoder
 from stockpot.model.transformer import Transformer
 from stockpot.stages.machines import MACHINES
@@ -56,9 +48,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compiled", nargs="+", type=int, default=[1, 0], help="1: layers compiled · 0: not")
-    parser.add_argument(
-        "--ahead", nargs="+", type=int, default=[1, 8], help="tokens played between two looks at them"
-    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -67,9 +56,8 @@ def main() -> None:
     kept = Kept(options.out, machine=describe(device), bandwidth=bandwidth)
     tokenizer = Tokenizer.train(["the cat sat on the mat. "] * 20, vocab_size=300)
     bundles: dict[str, Bundle] = {}
-    asked = itertools.product(options.compiled, options.sizes, options.streams)
-    for (compiles, size, streams), ahead in itertools.product(asked, options.ahead):
-        if not kept.lacks(size=size, streams=streams, compiled=bool(compiles), ahead=ahead):
+    for compiles, size, streams in itertools.product(options.compiled, options.sizes, options.streams):
+        if not kept.lacks(size=size, streams=streams, compiled=bool(compiles)):
             continue
         if size not in bundles:
             torch.manual_seed(0)
@@ -77,7 +65,7 @@ def main() -> None:
             with device:
                 bundles[size] = Bundle(Transformer(config).to(torch.bfloat16).eval(), tokenizer)
         try:
-            kept.add(**_row(bundles[size], streams, options, bandwidth, compiles=bool(compiles), ahead=ahead))
+            kept.add(**_row(bundles[size], streams, options, bandwidth, compiles=bool(compiles)))
         except Exception as error:  # noqa: BLE001 - what cannot run is a row of the table
             kept.add(error=f"{type(error).__name__}: {error}"[-400:])
 
@@ -89,12 +77,10 @@ def _row(
     bandwidth: float | None,
     *,
     compiles: bool,
-    ahead: int,
 ) -> dict[str, Any]:
     rates, reading = [], []
     began = time.perf_counter()
     engine = Engine(bundle, slots=streams, prefix_mib=0, compiles=compiles)
-    scheduler.write_several = write_several if ahead == 1 else play_ahead(engine, ahead)
     for number in range(options.rounds + 1):
         prompts = [[(7 * i + j + number) % 290 for j in range(PROMPT)] for i in range(streams)]
         first = _seconds(engine, prompts, 1)
@@ -117,31 +103,6 @@ def _row(
         else None,
         "seconds": time.perf_counter() - began,
     }
-
-
-def play_ahead(engine: Engine, count: int) -> Callable[..., list[list[int]] | None]:
-    """Make what stands where the scheduler asks for several tokens: greedy ids stay on the card until ``count`` are there."""
-    recorder = engine._scheduler._recorder
-
-    def play(
-        model: Transformer, ids: Tensor, rows: Rows, writing: Sequence[Live], _: float
-    ) -> list[list[int]] | None:
-        steps = min(count, *(live.limit - len(live.ids) for live in writing))
-        if steps < 2 or not all(live.is_plain and not live.is_adjusted for live in writing):
-            return None
-        before, found = list(rows.lengths), []
-        for _step in range(steps):
-            logits = recorder.step(ids, rows)
-            if logits is None:
-                logits = model(ids, cache=rows.view(0, len(writing)), last=1).logits[:, -1]
-            ids = likeliest(logits.float()).unsqueeze(1)
-            rows.grew(0, [1] * len(writing))
-            found.append(ids)
-        rows.lengths[:] = before  # the scheduler counts them itself
-        ids_of_steps: list[list[int]] = torch.cat(found, 1).T.tolist()
-        return ids_of_steps
-
-    return play
 
 
 def _seconds(engine: Engine, prompts: list[list[int]], tokens: int) -> float:

@@ -4,11 +4,15 @@ One token is hundreds of small kernels, and starting each from Python takes long
 all of them at once. It holds for a number of rows and of positions to look at, so both are rounded up: a row that nobody owns
 writes to its spare slot. What a step computes is the model's own forward pass; on a CPU nothing is recorded.
 
+The next step can be begun before anyone has looked at the ids that the last one gave, so that the card works while their text
+is made (:class:`Begun`).
+
 Source: NVIDIA, CUDA C++ Programming Guide, "CUDA Graphs".
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +22,7 @@ from stockpot.generate.rows import Rows
 from stockpot.model.cache import KVCache
 from stockpot.model.transformer import Transformer
 
-__all__ = ["Recorder"]
+__all__ = ["Begun", "Recorder"]
 
 POSITIONS = 256  # a recording looks at a multiple of so many positions
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # numbers of rows that are recorded
@@ -39,6 +43,7 @@ class Recorder:
         )
         self._kept: dict[tuple[int, int], _Step] = {}
         self._pool: Any = None
+        self._fetched: Tensor | None = None
         self._belongs: tuple[object, ...] = ()
 
     def refresh(self) -> None:
@@ -74,9 +79,55 @@ class Recorder:
             self._kept[width, extent] = step
         return step.play(ids)
 
+    def fetch(self, ids: Tensor) -> Callable[[], list[int]]:
+        """Begin to bring ids ``(rows,)`` from the device; the call of what is returned waits for them, and for nothing later.
+
+        One fetch at a time.
+        """
+        if not ids.is_cuda:
+            return ids.tolist
+        if self._fetched is None or self._fetched.shape[0] < ids.shape[0]:
+            self._fetched = torch.empty(ids.shape[0], dtype=ids.dtype, pin_memory=True)
+        here = self._fetched[: ids.shape[0]]
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        here.copy_(ids, non_blocking=True)
+        event.record()
+
+        def arrived() -> list[int]:
+            event.synchronize()
+            found: list[int] = here.tolist()
+            return found
+
+        return arrived
+
     def _forget(self) -> None:
         """Drop all recordings, and with the last of them the memory they shared."""
         self._kept, self._pool = {}, None
+
+
+class Begun:
+    """A step that was begun: what it will say of each row, wherever the row has moved since."""
+
+    def __init__(self, logits: Tensor, count: int) -> None:
+        self._logits, self._places = logits, list(range(count))
+
+    @property
+    def count(self) -> int:
+        """Rows it was begun for and that are still alive; they are the first ones."""
+        return len(self._places)
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits ``(count, vocab)`` in the order of rows."""
+        if self._places == list(range(self.count)):
+            return self._logits[: self.count]
+        return self._logits[torch.tensor(self._places, device=self._logits.device)]
+
+    def free(self, row: int) -> None:
+        """Forget a row; the last one takes its place."""
+        last = self._places.pop()
+        if row < self.count:
+            self._places[row] = last
 
 
 class _Step:

@@ -19,7 +19,7 @@ from stockpot.bundle import Bundle
 from stockpot.generate.inputs import pad, seen_both_ways
 from stockpot.generate.live import Live
 from stockpot.generate.prefixes import LEAST, Held, Prefixes, shared_length
-from stockpot.generate.recorded import Recorder
+from stockpot.generate.recorded import Begun, Recorder
 from stockpot.generate.request import Chunk, DamagedModelError, TokenAlternatives, merged
 from stockpot.generate.rows import Rows
 from stockpot.generate.sampling import Filters, sample
@@ -88,6 +88,7 @@ class Scheduler:
         self._writing: list[Live] = []
         self._filters: Filters | None = None
         self._next: Tensor | None = None
+        self._begun: Begun | None = None
 
     @property
     def pending(self) -> int:
@@ -121,6 +122,7 @@ class Scheduler:
                     break
         for row, live in enumerate(self._writing):
             if live.number == number:
+                self._take_back()
                 self._free(row)
                 break
 
@@ -268,6 +270,9 @@ class Scheduler:
     def _write(self) -> list[Chunk]:
         """Write a token for every request under way, or several where that is all there is to do, in one call of the model."""
         writing = self._writing
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            return self._choose(begun.logits, writing[: begun.count], 0, self._filters_of(begun.count))
         guesses = [live.guess() for live in writing]
         if any(guesses):
             return self._write_ahead(_share(guesses, AHEAD_TOKENS))
@@ -277,14 +282,46 @@ class Scheduler:
             several = write_several(self._model, self._next, self._rows, writing, self._clock())
             if several is not None:
                 return self._accept_several(several)
-        if self._filters is None:
-            self._filters = Filters.of([live.sampling for live in writing], self._model.device)
         logits = self._recorder.step(self._next, self._rows)
         if logits is None:
             view = self._rows.view(0, len(writing))
             logits = self._model(self._next, cache=view, last=1).logits[:, -1]
         self._rows.grew(0, [1] * len(writing))
-        return self._choose(logits, writing, 0, self._filters)
+        return self._choose(logits, writing, 0, self._filters_of(len(writing)))
+
+    def _filters_of(self, count: int) -> Filters:
+        """Return the filters of the first requests under way, kept as long as these are all."""
+        if count == len(self._writing) and self._filters is not None:
+            return self._filters
+        found = Filters.of([live.sampling for live in self._writing[:count]], self._model.device)
+        if count == len(self._writing):
+            self._filters = found
+        return found
+
+    def _begin_next(self, drawn: Tensor) -> None:
+        """Begin to write behind ids just drawn for the first rows, which nobody has looked at yet.
+
+        A request that they end has been run once too often: its row is freed with one more token in it.
+        """
+        writing = self._writing
+        ends = [len(live.ids) + 1 >= live.limit for live in writing]
+        if not self._recorder.is_on or all(ends) or any(live.lookup is not None for live in writing):
+            return
+        others = [[live.ids[-1]] for live in writing[len(drawn) :]]
+        ids = drawn.unsqueeze(1)
+        if others:
+            ids = torch.cat([ids, torch.tensor(others, device=ids.device)])
+        logits = self._recorder.step(ids, self._rows)
+        if logits is not None:
+            self._rows.grew(0, [1] * len(writing))
+            self._begun = Begun(logits, len(writing))
+
+    def _take_back(self) -> None:
+        """Let the rows be as if no next step had been begun."""
+        if self._begun is not None:
+            for row in range(self._begun.count):
+                self._rows.set_length(row, self._rows.lengths[row] - 1)
+            self._begun = self._next = None
 
     def _accept_several(self, steps: list[list[int]]) -> list[Chunk]:
         """Hand each request the ids of some steps, in the order of steps, up to where it ends; take finished ones out."""
@@ -345,7 +382,11 @@ class Scheduler:
             if one.is_adjusted:
                 one.adjust(logits[row : row + 1])
         drawn = sample(logits, filters, [one.generator for one in live])
-        ids = drawn.tolist()
+        fetched = self._recorder.fetch(drawn)
+        if start == 0:
+            self._next = drawn.unsqueeze(1) if len(drawn) == len(self._writing) else None
+            self._begin_next(drawn)
+        ids = fetched()
         if reported is None:
             chunks = [one.accept(id) for one, id in zip(live, ids, strict=True)]
         else:
@@ -353,8 +394,6 @@ class Scheduler:
                 one.accept(id, *reported.of(row, id))
                 for row, (one, id) in enumerate(zip(live, ids, strict=True))
             ]
-        if start == 0:
-            self._next = drawn.unsqueeze(1)
         self._drop_ended(chunks, start)
         return chunks
 
@@ -381,6 +420,9 @@ class Scheduler:
             self._rows.copy(last, row)
             self._writing[row] = self._writing[last]
         self._writing.pop()
+        if self._begun is not None and row < self._begun.count:
+            self._begun.free(row)
+            self._begun = self._begun if self._begun.count else None
         if self._reading is not None and self._reading.members:
             self._rows.copy(self._rows.count - 1, last)
             members, done = self._reading.members, self._reading.done
