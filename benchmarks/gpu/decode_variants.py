@@ -1,6 +1,6 @@
 """Try ways of running a written token's layers on one GPU, and say which is right and how long each takes.
 
-    python benchmarks/gpu/decode_variants.py [--size 1.5b] [--rows 1 64] [--only WORD …] [--out FILE]
+    python benchmarks/gpu/decode_variants.py [--size 1.5b] [--rows 1 64] [--only WAY …] [--search] [--out FILE]
 
 A step of one token a row is recorded as a CUDA graph over random weights in bfloat16, 256 positions, and played. Each way's
 logits are compared with those of the same model in float32: it counts as right if it errs at most one and a half times as much as
@@ -8,14 +8,13 @@ torch's own operations in bfloat16. Reported: milliseconds, the share of the mem
 is attended to would take, and the longest kernels. On a CPU (``--device cpu --size tiny``, ``TRITON_INTERPRET=1`` for our
 kernels) nothing is recorded, and times mean nothing.
 
-Ways; for several rows only those with a star, and there with torch's usual products:
-    compiled *       what ``Engine(compiles=True)`` does today
-    own              a layer as five kernels of ``decode_kernels.py``, cut as a short search found best
-    own, early       and each is launched while the one before still runs
-    own attention *  that file's attention, between two halves of a layer that torch compiled
-    sums             attention written as sums, which torch's compiler makes kernels of
-    compiled, early  as today, with torch's own kernels launched early
-    own attention, tried products *  and torch tries out kernels for the products
+Ways; for several rows only those with a star:
+    compiled *             layers that torch compiles
+    own *                  ours (``stockpot.native.triton_token``): five kernels a layer; for several rows attention, between two
+                           halves of a layer that torch compiles
+    own, early             each kernel is launched while the one before still runs: what ``Engine`` does
+    own, cut …             products and attention cut in other ways (``--search``), one after the other, kept where faster
+    own, tried products *  and torch tries out kernels for the products
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from decoding import SIZES
@@ -35,18 +34,27 @@ from torch import Tensor
 
 from stockpot.device import describe
 from stockpot.generate.recorded import _Step
-from stockpot.model import attention, stack
+from stockpot.model import stack
 from stockpot.model.attention import View
 from stockpot.model.cache import KVCache, SlotCache
 from stockpot.model.config import decoder
+from stockpot.model.token_layers import Together, compiled_halves, token_layers
 from stockpot.model.transformer import Transformer
+from stockpot.native import triton_token
+from stockpot.native.triton_token import Choice
 from stockpot.stages.machines import MACHINES
 
 POSITIONS, HELD = 256, 190
 TURNS, PLAYS = 5, 10
-MOST_NUMBERS = 300  # of the matrix in a thread's registers, which are 255
 ALONE = {"coordinate_descent_tuning": True}
 Layer = Callable[[Any, Tensor, View, SlotCache], Tensor]
+
+
+class Way(NamedTuple):
+    """How the layers are run: by what stands for a compiled layer, or by what stands for our kernels."""
+
+    run: Layer | None = None
+    token_layers: Callable[..., Any] = lambda *_: None
 
 
 def main() -> None:
@@ -55,7 +63,8 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=SIZES, default="1.5b")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 64])
-    parser.add_argument("--only", nargs="+", help="ways whose names contain one of these words")
+    parser.add_argument("--only", nargs="+", choices=WAYS, help="these ways")
+    parser.add_argument("--search", action="store_true", help="for one row, cut products in other ways, too")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, help="a JSON file; what it holds already is not measured again")
     options = parser.parse_args()
@@ -75,8 +84,8 @@ def main() -> None:
     for rows in options.rows:
         bench: Bench | None = None
         for name, make in WAYS.items():
-            is_asked = not options.only or any(word in name for word in options.only)
-            if not is_asked or name not in (ALONE_WAYS if rows == 1 else MANY_WAYS):
+            ways = MANY_WAYS if rows > 1 else ("own, early",) if options.search else ALONE_WAYS
+            if name not in ways or (options.only and name not in options.only):
                 continue
             if not kept.lacks(size=options.size, rows=rows, way=name):
                 continue
@@ -93,6 +102,8 @@ def main() -> None:
             else:
                 kept.add(**found, seconds=time.perf_counter() - began)
             torch._dynamo.reset()
+        if options.search and rows == 1:
+            search(bench or Bench(model, rows, bandwidth), kept, options.size)
 
 
 class Bench:
@@ -130,9 +141,10 @@ class Bench:
         return float((logits.float() - self.exact).norm() / self.exact.norm())
 
     @torch.inference_mode()
-    def measure(self, run: Layer) -> dict[str, Any]:
-        """Record a step whose layers go through ``run``; check it and time it."""
-        before, stack._compiled_layer = stack._compiled_layer, lambda *, alone: run  # type: ignore[assignment]
+    def measure(self, way: Way, *, profiles: bool = True) -> dict[str, Any]:
+        """Record a step whose layers go that way; check it and time it."""
+        before = stack._compiled_layer, stack.token_layers
+        stack._compiled_layer, stack.token_layers = lambda *, alone: way.run, way.token_layers  # type: ignore[assignment]
         try:
             step = _Step(self.model, self.cache, self.rows, POSITIONS, compiles=True)
             if self.device.type != "cuda":
@@ -144,7 +156,7 @@ class Bench:
             self.rewind()
             step.record(torch.cuda.graph_pool_handle())
         finally:
-            stack._compiled_layer = before
+            stack._compiled_layer, stack.token_layers = before
         self.rewind()
         error = self.error(step.play(self.next).clone())
         times = []
@@ -152,7 +164,7 @@ class Bench:
             self.rewind()
             times.append(elapsed_ms(lambda: step.play(self.next), PLAYS))
         self.rewind()
-        kernels = longest_kernels(lambda: step.play(self.next))
+        kernels = longest_kernels(lambda: step.play(self.next)) if profiles else []
         return self.row(error, statistics.median(times[1:])) | {
             "spread": max(times[1:]) / min(times[1:]),
             "kernels": kernels,
@@ -179,132 +191,72 @@ class Bench:
 # --- ways ---
 
 
-def compiled(_: Bench, **options: Any) -> Layer:
+def compiled(_: Bench, **options: Any) -> Way:
     """Let torch compile a whole layer."""
-    return torch.compile(stack.run_layer, dynamic=False, options=options or None)
+    return Way(torch.compile(stack.run_layer, dynamic=False, options=options or None))
 
 
-def own(bench: Bench, *, early: bool) -> Layer:
-    """Run a layer in five kernels, cut as a search finds best."""
-    from decode_kernels import Choice, Layers, suits
+def own(
+    *, early: bool = True, choices: dict[str, Any] | None = None, **options: Any
+) -> Callable[[Bench], Way]:
+    """Run layers in our kernels, with other settings than theirs, or those of several rows with other options of torch's."""
 
-    layers = list(bench.model.decoder.layers)
-    if not suits(layers[0], bench.rows):
-        raise ValueError("our kernels do not know this kind of layer")
-    if bench.device.type != "cuda":
-        return Layers()
-    best: dict[str, Choice] = {}
-    tried = [Choice(outputs, warps) for outputs in (2, 4, 8, 16) for warps in (2, 4, 8)]
-    for name in ("qkv", "out", "up", "down"):
-        inputs = layers[0].ffn.down.in_features if name == "down" else layers[0].ffn.up.in_features
-        fits = [choice for choice in tried if choice.outputs * inputs / (32 * choice.warps) <= MOST_NUMBERS]
-        times = {choice: all_layers_ms(layers, name, choice, early=early) for choice in fits}
-        best[name] = min(times, key=times.__getitem__)
-        print(
-            {"product": name, "choice": best[name], "us_a_layer": 1e3 * times[best[name]] / len(layers)},
-            flush=True,
-        )
-    return Layers(best, early=early)
+    def make(_: Bench) -> Way:
+        def layers(config: Any, found: Any, x: Tensor) -> Any:
+            made = token_layers(config, found, x)
+            if made is None:
+                raise ValueError("our kernels do not know this kind of layer")
+            if isinstance(made, Together):
+                made.halves = compiled_halves(**options) if x.is_cuda else made.halves
+                return made
+            chosen = dict(choices or {})
+            triton_token.ALONE = chosen.pop("attention", ALONE_CUT)
+            made.early = made.early and early
+            made.choices = made.choices | {name: Choice(*cut) for name, cut in chosen.items()}
+            return made
 
+        return Way(token_layers=layers)
 
-def all_layers_ms(layers: list[Any], name: str, choice: Any, *, early: bool) -> float:
-    """Time one product of every layer, one after the other: together they are larger than the card's cache."""
-    from decode_kernels import Layers
-
-    run = Layers({name: choice}, early=early)
-    weights = {
-        "qkv": lambda layer: layer.attention.qkv.weight,
-        "out": lambda layer: layer.attention.out.weight,
-        "up": lambda layer: layer.ffn.up.weight,
-        "down": lambda layer: layer.ffn.down.weight,
-    }[name]
-    x = torch.randn(1, 1, weights(layers[0]).shape[1], dtype=torch.bfloat16, device="cuda")
-
-    def go() -> None:
-        for layer in layers:
-            norm = {"qkv": layer.attention_norm, "up": layer.ffn_norm}.get(name)
-            added = (
-                x[..., : weights(layer).shape[0]]
-                if name in ("out", "down") and x.shape[-1] >= weights(layer).shape[0]
-                else None
-            )
-            run.product(name, x, weights(layer), norm=norm, gated=name == "up", added=added)
-
-    go()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        go()
-    elapsed_ms(graph.replay, 2)
-    return elapsed_ms(graph.replay, 5)
+    return make
 
 
-def own_attention(bench: Bench, **options: Any) -> Layer:
-    """Put our attention between two halves of a layer that torch compiles."""
-    from decode_kernels import attend, suits
-
-    if not suits(bench.model.decoder.layers[0], bench.rows, attention_only=True):
-        raise ValueError("our attention does not know this kind of layer")
-    compiles = bench.device.type == "cuda"
-    before = torch.compile(first_half, dynamic=False, options=options or None) if compiles else first_half
-    after = torch.compile(second_half, dynamic=False, options=options or None) if compiles else second_half
-
-    def run(layer: Any, x: Tensor, view: View, store: SlotCache) -> Tensor:
-        return after(layer, x, attend(before(layer, x), layer, view, store))
-
-    return run
-
-
-def first_half(layer: Any, x: Tensor) -> Tensor:
-    return layer.attention.qkv(layer.attention_norm(x))
-
-
-def second_half(layer: Any, x: Tensor, mixed: Tensor) -> Tensor:
-    x = layer._join(x, layer.attention.out(mixed), layer.attention_post_norm)
-    return layer._join(x, layer.ffn(layer.ffn_norm(x)), layer.ffn_post_norm)
+def search(bench: Bench, kept: Kept, size: str) -> None:
+    """Cut one product after the other in other ways, and attention; keep a way that is faster."""
+    best: dict[str, Any] = {}
+    best_ms = float("inf")
+    for name, tried in CUTS.items():
+        for cut in tried:
+            way = f"own, cut {name} {' '.join(map(str, cut))}"
+            if not kept.lacks(size=size, rows=1, way=way):
+                continue
+            choices = best | {name: cut}
+            try:
+                found = bench.measure(own(choices=choices)(bench), profiles=False)
+            except Exception as error:  # noqa: BLE001 - a way that cannot run is a row of the table
+                kept.add(error=f"{type(error).__name__}: {error}"[-400:])
+                continue
+            kept.add(**found)
+            if found["is_right"] and found["ms"] < best_ms:
+                best, best_ms = choices, found["ms"]
+    print({"best": best, "ms": best_ms}, flush=True)
 
 
-def sums(bench: Bench) -> Layer:
-    """Write attention out, so that torch's compiler sees sums."""
-
-    def attend(
-        queries: Tensor, keys: Tensor, values: Tensor, view: View, *, scale: float, dropout: float = 0.0
-    ) -> Tensor:
-        rows, heads, _, width = queries.shape
-        queries = queries.view(rows, keys.shape[1], -1, 1, width).float() * scale
-        scores = (queries * keys[:, :, None].float()).sum(-1)  # (rows, kv_heads, group, keys)
-        if view.mask is not None:
-            scores = scores + view.mask.float()  # the same for all heads
-        weights = scores.softmax(-1)
-        return (
-            (weights[..., None] * values[:, :, None].float())
-            .sum(-2)
-            .view(rows, heads, 1, width)
-            .to(values.dtype)
-        )
-
-    def run(layer: Any, x: Tensor, view: View, store: SlotCache) -> Tensor:
-        before, attention.attend = attention.attend, attend
-        try:
-            return inner(layer, x, view, store)
-        finally:
-            attention.attend = before
-
-    inner: Layer = compiled(bench, **ALONE) if bench.device.type == "cuda" else stack.run_layer
-    return run
-
-
-WAYS: dict[str, Callable[[Bench], Layer]] = {
+ALONE_CUT = triton_token.ALONE
+WAYS: dict[str, Callable[[Bench], Way]] = {
     "compiled": lambda bench: compiled(bench, **(ALONE if bench.rows == 1 else {})),
-    "own": lambda bench: own(bench, early=False),
-    "own, early": lambda bench: own(bench, early=True),
-    "own attention": lambda bench: own_attention(bench, **(ALONE if bench.rows == 1 else {})),
-    "sums": sums,
-    "compiled, early": lambda bench: compiled(bench, **ALONE, **{"triton.enable_pdl": True}),
-    "own attention, tried products": lambda bench: own_attention(bench, max_autotune_gemm=True),
+    "own": own(early=False),
+    "own, early": own(),
+    "own, tried products": own(max_autotune_gemm=True),
 }
-ALONE_WAYS = tuple(WAYS)[:-1]
-MANY_WAYS = ("compiled", "own attention", "own attention, tried products")
+ALONE_WAYS = ("compiled", "own", "own, early")
+MANY_WAYS = ("compiled", "own", "own, tried products")
+CUTS: dict[str, tuple[tuple[int, int], ...]] = {
+    "qkv": ((8, 4), (4, 4), (16, 4), (4, 2), (8, 2)),
+    "up": ((2, 2), (1, 2), (4, 4), (4, 2), (2, 4)),
+    "down": ((2, 2), (4, 4), (1, 1), (4, 2)),
+    "out": ((8, 8), (4, 4), (2, 2), (8, 4)),
+    "attention": ((32, 4), (32, 8), (16, 4)),
+}
 
 
 # --- time ---

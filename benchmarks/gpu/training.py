@@ -7,7 +7,9 @@ PATHs are clones of github.com/karpathy/nanoGPT and nanochat. Every contestant i
 itself. All train a model of the size on random ids in bfloat16, compiled, with as many tokens a step in the same micro-batches
 (`SIZES`; half as many rows where they do not fit) and the optimizer each comes with. MFU counts operations as in Chowdhery et
 al. 2022, appendix B, for each contestant's own model, over the data sheet's dense bfloat16 peak; the measured peak of matrix
-products stands beside it. Reported: the median step after the first three, and the seconds until they had been taken.
+products stands beside it. Our models share keys among two heads, as `stockpot pretrain` makes them, so that ours have fewer
+weights: compare MFU, or ask for ``stockpot, as many weights``. Reported: the median step after the first ones, and the seconds
+until they had been taken. ``--profile``: also the kernels of one more step of ours, longest first.
 
 What FILE holds already is not measured again. ``--warm`` takes one step forth and back and measures nothing: torch keeps what it
 compiled, and the peers compile for minutes. ``--device cpu --sizes tiny`` runs the script, not more.
@@ -50,6 +52,7 @@ VOCABULARY = 50_304
 OURS: dict[str, dict[str, Any]] = {
     "stockpot, plain": {},
     "stockpot, narrow states": {"narrow": True},
+    "stockpot, as many weights": {"narrow": True, "shares_keys": False},
     "stockpot, narrow states, heads of 128": {"narrow": True, "head_dim": 128},
     "stockpot, narrow states, AdamW": {"narrow": True, "optimizer": "adamw"},
     "stockpot, narrow states, 8-bit products": {"narrow": True, "fp8": True},
@@ -57,7 +60,6 @@ OURS: dict[str, dict[str, Any]] = {
     "stockpot, packed documents, FlexAttention": {"documents": True, "flex": True},
     "stockpot, layers recomputed": {"recompute": True},
 }
-WARM, LEAST = 3, 5  # steps that do not count, and those that do at least
 PEERS = ("nanoGPT", "nanochat")
 
 
@@ -74,9 +76,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each contestant in a round")
+    parser.add_argument("--first", type=int, default=3, help="steps that do not count")
+    parser.add_argument("--least", type=int, default=5, help="steps that do, whatever they take")
     parser.add_argument("--rows", type=int, help="of a micro-batch; none: as the size says")
     parser.add_argument("--accumulate", type=int, help="micro-batches of a step; none: as the size says")
     parser.add_argument("--warm", action="store_true", help="compile only")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of a step of ours")
     parser.add_argument("--memory-share", type=float, help="of the card, that a contestant may take")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
@@ -162,14 +167,15 @@ def _measured(
         make = _nanogpt if name == "nanoGPT" else _nanochat
         step, flops = make(sizes, rows, count, options)
         taken = _timed(step, options)
-    first = began + sum(taken[:WARM])
+    counted = taken[options.first :]
+    first = began + sum(taken[: options.first])
     tokens = rows * count * sizes["context"]
     return {
         "rows": rows,
         "accumulate": count,
-        "steps": len(taken[WARM:]),
-        "tokens_per_s": tokens / statistics.median(taken[WARM:] or taken),
-        "spread": max(taken[WARM:] or taken) / min(taken[WARM:] or taken),
+        "steps": len(counted),
+        "tokens_per_s": tokens / statistics.median(counted or taken),
+        "spread": max(counted or taken) / min(counted or taken),
         "flops": flops,
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if is_card else None,
         "warm_s": first - began,
@@ -180,7 +186,8 @@ def _measured(
 def _are_enough(taken: list[float], options: argparse.Namespace) -> bool:
     if options.warm:
         return len(taken) >= 1
-    return sum(taken[WARM:]) >= options.seconds and len(taken) >= WARM + LEAST
+    counted = taken[options.first :]
+    return sum(counted) >= options.seconds and len(counted) >= options.least
 
 
 def _ours(  # noqa: PLR0913 - the settings of a contestant
@@ -194,31 +201,39 @@ def _ours(  # noqa: PLR0913 - the settings of a contestant
     recompute: bool = False,
     narrow: bool = False,
     head_dim: int | None = None,
+    shares_keys: bool = True,
     fp8: bool = False,
     optimizer: Literal["muon", "adamw"] = "muon",
 ) -> tuple[list[float], float]:
     device = torch.device(options.device)
     if head_dim is not None:
         sizes = sizes | {"heads": max(1, sizes["dim"] // head_dim)}
+    if not shares_keys:
+        sizes = sizes | {"kv_heads": sizes["heads"]}
     with device:
         model = Transformer(decoder(vocab_size=VOCABULARY, **sizes))
     context, taken = sizes["context"], []
     accumulate = 1 if options.warm else accumulate
 
-    def batches() -> Iterator[Batch]:
+    def endless() -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(0)
-        began = time.perf_counter()
+        while True:
+            ids = torch.randint(0, VOCABULARY, (rows, context + 1), generator=generator)
+            mask = None
+            if documents:  # about four in a row
+                ends = torch.rand((rows, context), generator=generator) < 4 / context
+                mask = ends.cumsum(1) + 1
+            yield Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), attention_mask=mask)
+
+    def batches() -> Iterator[Batch]:
+        source, began = endless(), time.perf_counter()
         while not _are_enough(taken, options):
-            for _ in range(accumulate):
-                ids = torch.randint(0, VOCABULARY, (rows, context + 1), generator=generator)
-                mask = None
-                if documents:  # about four in a row
-                    ends = torch.rand((rows, context), generator=generator) < 4 / context
-                    mask = ends.cumsum(1) + 1
-                yield Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), attention_mask=mask)
+            yield from itertools.islice(source, accumulate)
             synchronize(device)
             taken.append(time.perf_counter() - began)
             began = time.perf_counter()
+        if options.profile and device.type == "cuda":
+            yield from _profiled(source, accumulate)
 
     loop = LoopConfig(
         steps=10**6,
@@ -234,6 +249,16 @@ def _ours(  # noqa: PLR0913 - the settings of a contestant
     )
     fit(model, batches(), next_token_loss, loop)
     return taken, model.config.flops_per_token(context)
+
+
+def _profiled(step: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """Hand out the batches of one more step under the profiler's eyes, and print its kernels."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        yield from itertools.islice(step, count)
+        synchronize(torch.device("cuda"))
+    found = sorted(profile.key_averages(), key=lambda one: -one.self_device_time_total)
+    for one in found[:45]:
+        print(f"{one.self_device_time_total / 1e3:9.2f} ms {one.count:6} {one.key[:150]}", flush=True)
 
 
 def _timed(step: Callable[[], None], options: argparse.Namespace) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 
 from stockpot.generate.engine import Engine
 from stockpot.generate.recorded import Recorder, _Step
-from stockpot.generate.request import Sampling
+from stockpot.generate.request import Request, Sampling
 from stockpot.model import stack
 from stockpot.model.adapters import LoRA, attach, without_adapters
 from stockpot.model.config import decoder
@@ -93,3 +93,12 @@ def test_a_gpu_notices_new_weights_and_adapters(bundle):
     assert [one.ids for one in adapted] != [one.ids for one in before]
     with without_adapters(bundle.model):
         assert [one.ids for one in engine.generate(PROMPTS, sampling)] == [one.ids for one in before]
+
+
+@pytest.mark.gpu
+def test_a_gpu_reads_many_prompts_beside_what_it_writes(bundle):
+    engine = Engine(dataclasses.replace(bundle, model=model_of().cuda()), slots=64, prefix_mib=0)
+    for at in range(64):
+        engine.submit(Request([at + 5] * 64, Sampling(temperature=0, max_tokens=20, min_tokens=20)))
+    begun = {chunk.request for _ in range(2) for chunk in engine.step()}
+    assert len(begun) == 64  # twice 2,048 tokens, where a CPU would read four prompts a step

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from training import Part, settings
 
 from stockpot.model.adapters import LoRA, attach
@@ -75,15 +74,13 @@ def curves(group, parallel, device="cpu"):
 def main():
     torch.set_num_threads(1)
     optim.has_fast_bf16 = lambda device: False  # Muon's products in float32, too
-    device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
-    if device != "cpu":  # several processes on one card, which NCCL refuses
-        dist.init_process_group(f"cpu:gloo,{device}:gloo")
-    with joined(torch.device("cpu")) as group:
+    device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cpu")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    with joined(device) as group:
         found = curves(group, {"kind": "tensor", "layer_processes": 2}, device)
         if group.is_first:
             print(json.dumps(found))
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @pytest.mark.distributed
@@ -99,7 +96,9 @@ def test_layers_split_over_two_processes_learn_as_whole_ones(processes, monkeypa
 
 @pytest.mark.gpu
 @pytest.mark.distributed
-def test_layers_split_over_two_processes_on_one_card_learn_as_whole_ones_on_a_cpu(monkeypatch):
+# NCCL wants a card for each process, and gloo's gathering on one card ends in a crash (torch 2.11).
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+def test_layers_split_over_two_cards_learn_as_whole_ones_on_a_cpu(monkeypatch):
     told = told_by(2, "cuda")
     monkeypatch.setattr(optim, "has_fast_bf16", lambda device: False)
     for name, one in curves(Group(), {"kind": "tensor"}).items():

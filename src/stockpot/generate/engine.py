@@ -52,7 +52,8 @@ class Engine:
             ``slots`` completions take.
         read_tokens: prompt tokens read in one step; fewer, and a step ends sooner.
         clock: seconds, for ``timeout_s``.
-        compiles: on a GPU, let torch compile the step that writes: a quicker step, after half a minute at the first one.
+        compiles: on a GPU, let torch compile the step that writes several answers at once: a quicker step, after half a
+            minute at the first one. A single one goes through kernels of ours as it is, where these know the model.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class Recorder:
 
     Args:
         model: the model that writes.
-        compiles: let torch compile a layer's part in a step first: fewer, larger kernels, after half a minute of waiting.
+        compiles: let torch compile what our kernels leave to it first: fewer, larger kernels, after half a minute of waiting.
     """
 
     def __init__(self, model: Transformer, *, compiles: bool = False) -> None:
@@ -139,7 +139,7 @@ class _Step:
         self.cache = cache
         self._model, self._extent = model, extent
         self._part = cache.part(0, width)
-        self._part.compiles = compiles
+        self._part.is_recorded, self._part.compiles = True, compiles
         self._ids = torch.zeros(width, 1, dtype=torch.int64, device=model.device)
         self._real = torch.ones(width, 1, dtype=torch.bool, device=model.device)
         self._owned = width

@@ -54,9 +54,12 @@ class KVCache:
         is_even: whether all rows are known to have the same length, ``extent``.
         cross: per layer the memory's keys and values, written by the calls that bring a memory.
         memory_mask: which positions of the memory are real ``(batch, src)``; ``None``: all.
-        compiles: calls of one token a row go through layers that torch compiled (a decoder's, on a GPU).
+        is_recorded: calls of one token a row may be recorded, and go through our kernels for them where these know the model
+            (a decoder, on a GPU).
+        compiles: they may also go through layers that torch compiled.
     """
 
+    is_recorded = False
     compiles = False
     _numbers: Tensor | None = None
 
@@ -146,8 +149,11 @@ class KVCache:
 
     def _begin_ragged(self, seq: int, real: Tensor) -> CacheStep:
         """Plan for rows that gain different numbers of tokens; asks the device unless ``seq`` is 1."""
-        counts = real.sum(1)
         extent = self.extent + 1
+        if seq == 1 and extent <= self.capacity:  # a step of writing, where each kernel counts
+            slots = torch.where(real, self.lengths[:, None], self.capacity)
+            return CacheStep(seq, extent, slots=slots, counts=real[:, 0].to(self.lengths.dtype))
+        counts = real.sum(1)
         if seq > 1 or extent > self.capacity:
             extent = max(int((self.lengths + counts).max()), 1)
         self._check(extent)

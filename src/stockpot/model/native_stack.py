@@ -229,7 +229,7 @@ def _takes(cache: KVCache) -> bool:
     """Tell whether a cache is laid out as the kernels expect."""
     first = cache.keys[0]
     return (
-        not (cache.cross or cache.compiles)
+        not (cache.cross or cache.is_recorded)
         and _stored(first.dtype) is not None
         and first.device.type == "cpu"
         and first.stride(3) == 1

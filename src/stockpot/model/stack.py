@@ -33,6 +33,7 @@ from stockpot.model.positions import (
     rotary_table,
     sinusoidal_table,
 )
+from stockpot.model.token_layers import token_layers
 
 __all__ = ["Stack", "run_layer"]
 
@@ -121,6 +122,11 @@ class Stack(nn.Module):
                 if cache is not None and call.step is not None:
                     cache.end(call.step)
                 return read if self.norm is None else self.norm(read)
+        if cache is not None and cache.is_recorded and call.step is not None and call.step.slots is not None:
+            written = self._written(x, call, cache, call.step)
+            if written is not None:
+                cache.end(call.step)
+                return written if self.norm is None else self.norm(written)
         flex = self.flex and x.is_cuda and trace is None and cache is None and torch.is_grad_enabled()
         views = {
             window: self._blocks(call, window, x)
@@ -128,10 +134,6 @@ class Stack(nn.Module):
             else self._view(call, window, x)
             for window in dict.fromkeys(self.config.windows)
         }
-        if cache is not None and cache.compiles and call.step is not None and call.step.slots is not None:
-            x = self._through_compiled(x, views, cache, call.step)
-            cache.end(call.step)
-            return x if self.norm is None else self.norm(x)
         memory_view = View(mask=memory_mask)
         if trace is not None:
             trace.clear()
@@ -150,14 +152,23 @@ class Stack(nn.Module):
             cache.end(call.step)
         return x if self.norm is None else self.norm(x)
 
-    def _through_compiled(
-        self, x: Tensor, views: dict[int | None, View], cache: KVCache, step: CacheStep
-    ) -> Tensor:
-        """Run the layers in the form that torch compiled; what is hidden becomes a bias, once for all of them."""
+    def _written(self, x: Tensor, call: _Call, cache: KVCache, step: CacheStep) -> Tensor | None:
+        """Run the layers for a written token a row in our kernels, or as torch compiled them; None: neither."""
+        windows = self.config.windows
+        own = token_layers(self.config, self.layers, x) if cache.compiles or x.shape[0] == 1 else None
+        if own is not None and step.slots is not None:
+            angles = {window: self._rotary(call, window, x) for window in dict.fromkeys(windows)}
+            for index, window in enumerate(windows):
+                held = cache.keys[index], cache.values[index]
+                x = own.run(index, x, step.slots, *held, step.extent, angles[window])
+            return x
+        if not cache.compiles:
+            return None
         run = _compiled_layer(alone=x.shape[0] * x.shape[1] == 1)
-        biased = {window: view.as_bias(x.dtype) for window, view in views.items()}
+        # What is hidden becomes a bias once, not in every layer.
+        biased = {window: self._view(call, window, x).as_bias(x.dtype) for window in dict.fromkeys(windows)}
         for index, layer in enumerate(self.layers):
-            x = run(layer, x, biased[self.config.windows[index]], cache.slots(index, step))
+            x = run(layer, x, biased[windows[index]], cache.slots(index, step))
         return x
 
     def _call(

@@ -21,7 +21,7 @@ BLOCK = 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _slopes(wide, slope, out, width, block: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _slopes(wide, slope, out, width, block: tl.constexpr):  # type: ignore[no-untyped-def]
     start = tl.program_id(0).to(tl.int64) * width
     at = tl.program_id(1) * block + tl.arange(0, block)
     inside = at < width
