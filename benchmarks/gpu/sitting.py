@@ -83,7 +83,7 @@ def make_parts(packed: Path, out: Path, *, rehearses: bool) -> list[Part]:
         for file in (ROOT / "tests").rglob("test_*.py")
         if "mark.gpu" in file.read_text(encoding="utf-8")
     )
-    with_workers = ["-n", "6", "-v", "-p", "no:benchmark"] if not rehearses else ["--collect-only", "-q"]
+    with_workers = ["-n", "12", "-v", "-p", "no:benchmark"] if not rehearses else ["--collect-only", "-q"]
     decoding = [
         python,
         str(HERE / "decoding.py"),
@@ -96,21 +96,20 @@ def make_parts(packed: Path, out: Path, *, rehearses: bool) -> list[Part]:
     variants = [python, str(HERE / "decode_variants.py"), *place, "--out", str(out / "variants.json")]
     post = [python, str(HERE / "post_training.py"), *place, "--out", str(out / "post-training.json")]
     warm = [*training, "--warm", "--memory-share", "0.45"]
-    compiled = [middle, small]  # in this call; what is larger compiles for minutes
-    wide = "stockpot, narrow states, heads of 128"
+    compiled = [small, large]  # beside the tests
+    first = [*training, "--first", "2", "--seconds", "4"]
+    equal = ("stockpot, as many weights", *THREE)
     return [
         Part("compile nanoGPT", 200, [*warm, "--sizes", *compiled, "--names", "nanoGPT"], is_timed=False),
         Part("compile nanochat", 200, [*warm, "--sizes", *compiled, "--names", "nanochat"], is_timed=False),
         Part("tests", 270, [python, "-m", "pytest", "-m", "gpu", *with_workers, *tests], is_timed=False),
-        Part("training middle", 140, [*training, "--sizes", middle, "--names", THREE[0], wide, *THREE[1:]]),
-        Part("training large", 60, [*training, "--sizes", large, "--names", THREE[0]]),
-        Part("variants", 130, [*variants, "--size", large, "--rows", "1"]),
-        Part("training small", 150, [*training, "--sizes", small, "--names", THREE[0], wide, *THREE[1:]]),
-        Part("post", 130, [*post, "random-tiny" if rehearses else "random", "--steps", "8"]),
-        Part("decoding large", 70, [*decoding, "--sizes", large, "--compiled", "1"]),
-        Part("decoding small", 60, [*decoding, "--sizes", small, "--compiled", "1"]),
-        Part("variants of 64", 60, [*variants, "--size", large, "--rows", "64"]),
-        Part("training peers", 300, [*training, "--sizes", large, "--names", *THREE[1:]]),
+        Part("decoding large", 60, [*decoding, "--sizes", large, "--compiled", "1"]),
+        Part("decoding small", 40, [*decoding, "--sizes", small, "--compiled", "1"]),
+        Part("training small", 120, [*first, "--sizes", small, "--names", *equal]),
+        Part("training large", 150, [*first, "--least", "3", "--sizes", large, "--names", *THREE]),
+        Part("variants", 70, [*variants, "--size", large, "--rows", "1", "64", "--search"]),
+        Part("post", 100, [*post, "random-tiny" if rehearses else "random", "--steps", "6"]),
+        Part("training middle", 140, [*first, "--sizes", middle, "--rows", "64", "--names", *equal]),
         Part("decoding rest", 200, decoding if not rehearses else [*decoding, "--sizes", small]),
         Part(
             "training rest",

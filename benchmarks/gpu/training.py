@@ -43,7 +43,7 @@ from stockpot.train.losses import next_token_loss
 from stockpot.train.parallel import ParallelConfig
 
 SIZES: dict[str, dict[str, int]] = {
-    "1.5b": {"layers": 48, "dim": 1600, "heads": 25, "context": 1024, "rows": 8, "step_rows": 64},
+    "1.5b": {"layers": 48, "dim": 1600, "heads": 25, "context": 1024, "rows": 16, "step_rows": 128},
     "350m": {"layers": 24, "dim": 1024, "heads": 16, "context": 1024, "rows": 32, "step_rows": 128},
     "124m": {"layers": 12, "dim": 768, "heads": 12, "context": 1024, "rows": 64, "step_rows": 256},
     "tiny": {"layers": 2, "dim": 128, "heads": 2, "context": 64, "rows": 4, "step_rows": 4},
