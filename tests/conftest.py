@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -12,6 +13,10 @@ from jaxtyping import install_import_hook
 
 # Several threads only wait for each other on tensors this small. Processes that a test starts do the same.
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
+
+# Kernels for GPUs run in Triton's interpreter where there is no GPU; it asks when it is imported.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Before anything imports the model: pytest reads this file first.
 _checked = install_import_hook(["stockpot.model", "stockpot.generate.sampling"], "beartype.beartype")

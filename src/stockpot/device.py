@@ -16,6 +16,7 @@ import platform
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,6 +29,7 @@ __all__ = [
     "LARGE_BLOCK",
     "MANY_NUMBERS",
     "World",
+    "current",
     "describe",
     "give_back_freed_memory",
     "has_fast_bf16",
@@ -82,6 +84,11 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     elif device.type not in ("cpu", "mps"):
         raise ConfigError(f"device {name!r} is not supported.", "Use cpu, cuda, cuda:1 or mps.")
     return device
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a CUDA device the one where streams, recordings and kernels of ours go, which do not look where tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def has_fast_bf16(device: torch.device) -> bool:

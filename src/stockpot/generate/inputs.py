@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stockpot.bundle import Bundle
+from stockpot.device import current
 from stockpot.errors import GenerationError
 from stockpot.generate.request import Prompt
 
@@ -34,7 +35,8 @@ def reading_only(model: nn.Module) -> Iterator[None]:
     if was_training:
         model.eval()
     try:
-        with torch.inference_mode():
+        place = next((one.device for one in model.parameters()), torch.device("cpu"))
+        with torch.inference_mode(), current(place):
             yield
     finally:
         if was_training:

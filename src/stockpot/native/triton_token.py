@@ -190,6 +190,27 @@ def _joined(query, keys, values, seen, top, total, mixed):
 
 
 @triton.jit
+def _hand_in(
+    parts, arrived, to, unit, share, gathered, highest, whole, width: tl.constexpr, shares: tl.constexpr
+):
+    """Leave what one program of a head has found; the last one joins what all have found."""
+    dim = tl.arange(0, width)
+    mine = parts + (unit * shares + share) * (width + 2)
+    tl.store(mine + dim, gathered)
+    tl.store(mine + width, highest)
+    tl.store(mine + width + 1, whole)
+    tl.debug_barrier()
+    if tl.atomic_add(arrived, 1) == shares - 1:
+        all_parts = parts + (unit * shares + tl.arange(0, shares)) * (width + 2)
+        tops = tl.load(all_parts + width, volatile=True)
+        share_of = tl.exp(tops - tl.max(tops, 0))
+        totals = tl.load(all_parts + width + 1, volatile=True) * share_of
+        joined = tl.load(all_parts[:, None] + dim[None, :], volatile=True) * share_of[:, None]
+        tl.store(to, (tl.sum(joined, 0) / tl.sum(totals, 0)).to(to.dtype.element_ty))
+        tl.store(arrived, 0)
+
+
+@triton.jit
 def _attention(
     flat,  # (rows, (heads + 2 * kv_heads) * width)
     q_gain,
@@ -236,24 +257,21 @@ def _attention(
         theirs = theirs + (tl.load(values + place + first * width, mask=seen[:, None], other=0.0),)
     if early:
         gdc_wait()
-    same = (each * 0)[:, None] + dim[
-        None, :
-    ]  # each row of the tile reads all of it: no thread hands it to another
+    # Each row of the tile reads the whole head: no thread hands it to another.
+    same = (each * 0)[:, None] + dim[None, :]
     swapped = (each * 0)[:, None] + ((dim + width // 2) % width)[None, :]
     mine = flat + row * (heads + 2 * kv_heads) * width
     angle = angles + row * 2 * width
     query = _turned(mine + head * width, q_gain, angle, eps, same, swapped, width, normed, turns) * scale
-    key = _turned(
-        mine + (heads + kv_head) * width, k_gain, angle, eps, same, swapped, width, normed, turns
-    ).to(keys.dtype.element_ty)
-    value = tl.load(mine + (heads + kv_heads + kv_head) * width + same)
+    mine += (heads + kv_head) * width
+    key = _turned(mine, k_gain, angle, eps, same, swapped, width, normed, turns).to(keys.dtype.element_ty)
+    value = tl.load(mine + kv_heads * width + same)
     # The new position is the first row's of the first program; the others take it from their registers.
     is_first = each + share == 0
     if head % group == 0:
-        tl.store(keys + held + slot * width + same, key, mask=is_first[:, None])
-        tl.store(
-            values + held + slot * width + same, value.to(values.dtype.element_ty), mask=is_first[:, None]
-        )
+        new, here = held + slot * width + same, is_first[:, None]
+        tl.store(keys + new, key, mask=here)
+        tl.store(values + new, value.to(values.dtype.element_ty), mask=here)
     # Each row of the tile keeps its own softmax, and they are joined at the end.
     top = tl.where(is_first, tl.sum(query * key.to(tl.float32), 1), -1e30)
     total = tl.where(is_first, 1.0, 0.0)
@@ -277,20 +295,7 @@ def _attention(
     if shares == 1:
         tl.store(to, (gathered / whole).to(out.dtype.element_ty))
     else:
-        found = parts + (unit * shares + share) * (width + 2)
-        tl.store(found + dim, gathered)
-        tl.store(found + width, highest)
-        tl.store(found + width + 1, whole)
-        tl.debug_barrier()
-        if tl.atomic_add(arrived + unit, 1) == shares - 1:  # the last one joins what all have found
-            which = tl.arange(0, shares)
-            all_parts = parts + (unit * shares + which) * (width + 2)
-            tops = tl.load(all_parts + width, volatile=True)
-            share_of = tl.exp(tops - tl.max(tops, 0))
-            totals = tl.load(all_parts + width + 1, volatile=True) * share_of
-            joined = tl.load(all_parts[:, None] + dim[None, :], volatile=True) * share_of[:, None]
-            tl.store(to, (tl.sum(joined, 0) / tl.sum(totals, 0)).to(out.dtype.element_ty))
-            tl.store(arrived + unit, 0)
+        _hand_in(parts, arrived + unit, to, unit, share, gathered, highest, whole, width, shares)
 
 
 def multiply_normed(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stockpot.device import MANY_NUMBERS, keep_freed_memory, pick_dtype
+from stockpot.device import MANY_NUMBERS, current, keep_freed_memory, pick_dtype
 from stockpot.durable import discard, empty_room, fill_from
 from stockpot.errors import CheckpointError, DataError
 from stockpot.model.halves import are_fastest, multiplying
@@ -115,7 +115,7 @@ def fit(  # noqa: PLR0913 - the seam of docs/architecture.md
         newest = loop.group.from_first(run.latest_checkpoint)
         if newest is not None:
             loop.load(newest[1])
-    with StopWish() as wish:
+    with StopWish() as wish, current(loop.device):
         try:
             loop.train(wish)
         finally:
