@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 
 from stockpot.generate.engine import Engine
-from stockpot.generate.recorded import Recorder, _Step
+from stockpot.generate.recorded import PATIENCE, Recorder, _Step
 from stockpot.generate.request import Request, Sampling
 from stockpot.model import stack
 from stockpot.model.adapters import LoRA, attach, without_adapters
@@ -54,6 +55,19 @@ def test_a_step_equals_the_models(choices, compiles, monkeypatch):
             torch.testing.assert_close(found[row], alone, rtol=1e-5, atol=1e-5)
     assert (cache.lengths[3].item(), cache.lengths[:3].tolist()) == (kept[0], [5, 22, 4])
     assert torch.equal(cache.keys[0][3, :, :7], kept[1])  # somebody else's row
+
+
+def test_a_larger_recording_stands_in_for_a_while(bundle, monkeypatch):
+    recorder, cache, made = Recorder(bundle.model), bundle.model.new_cache(8, 90), []
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
+    monkeypatch.setattr(_Step, "record", lambda self, pool: made.append((self._part.batch, self._extent)))
+    find = partial(recorder._step_for, cache)
+    whole = find(8, 64)
+    assert [find(4, 32) for _ in range(PATIENCE)] == [whole] * PATIENCE
+    assert find(8, 80) is not whole  # too few positions
+    own = find(4, 32)
+    assert own is not whole and find(4, 32) is own and find(2, 32) is own  # the next larger one
+    assert made == [(8, 64), (8, 80), (4, 32)]
 
 
 def test_nothing_is_recorded_on_a_cpu(bundle):

@@ -2,7 +2,8 @@
 
 One token is hundreds of small kernels, and starting each from Python takes longer than running it. A recording starts
 all of them at once. It holds for a number of rows and of positions to look at, so both are rounded up: a row that nobody owns
-writes to its spare slot. What a step computes is the model's own forward pass; on a CPU nothing is recorded.
+writes to its spare slot. A recording costs some dozens of steps, so one for more rows or positions serves until it has stood in
+that often. What a step computes is the model's own forward pass; on a CPU nothing is recorded.
 
 The next step can be begun before anyone has looked at the ids that the last one gave, so that the card works while their text
 is made (:class:`Begun`).
@@ -12,6 +13,7 @@ Source: NVIDIA, CUDA C++ Programming Guide, "CUDA Graphs".
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ __all__ = ["Begun", "Recorder"]
 
 POSITIONS = 256  # a recording looks at a multiple of so many positions
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # numbers of rows that are recorded
+PATIENCE = 64  # steps for which a larger recording stands in for one that is not there
 
 
 class Recorder:
@@ -42,6 +45,7 @@ class Recorder:
             type(model) is Transformer and model.config.shape == "decoder" and model.device.type == "cuda"
         )
         self._kept: dict[tuple[int, int], _Step] = {}
+        self._missed: Counter[tuple[int, int]] = Counter()
         self._pool: Any = None
         self._fetched: Tensor | None = None
         self._belongs: tuple[object, ...] = ()
@@ -68,16 +72,24 @@ class Recorder:
         width = width if width <= cache.batch else count
         needed = max(rows.lengths[:count]) + 1
         extent = min(-(-needed // POSITIONS) * POSITIONS, cache.capacity)
-        step = self._kept.get((width, extent))
-        if step is None or step.cache is not cache:
-            if any(one.cache is not cache for one in self._kept.values()):
-                self._forget()
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            step = _Step(self._model, cache, width, extent, compiles=self._compiles)
-            step.record(self._pool)
-            self._kept[width, extent] = step
-        return step.play(ids)
+        if any(one.cache is not cache for one in self._kept.values()):
+            self._forget()
+        return self._step_for(cache, width, extent).play(ids)
+
+    def _step_for(self, cache: KVCache, width: int, extent: int) -> _Step:
+        """Find a recording for so many rows and positions, or make it."""
+        if (found := self._kept.get((width, extent))) is not None:
+            return found
+        larger = [one for one in self._kept if one[0] >= width and one[1] >= extent]
+        self._missed[width, extent] += 1
+        if larger and self._missed[width, extent] <= PATIENCE:
+            return self._kept[min(larger)]
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        step = _Step(self._model, cache, width, extent, compiles=self._compiles)
+        step.record(self._pool)
+        self._kept[width, extent] = step
+        return step
 
     def fetch(self, ids: Tensor) -> Callable[[], list[int]]:
         """Begin to bring ids ``(rows,)`` from the device; the call of what is returned waits for them, and for nothing later.
@@ -102,7 +114,7 @@ class Recorder:
 
     def _forget(self) -> None:
         """Drop all recordings, and with the last of them the memory they shared."""
-        self._kept, self._pool = {}, None
+        self._kept, self._pool, self._missed = {}, None, Counter()
 
 
 class Begun:
