@@ -123,7 +123,9 @@ class Bench:
             self.cache = self.read(model, ids[:, :-1])
             plain = _Step(model, self.cache, rows, POSITIONS, compiles=False)
             plain.put(self.next)
+            ours, stack.token_layers = stack.token_layers, lambda *_: None
             self.plain_error = self.error(plain.run())
+            stack.token_layers = ours
         weights = 2 * model.config.parameters()
         part = model.config.main
         kept = 2 * 2 * part.layers * part.key_heads * part.head_width * (HELD + 1)

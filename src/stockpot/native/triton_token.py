@@ -67,10 +67,8 @@ class TokenLayer(NamedTuple):
 CHOICES = {"qkv": Choice(8, 4), "out": Choice(8, 8), "up": Choice(2, 2), "down": Choice(2, 2)}
 CHUNK = 256  # inputs that a warp reads with one instruction
 MOST_NUMBERS = 256  # of a matrix that stand in a thread's registers
-ALONE, TOGETHER = (
-    (32, 4),
-    (64, 8),
-)  # positions that a program of attention looks at with one instruction, and its warps
+# Positions that a program of attention looks at with one instruction, and its warps: for one row, and for several.
+ALONE, TOGETHER = (32, 4), (64, 8)
 MOST_POSITIONS = 256  # of a program, whose keys and values are read before the wait
 MOST_PARTS = 16  # programs that share a head
 
