@@ -26,9 +26,8 @@ from stockpot.generate.request import Chunk, Request
 __all__ = ["Event", "Job", "Worker"]
 
 Result = TypeVar("Result")
-READ_TOKENS = (
-    512  # of prompts in a step, so that a step ends within the second in which a client that left is noticed
-)
+# Of prompts in a step on a CPU, so that a step ends within the second in which a client that left is noticed.
+READ_TOKENS = 512
 log = logging.getLogger("stockpot.serve")
 
 
@@ -88,15 +87,18 @@ class Worker:
         self, *, slots: int, prefix_mib: int, cache_mib: int, post: Callable[[Sequence[Event]], None]
     ) -> None:
         self._slots, self._post = slots, post
-        self._engine = partial(
-            Engine, slots=slots, prefix_mib=prefix_mib, cache_mib=cache_mib, read_tokens=READ_TOKENS
-        )
+        self._engine = partial(Engine, slots=slots, prefix_mib=prefix_mib, cache_mib=cache_mib)
         self._benches: dict[str, _Bench] = {}
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._calls: deque[Callable[[], None]] = deque()
         self._events: list[Event] = []
         self._is_stopped = False
         self._thread = threading.Thread(target=self._work, name="stockpot-engine", daemon=True)
+
+    def _new_engine(self, bundle: Bundle) -> Engine:
+        if bundle.model.device.type == "cuda":
+            return self._engine(bundle)
+        return self._engine(bundle, read_tokens=READ_TOKENS)
 
     # --- for other threads ---
 
@@ -180,7 +182,7 @@ class Worker:
 
     def _take_on(self, name: str, bundle: Bundle) -> None:
         self._give_up(name)
-        self._benches[name] = _Bench(bundle, self._engine(bundle))
+        self._benches[name] = _Bench(bundle, self._new_engine(bundle))
 
     def _give_up(self, name: str) -> None:
         bench = self._benches.pop(name, None)
@@ -223,7 +225,7 @@ class Worker:
             log.exception("A step failed; its answers end, and the model gets a new engine.")
             self._events += [(job, error) for job in bench.live.values()]
             bench.live.clear()
-            bench.engine = self._engine(bench.bundle)
+            bench.engine = self._new_engine(bench.bundle)
             return
         for chunk in chunks:
             job = bench.live.get(chunk.request)
