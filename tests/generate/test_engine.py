@@ -525,6 +525,14 @@ def test_nothing_is_drawn_from_what_are_no_numbers(make_bundle, shape, choices):
         Engine(broken).generate(["the cat"], Sampling(max_tokens=4, **choices))
 
 
+@pytest.mark.parametrize("shape", ["decoder", "encoder_decoder"])
+def test_a_score_that_is_no_number_is_told(make_bundle, shape):
+    broken = make_bundle(shape)
+    broken.model.decoder.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(GenerationError, match="no numbers"):
+        Engine(broken).score([("the cat", " sat")])
+
+
 def test_a_vector_that_is_not_finite_is_told(make_bundle):
     broken = make_bundle("encoder")
     broken.model.encoder.norm.weight.data.fill_(float("inf"))

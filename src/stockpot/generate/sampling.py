@@ -37,6 +37,8 @@ NEVER = float("-inf")
 NUCLEUS_GUESS = 256  # nearly every nucleus is smaller, and sorting a whole large vocabulary costs more
 SMALL = 8192  # logits of a vocabulary that is sorted as a whole on a CPU
 
+LEAST_TEMPERATURE = 1e-37  # below, a float32 is 0
+
 _PLAIN = Sampling()  # stands for a greedy row, whose filters are of no account
 
 Logits = Float[Tensor, "batch vocab"]
@@ -70,7 +72,7 @@ class Filters:
         return cls(
             greedy=column([float(one.is_greedy) for one in settings], 0.0, torch.bool),
             all_greedy=False,
-            temperature=column([one.temperature for one in drawn], 1.0),
+            temperature=column([max(one.temperature, LEAST_TEMPERATURE) for one in drawn], 1.0),
             top_k=column([float(one.top_k or 0) for one in drawn], 0.0, torch.int64),
             largest_k=max(one.top_k or 0 for one in drawn),
             top_p=column([1.0 if one.top_p is None else one.top_p for one in drawn], 1.0),

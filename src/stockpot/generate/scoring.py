@@ -6,6 +6,7 @@ are natural logarithms in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,7 +16,7 @@ from stockpot.errors import GenerationError
 from stockpot.generate.inputs import batches_by_length, completion_ids, pad, prompt_ids
 from stockpot.generate.likelihood import Encoded, Judged, judge_completions, run_decoder
 from stockpot.generate.prefixes import Prefixes
-from stockpot.generate.request import Fill, Prompt, Score
+from stockpot.generate.request import DamagedModelError, Fill, Prompt, Score
 
 __all__ = ["fill_gaps", "score_pairs"]
 
@@ -34,6 +35,8 @@ def score_pairs(
     is_seq2seq = bundle.model.config.encoder is not None
     runs = _run_seq2seq(bundle, different) if is_seq2seq else run_decoder(bundle, different, prefixes)
     for found in runs:
+        if any(math.isnan(log_prob) for log_prob, _ in found.values()):
+            raise DamagedModelError
         judged.update(found)
     return [
         Score(

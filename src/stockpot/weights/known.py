@@ -211,6 +211,7 @@ class _FailedError(Exception):
 
 
 def _from_hub(known: Known, folder: Path) -> None:
+    import http.client
     import urllib.error
     import urllib.request
 
@@ -221,7 +222,7 @@ def _from_hub(known: Known, folder: Path) -> None:
                 _keep(known, name, answer, folder)
         except urllib.error.HTTPError as error:
             raise _FailedError(f"{name}: the server answers {error.code}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise _FailedError(f"it cannot be reached ({str(reason) or type(error).__name__})") from None
 
