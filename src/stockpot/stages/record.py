@@ -7,6 +7,7 @@ read: the run's files, the model as it is, and the first validation batch.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -202,4 +203,5 @@ def _lines(run: Run, bundle: Bundle, config: Settings, metric: str, unit: str) -
     if samples:
         yield f"\n## What it writes ({samples[-1].stem.replace('-', ' ')})\n\n```text"
         yield samples[-1].read_text(encoding="utf-8").rstrip() + "\n```"
-    yield f"\n## Again\n\n```bash\nstockpot {manifest['stage']} --recipe {run.path / 'recipe.toml'} --out runs/again\n```"
+    again = shlex.join(["stockpot", manifest["stage"], "--recipe", str(run.path / "recipe.toml")])
+    yield f"\n## Again\n\n```bash\n{again} --out runs/again\n```"

@@ -6,6 +6,7 @@ Every figure comes from a run's own files; nothing is measured here.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -146,21 +147,26 @@ def _stages(
     results["evaluate"] = f"{asked} questions to each of {len(reports)} models"
     if "ledger" in state:
         results["ledger"] = "the same questions with one ingredient more in each line"
-    commands = {
-        "tokenizer": f"stockpot train-tokenizer --recipe {folder / 'recipe.toml'} --out NEW",
-        "rank": f"stockpot rank {folder / 'sft'} --recipe {folder / 'recipe.toml'} --out NEW",
-        "contest": f"stockpot cook --recipe {folder / 'recipe.toml'} --out NEW",
-        "ladder": f"stockpot cook --recipe {folder / 'recipe.toml'} --out NEW",
-        "ledger": f"stockpot ledger {folder} --out NEW",
-        "evaluate": f"stockpot eval {' '.join(str(folder / one) for one in runs if one != 'reward')}",
+    recipe: list[Path | str] = ["--recipe", folder / "recipe.toml"]
+    new = ["--out", "NEW"]
+    words: dict[str, list[Path | str]] = {
+        "tokenizer": ["train-tokenizer", *recipe, *new],
+        "rank": ["rank", folder / "sft", *recipe, *new],
+        "contest": ["cook", *recipe, *new],
+        "ladder": ["cook", *recipe, *new],
+        "ledger": ["ledger", folder, *new],
+        "evaluate": ["eval", *(folder / one for one in runs if one != "reward")],
     }
     return [
         {
             "name": name,
             "seconds": state[name]["seconds"],
             "result": result,
-            "command": commands.get(
-                name, f"stockpot {name} --recipe {folder / name / 'recipe.toml'} --out NEW"
+            "command": shlex.join(
+                map(
+                    str,
+                    ["stockpot", *words.get(name, [name, "--recipe", folder / name / "recipe.toml", *new])],
+                )
             ),
         }
         for name, result in results.items()
