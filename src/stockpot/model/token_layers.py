@@ -123,11 +123,11 @@ def _runs(x: Tensor) -> bool:
 
 @functools.cache
 def _computes_rightly(device: torch.device) -> bool:
-    from stockpot.native.triton_token import Choice, multiply_added
-
     numbers = torch.arange(96, device=device)  # small enough that every sum of them is exact
     x, weight = (numbers[:32] % 2).bfloat16().view(1, 1, 32), (numbers % 4).bfloat16().view(3, 32)
     try:
+        from stockpot.native.triton_token import Choice, multiply_added  # older Tritons lack what it imports
+
         found = multiply_added(x, weight, x[..., :3], Choice(2, 2))
     except Exception:  # noqa: BLE001 - whatever Triton cannot do here, torch can
         return False
