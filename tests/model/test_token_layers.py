@@ -11,6 +11,7 @@ import torch
 
 from stockpot.generate.recorded import _Step
 from stockpot.model.adapters import LoRA, attach
+from stockpot.model.cache import SlotCache
 from stockpot.model.config import decoder
 from stockpot.model.token_layers import is_known, token_layers
 from stockpot.model.transformer import Transformer
@@ -126,7 +127,7 @@ def test_layers_are_computed(choices, rows, interpreted, unchecked):
     ],
 )
 def test_attention_sees_every_position_up_to_its_own(rows, heads, kv_heads, slot, window, interpreted):
-    from stockpot.native.triton_token import Held, TokenLayer, attend
+    from stockpot.native.triton_token import TokenLayer, attend
 
     generator = torch.Generator().manual_seed(0)
     room, width, none = slot + 40, 16, torch.zeros(1)
@@ -138,7 +139,9 @@ def test_attention_sees_every_position_up_to_its_own(rows, heads, kv_heads, slot
     shape = {"heads": heads, "kv_heads": kv_heads, "scale": 0.25, "window": window, "eps": (0.0, 0.0)}
     unused = dict.fromkeys(("qkv", "out", "up", "down", "first_gain", "second_gain"), none)
     layer = TokenLayer(**unused, **shape, q_gain=None, k_gain=None)
-    found = attend(flat, layer, Held(slots, keys, values, room, None)).float()
+    found = attend(
+        flat, layer, SlotCache(keys, values, torch.arange(rows)[:, None], slots, room), None
+    ).float()
     queries, new_keys, new_values = (
         flat.float().view(rows, -1, width).split([heads, kv_heads, kv_heads], dim=1)
     )

@@ -5,6 +5,7 @@ import torch
 
 from stockpot.errors import ConfigError
 from stockpot.model.transformer import Transformer
+from stockpot.stages import sizes
 from stockpot.stages.sizes import estimate, fit_budget, sized
 from stockpot.train.loop import LoopConfig
 
@@ -17,8 +18,8 @@ def test_parameters_are_counted_without_building(shape):
 
 
 def test_a_deeper_dial_is_a_larger_model():
-    sizes = [sized(depth, vocab_size=4096, context=256).parameters() for depth in (2, 4, 8, 16)]
-    assert sizes == sorted(sizes)
+    found = [sized(depth, vocab_size=4096, context=256).parameters() for depth in (2, 4, 8, 16)]
+    assert found == sorted(found)
 
 
 def test_an_estimate_adds_up():
@@ -50,3 +51,22 @@ def test_a_budget_of_nothing_is_refused():
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ConfigError):
         wrong()
+
+
+def test_a_measurement_lasts_until_a_processor_is_fast_and_is_too_short_to_compile_for(monkeypatch):
+    model, seen = sized(2, vocab_size=64, context=32), []
+
+    def counted(network, batches, loss_fn, config, progress):
+        taken = 0
+        for _ in batches:
+            taken += 1
+            now.append(now[-1] + 0.2)
+            progress({"tokens_per_s": 100.0 * taken})
+        seen.append((taken, config.steps))
+
+    now = [0.0]
+    monkeypatch.setattr(sizes, "fit", counted)
+    monkeypatch.setattr(sizes.time, "monotonic", lambda: now[-1])
+    speed = sizes.training_speed(model, loop=LoopConfig(steps=10**4), device=torch.device("cpu"))
+    assert seen == [(8, 500)]  # 1.5 s of steps that take 0.2 s; `fit` compiles on a GPU from 1,000 on
+    assert speed == pytest.approx(0.9 * 800)

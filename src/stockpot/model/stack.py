@@ -159,8 +159,7 @@ class Stack(nn.Module):
         if own is not None and step.slots is not None:
             angles = {window: self._rotary(call, window, x) for window in dict.fromkeys(windows)}
             for index, window in enumerate(windows):
-                held = cache.keys[index], cache.values[index]
-                x = own.run(index, x, step.slots, *held, step.extent, angles[window])
+                x = own.run(index, x, cache.slots(index, step), angles[window])
             return x
         if not cache.compiles:
             return None

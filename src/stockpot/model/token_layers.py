@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stockpot.model.cache import SlotCache
 from stockpot.model.layers import HAS_TRITON, Block
 from stockpot.model.linear import Linear
 from stockpot.model.norms import RMSNorm
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from stockpot.native.triton_token import TokenLayer, TokenLayers
 
 __all__ = ["Together", "token_layers"]
+
+Halves = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 
 LARGEST = 12_288  # inputs of a product of one row
 EARLY = (9, 0)  # compute capability from which a kernel can be launched while the one before runs
@@ -37,9 +40,7 @@ def token_layers(config: StackConfig, layers: nn.ModuleList, x: Tensor) -> Token
 
     found = [told(layer, window) for layer, window in zip(layers, config.windows, strict=True)]
     if x.shape[0] > 1:
-        together = Together(layers, found)
-        together.halves = compiled_halves() if x.is_cuda else together.halves
-        return together
+        return Together(layers, found, compiled_halves() if x.is_cuda else (_before, _after))
     is_early = x.is_cuda and torch.cuda.get_device_capability(x.device) >= EARLY
     return TokenLayers(found, early=is_early)
 
@@ -51,25 +52,15 @@ class Together:
         halves: what comes before attention, and what comes behind it.
     """
 
-    def __init__(self, layers: nn.ModuleList, found: Sequence[TokenLayer]) -> None:
-        self.layers, self.found, self.halves = layers, found, (_before, _after)
+    def __init__(self, layers: nn.ModuleList, found: Sequence[TokenLayer], halves: Halves) -> None:
+        self.layers, self.found, self.halves = layers, found, halves
 
-    def run(
-        self,
-        number: int,
-        x: Tensor,
-        slots: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        extent: int,
-        rotary: Tensor | None,
-    ) -> Tensor:
-        """Return the states ``(rows, 1, dim)`` after a layer; ``triton_token.Held`` says what the rest is."""
-        from stockpot.native.triton_token import Held, attend
+    def run(self, number: int, x: Tensor, store: SlotCache, rotary: Tensor | None) -> Tensor:
+        """Return the states ``(rows, 1, dim)`` after a layer."""
+        from stockpot.native.triton_token import attend
 
         before, after = self.halves
-        flat = before(self.layers[number], x)
-        mixed = attend(flat, self.found[number], Held(slots, keys, values, extent, rotary))
+        mixed = attend(before(self.layers[number], x), self.found[number], store, rotary)
         return after(self.layers[number], x, mixed)
 
 
@@ -85,7 +76,7 @@ def _after(layer: Any, x: Tensor, mixed: Tensor) -> Tensor:
 
 
 @functools.cache
-def compiled_halves(**options: bool) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+def compiled_halves(**options: bool) -> Halves:
     """Let torch compile what comes before and behind attention, once for all layers of a shape."""
     how: dict[str, Any] = {"dynamic": False, "options": options or None}
     return torch.compile(_before, **how), torch.compile(_after, **how)

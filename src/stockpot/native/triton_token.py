@@ -18,7 +18,7 @@ Dao et al. 2023, "Flash-Decoding for long-context inference".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import triton
@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-__all__ = ["CHOICES", "Choice", "Held", "TokenLayer", "TokenLayers", "attend"]
+__all__ = ["CHOICES", "Choice", "Store", "TokenLayer", "TokenLayers", "attend"]
 
 
 class Choice(NamedTuple):
@@ -137,12 +137,10 @@ def _added(
     total = tl.zeros((rows, chunk), dtype=tl.float32)
     for start in tl.static_range(0, inputs, chunk):
         inside = (row < outputs)[:, None] & (start + at < inputs)[None, :]
-        same = (row * 0)[:, None] + (start + at)[
-            None, :
-        ]  # each row reads all of it: no thread hands it to another
-        total += matrix[start // chunk].to(tl.float32) * tl.load(x + same, mask=inside, other=0.0).to(
-            tl.float32
-        )
+        # Each row reads all of the vector: no thread hands it to another.
+        same = (row * 0)[:, None] + (start + at)[None, :]
+        vector = tl.load(x + same, mask=inside, other=0.0).to(tl.float32)
+        total += matrix[start // chunk].to(tl.float32) * vector
     result = tl.sum(total, 1) + tl.load(added + row, mask=row < outputs, other=0.0).to(tl.float32)
     tl.store(out + row, result.to(out.dtype.element_ty), mask=row < outputs)
 
@@ -345,24 +343,29 @@ def multiply_added(
     return out
 
 
-class Held(NamedTuple):
-    """What attention looks at.
+class Store(Protocol):
+    """A layer's part of a cache, and where the new positions go in it (``stockpot.model.cache.SlotCache``)."""
 
-    Attributes:
-        slots: where the new positions go ``(rows, 1)``.
-        keys, values: the cache ``(rows, kv_heads, room, head_dim)``.
-        extent: so many slots are looked at, from the first.
-        rotary: angles of the new positions ``(rows, 1, 1, 2 * head_dim)``, or None.
-    """
+    @property
+    def slots(self) -> Tensor:
+        """Where they go ``(rows, 1)``."""
 
-    slots: Tensor
-    keys: Tensor
-    values: Tensor
-    extent: int
-    rotary: Tensor | None = None
+    @property
+    def keys(self) -> Tensor:
+        """``(rows, kv_heads, room, head_dim)``."""
+
+    @property
+    def values(self) -> Tensor:
+        """As keys."""
+
+    @property
+    def extent(self) -> int:
+        """So many slots are looked at, from the first."""
 
 
-def attend(flat: Tensor, layer: TokenLayer, held: Held, *, early: bool = False) -> Tensor:
+def attend(
+    flat: Tensor, layer: TokenLayer, store: Store, rotary: Tensor | None, *, early: bool = False
+) -> Tensor:
     """Turn ``(rows, 1, (heads + 2 * kv_heads) * head_dim)`` into what was gathered ``(rows, 1, heads * head_dim)``.
 
     Keys and values of the new position are stored on the way. Every position up to it is seen, or those of the window.
@@ -370,11 +373,12 @@ def attend(flat: Tensor, layer: TokenLayer, held: Held, *, early: bool = False) 
     Args:
         flat: queries, keys and values of one new position a row.
         layer: what attention has to know.
-        held: what earlier positions left, and where the new ones go.
+        store: what earlier positions left, and where the new ones go.
+        rotary: angles of the new positions ``(rows, 1, 1, 2 * head_dim)``, or None.
         early: launch while the kernel before still runs.
     """
-    rows, heads, width = flat.shape[0], layer.heads, held.keys.shape[3]
-    extent = min(held.extent, held.keys.shape[2] - 1)
+    rows, heads, width = flat.shape[0], layer.heads, store.keys.shape[3]
+    extent = min(store.extent, store.keys.shape[2] - 1)
     tile, warps = ALONE if rows == 1 else TOGETHER
     shares = min(MOST_PARTS, max(1, 1024 // (rows * heads)), triton.cdiv(extent, MOST_POSITIONS))
     shares = 1 << (shares.bit_length() - 1)
@@ -382,11 +386,11 @@ def attend(flat: Tensor, layer: TokenLayer, held: Held, *, early: bool = False) 
     out = flat.new_empty((rows, 1, heads * width))
     gains = (flat, flat) if layer.q_gain is None or layer.k_gain is None else (layer.q_gain, layer.k_gain)
     _attention[(rows * heads, shares)](
-        flat, *gains, flat if held.rotary is None else held.rotary, held.slots, held.keys, held.values,
-        parts, arrived, out, layer.scale, layer.eps[1], held.keys.shape[2], extent,
+        flat, *gains, flat if rotary is None else rotary, store.slots, store.keys, store.values,
+        parts, arrived, out, layer.scale, layer.eps[1], store.keys.shape[2], extent,
         heads=heads, kv_heads=layer.kv_heads, width=width, tile=tile,
         tiles=min(MOST_POSITIONS // tile, triton.cdiv(extent, tile * shares)), shares=shares,
-        window=layer.window, normed=layer.q_gain is not None, turns=held.rotary is not None, early=early,
+        window=layer.window, normed=layer.q_gain is not None, turns=rotary is not None, early=early,
         num_warps=warps * max(1, width // 64), **_launched(early),
     )  # fmt: skip
     return out
@@ -406,22 +410,12 @@ class TokenLayers:
     def __init__(self, layers: Sequence[TokenLayer], *, early: bool = True) -> None:
         self.layers, self.early, self.choices = list(layers), early, dict(CHOICES)
 
-    def run(
-        self,
-        number: int,
-        x: Tensor,
-        slots: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        extent: int,
-        rotary: Tensor | None,
-    ) -> Tensor:
-        """Return the states ``(1, 1, dim)`` after a layer; :class:`Held` says what the rest is."""
+    def run(self, number: int, x: Tensor, store: Store, rotary: Tensor | None) -> Tensor:
+        """Return the states ``(1, 1, dim)`` after a layer."""
         layer, cut, early = self.layers[number], self.choices, self.early
-        held = Held(slots, keys, values, extent, rotary)
         how: dict[str, Any] = {"eps": layer.eps[0], "early": early}
         flat = multiply_normed(x, layer.first_gain, layer.qkv, cut["qkv"], is_first=number == 0, **how)
-        mixed = attend(flat, layer, held, early=early)
+        mixed = attend(flat, layer, store, rotary, early=early)
         x = multiply_added(mixed, layer.out, x, cut["out"], early=early)
         wide = multiply_normed(x, layer.second_gain, layer.up, cut["up"], gated=True, **how)
         return multiply_added(wide, layer.down, x, cut["down"], early=early)

@@ -7,7 +7,6 @@ read: the run's files, the model as it is, and the first validation batch.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from stockpot.generate.engine import Engine
 from stockpot.generate.inputs import reading_only
 from stockpot.generate.request import Sampling
 from stockpot.model.adapters import writer_of
+from stockpot.origin import as_typed
 from stockpot.run import Run
 from stockpot.stages.assemble import Progress
 from stockpot.stages.report import curve_chart
@@ -203,5 +203,5 @@ def _lines(run: Run, bundle: Bundle, config: Settings, metric: str, unit: str) -
     if samples:
         yield f"\n## What it writes ({samples[-1].stem.replace('-', ' ')})\n\n```text"
         yield samples[-1].read_text(encoding="utf-8").rstrip() + "\n```"
-    again = shlex.join(["stockpot", manifest["stage"], "--recipe", str(run.path / "recipe.toml")])
+    again = as_typed("stockpot", manifest["stage"], "--recipe", run.path / "recipe.toml")
     yield f"\n## Again\n\n```bash\n{again} --out runs/again\n```"

@@ -43,6 +43,7 @@ DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 SUSTAINED = 0.9  # of the best of a few steps: a run of minutes validates, saves and is disturbed
 # Of a measurement, at least so many steps and so many seconds: a processor that stood idle takes its time to be fast.
 MEASURED_STEPS, MEASURED_S = 5, 1.5
+MOST_STEPS = 500  # and at most so many: a GPU compiles for more, which is no measurement
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def training_speed(
                 return
             yield batch
 
-    short = loop.model_copy(update={"steps": 10**6, "batch_tokens": ids.numel(), "log_every": 1})
+    short = loop.model_copy(update={"steps": MOST_STEPS, "batch_tokens": ids.numel(), "log_every": 1})
     events: list[dict[str, Any]] = []
     fit(network, some(), loss_fn, short, progress=events.append)
     # The first step pays for set-up.

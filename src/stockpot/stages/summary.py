@@ -6,7 +6,6 @@ Every figure comes from a run's own files; nothing is measured here.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from stockpot import origin
 from stockpot.judge.harness import Report, Row, compare
+from stockpot.origin import as_typed
 from stockpot.run import Run
 from stockpot.stages.contest import Contest
 from stockpot.stages.ledger_book import Ledger
@@ -162,11 +162,8 @@ def _stages(
             "name": name,
             "seconds": state[name]["seconds"],
             "result": result,
-            "command": shlex.join(
-                map(
-                    str,
-                    ["stockpot", *words.get(name, [name, "--recipe", folder / name / "recipe.toml", *new])],
-                )
+            "command": as_typed(
+                "stockpot", *words.get(name, [name, "--recipe", folder / name / "recipe.toml", *new])
             ),
         }
         for name, result in results.items()
