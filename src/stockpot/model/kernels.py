@@ -8,6 +8,7 @@ by the callers.
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["LONGEST", "attend_in_blocks", "trains_here"]
+__all__ = ["HAS_TRITON", "LONGEST", "attend_in_blocks", "trains_here", "trains_on_gpu"]
+
+HAS_TRITON = find_spec("triton") is not None  # torch's CUDA builds bring it, except on Windows
 
 BLOCK = 128  # queries at a time: with causal attention, keys after a block are never looked at
 LONGEST = (
@@ -34,6 +37,11 @@ def trains_here(x: Tensor) -> bool:
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
     )
+
+
+def trains_on_gpu(x: Tensor) -> bool:
+    """Tell whether our Triton kernels for training pay: a gradient may be asked for, on a GPU."""
+    return HAS_TRITON and x.is_cuda and torch.is_grad_enabled()
 
 
 def attend_in_blocks(

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from stockpot.model.attention import CrossAttention, SelfAttention, Trace, View
 from stockpot.model.cache import LayerCache, SlotCache
 from stockpot.model.config import StackConfig
 from stockpot.model.elementwise import swiglu
-from stockpot.model.kernels import trains_here
+from stockpot.model.kernels import trains_here, trains_on_gpu
 from stockpot.model.linear import Linear
 from stockpot.model.norms import LayerNorm, RMSNorm, make_norm
 
@@ -55,13 +53,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-HAS_TRITON = find_spec("triton") is not None  # torch's CUDA builds bring it, except on Windows
-
-
-def _trains_on_gpu(x: Tensor) -> bool:
-    return HAS_TRITON and x.is_cuda and torch.is_grad_enabled()
-
-
 class FeedForward(nn.Module):
     """Widen, bend, narrow; gated kinds make gate and value in one product, gate first.
 
@@ -83,7 +74,7 @@ class FeedForward(nn.Module):
             wide = compiled.swiglu(wide) if compiled.suits(wide) else swiglu(wide)
         elif trains and self.activation is F.gelu and not self.is_gated and compiled.suits(wide):
             wide = compiled.gelu(wide)
-        elif self.is_gated and self.activation is F.silu and _trains_on_gpu(wide):
+        elif self.is_gated and self.activation is F.silu and trains_on_gpu(wide):
             from stockpot.native.triton_swiglu import swiglu as swiglu_on_gpu
 
             wide = swiglu_on_gpu(wide)

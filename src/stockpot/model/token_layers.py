@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stockpot.model.cache import SlotCache
-from stockpot.model.layers import HAS_TRITON, Block
+from stockpot.model.kernels import HAS_TRITON
+from stockpot.model.layers import Block
 from stockpot.model.linear import Linear
 from stockpot.model.norms import RMSNorm
 
