@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import jaxtyping
@@ -32,3 +33,10 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def interpreted() -> None:
+    """Let Triton's interpreter run our kernels for GPUs."""
+    if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton is not installed, or builds for a GPU")

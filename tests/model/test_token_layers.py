@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -70,13 +68,6 @@ def test_adapters_are_left_to_torch():
     model = model_of()
     attach(model, LoRA(rank=2))
     assert not is_known(model.decoder.config, model.decoder.layers, torch.bfloat16)
-
-
-@pytest.fixture
-def interpreted():
-    """Let Triton's interpreter run our kernels, as conftest.py asks it to."""
-    if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("Triton is not installed, or builds for a GPU")
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from stockpot.model.config import StackConfig
 from stockpot.model.elementwise import swiglu
 from stockpot.model.kernels import trains_here, trains_on_gpu
 from stockpot.model.linear import Linear
-from stockpot.model.norms import LayerNorm, RMSNorm, make_norm
+from stockpot.model.norms import LayerNorm, RMSNorm, joined, make_norm
 
 __all__ = ["ACTIVATIONS", "Block", "FeedForward"]
 
@@ -125,18 +125,19 @@ class Block(nn.Module):
             store: this layer's part of a cache.
             trace: receives the attention weights.
         """
-        entered = x if self.attention_norm is None else self.attention_norm(x)
+        x, entered = joined(x, None, self.attention_norm)
         gathered = self.attention(entered, view, store=store, seen=None if trace is None else trace.attention)
         if self.parallel:
             apart = entered if self.ffn_norm is None else self.ffn_norm(x)
             return x + self._drop(gathered + self.ffn(apart))
-        x = self._join(x, gathered, self.attention_post_norm)
+        following = self.ffn_norm if self.cross is None else self.cross_norm
+        x, entered = self._join(x, gathered, self.attention_post_norm, following)
         if self.cross is not None:
-            entered = x if self.cross_norm is None else self.cross_norm(x)
             heads = self._memory_heads(self.cross, memory, store)
             seen = None if trace is None else trace.cross
-            x = self._join(x, self.cross(entered, heads, memory_view, seen=seen), self.cross_post_norm)
-        return self._join(x, self.ffn(x if self.ffn_norm is None else self.ffn_norm(x)), self.ffn_post_norm)
+            gathered = self.cross(entered, heads, memory_view, seen=seen)
+            x, entered = self._join(x, gathered, self.cross_post_norm, self.ffn_norm)
+        return self._join(x, self.ffn(entered), self.ffn_post_norm, None)[0]
 
     def _memory_heads(
         self, cross: CrossAttention, memory: Tensor | None, store: LayerCache | SlotCache | None
@@ -150,13 +151,14 @@ class Block(nn.Module):
             store.remember(*heads)
         return heads
 
-    def _join(self, x: Tensor, change: Tensor, norm: nn.Module | None) -> Tensor:
-        """Add a sublayer's change to the stream, with the norm where it belongs."""
+    def _join(
+        self, x: Tensor, change: Tensor, own: nn.Module | None, following: nn.Module | None
+    ) -> tuple[Tensor, Tensor]:
+        """Add a sublayer's change to the stream, with its ``own`` norm where it belongs; also normalise the sum."""
         change = self._drop(change)
-        if norm is None:
-            return x + change
-        joined: Tensor = norm(x + change) if self.norms_sum else x + norm(change)
-        return joined
+        if own is not None and self.norms_sum:
+            return joined(own(x + change), None, following)
+        return joined(x, change if own is None else own(change), following)
 
     def _drop(self, change: Tensor) -> Tensor:
         return F.dropout(change, self.dropout, self.training) if self.dropout else change

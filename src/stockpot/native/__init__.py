@@ -1,4 +1,4 @@
-"""Kernels of our own, in C++, and some for GPUs in Triton (``triton_swiglu``: training, ``triton_token``: a written token).
+"""Kernels of our own: in C++, and in Triton for GPUs (``triton_swiglu``, ``triton_norms``: training, ``triton_token``: writing).
 
 ``calls``: products of whole numbers and a decoder's whole forward pass; ``encoding``: an encoder's; ``training``: what training
 does between its matrix products. Compiled on this machine on first use (``build``). What they compute is decided in ``model``,
