@@ -18,6 +18,7 @@ compiled, and the peers compile for minutes. ``--device cpu --sizes tiny`` runs 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import itertools
 import json
@@ -39,7 +40,7 @@ from stockpot.model.config import decoder
 from stockpot.model.transformer import Transformer
 from stockpot.stages.machines import MACHINES
 from stockpot.train.loop import LoopConfig, fit
-from stockpot.train.losses import next_token_loss
+from stockpot.train.losses import Loss, next_token_loss
 from stockpot.train.parallel import ParallelConfig
 
 SIZES: dict[str, dict[str, int]] = {
@@ -212,29 +213,8 @@ def _ours(  # noqa: PLR0913 - the settings of a contestant
         sizes = sizes | {"kv_heads": sizes["heads"]}
     with device:
         model = Transformer(decoder(vocab_size=VOCABULARY, **sizes))
-    context, taken = sizes["context"], []
+    context = sizes["context"]
     accumulate = 1 if options.warm else accumulate
-
-    def endless() -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(0)
-        while True:
-            ids = torch.randint(0, VOCABULARY, (rows, context + 1), generator=generator)
-            mask = None
-            if documents:  # about four in a row
-                ends = torch.rand((rows, context), generator=generator) < 4 / context
-                mask = ends.cumsum(1) + 1
-            yield Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), attention_mask=mask)
-
-    def batches() -> Iterator[Batch]:
-        source, began = endless(), time.perf_counter()
-        while not _are_enough(taken, options):
-            yield from itertools.islice(source, accumulate)
-            synchronize(device)
-            taken.append(time.perf_counter() - began)
-            began = time.perf_counter()
-        if options.profile and device.type == "cuda":
-            yield from _profiled(source, accumulate)
-
     loop = LoopConfig(
         steps=10**6,
         batch_tokens=rows * context * accumulate,
@@ -247,16 +227,77 @@ def _ours(  # noqa: PLR0913 - the settings of a contestant
         log_every=10**6,
         parallel=ParallelConfig(recompute=recompute),
     )
-    fit(model, batches(), next_token_loss, loop)
-    return taken, model.config.flops_per_token(context)
+    watched = _Watched(accumulate, options)
+    with contextlib.suppress(_Enough):
+        fit(model, _Random(rows, context, documents=documents), watched, loop)
+    return watched.taken, model.config.flops_per_token(context)
 
 
-def _profiled(step: Iterator[Batch], count: int) -> Iterator[Batch]:
-    """Hand out the batches of one more step under the profiler's eyes, and print its kernels."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        yield from itertools.islice(step, count)
-        synchronize(torch.device("cuda"))
+class _Random:
+    """Batches of random ids without an end; they tell their place, so that the loop makes them ready ahead, as real ones."""
+
+    def __init__(self, rows: int, context: int, *, documents: bool) -> None:
+        self.rows, self.context, self.documents = rows, context, documents
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        shape = (self.rows, self.context + 1)
+        ids = torch.randint(0, VOCABULARY, shape, generator=self.generator)
+        mask = None
+        if self.documents:  # about four in a row
+            ends = torch.rand((self.rows, self.context), generator=self.generator) < 4 / self.context
+            mask = ends.cumsum(1) + 1
+        return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), attention_mask=mask)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class _Enough(Exception):
+    """Enough steps have been timed."""
+
+
+class _Watched:
+    """The loss, which looks at the clock where a step begins."""
+
+    def __init__(self, accumulate: int, options: argparse.Namespace) -> None:
+        self.accumulate, self.options = accumulate, options
+        self.device = torch.device(options.device)
+        self.taken: list[float] = []
+        self.calls, self.began = 0, time.perf_counter()
+        self.profile: torch.profiler.profile | None = None
+
+    def __call__(self, model: Any, batch: Batch) -> Loss:
+        if self.calls % self.accumulate == 0:
+            self._look()
+        self.calls += 1
+        return next_token_loss(model, batch)
+
+    def _look(self) -> None:
+        synchronize(self.device)
+        if self.profile is not None:
+            self.profile.stop()
+            _print_kernels(self.profile)
+            raise _Enough
+        if self.calls:
+            self.taken.append(time.perf_counter() - self.began)
+        if _are_enough(self.taken, self.options):
+            if not self.options.profile or self.device.type != "cuda":
+                raise _Enough
+            self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+            self.profile.start()
+        self.began = time.perf_counter()
+
+
+def _print_kernels(profile: torch.profiler.profile) -> None:
     found = sorted(profile.key_averages(), key=lambda one: -one.self_device_time_total)
+    print(f"{sum(one.self_device_time_total for one in found) / 1e3:9.2f} ms in all", flush=True)
     for one in found[:45]:
         print(f"{one.self_device_time_total / 1e3:9.2f} ms {one.count:6} {one.key[:150]}", flush=True)
 
