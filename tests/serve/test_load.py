@@ -13,6 +13,8 @@ from http.client import HTTPConnection
 import pytest
 
 from stockpot.generate.request import Sampling
+from stockpot.serve.service import Service
+from stockpot.serve.settings import ServeConfig
 from stockpot.text.chat import Message
 
 CHAT = "/v1/chat/completions"
@@ -35,6 +37,14 @@ def slow(make):
 
 def pending(server):
     return server.service._worker.run("slow", lambda engine: engine.pending).result()
+
+
+def test_bounds_and_compiling_reach_the_engine(slow, monkeypatch):
+    given = {}
+    monkeypatch.setattr("stockpot.serve.worker.Engine", lambda _, **how: given.update(how))
+    config = ServeConfig(slots=3, cache_mib=7, prefix_mib=5, compiles=True)
+    Service({}, config)._worker._new_engine(slow)
+    assert given == {"slots": 3, "cache_mib": 7, "prefix_mib": 5, "compiles": True, "read_tokens": 512}
 
 
 def test_answers_given_together_equal_those_given_alone(server):

@@ -102,6 +102,7 @@ class Service:
             slots=self.settings.slots,
             prefix_mib=self.settings.prefix_mib,
             cache_mib=self.settings.cache_mib,
+            compiles=self.settings.compiles,
             post=self._post,
         )
         for name, bundle in models.items():

@@ -24,6 +24,10 @@ class ServeConfig(Settings):
         4096, ge=1, description="memory for answers under way, each model; who does not fit waits"
     )
     prefix_mib: int = Field(256, ge=0, description="memory for beginnings that were read before, each model")
+    compiles: bool = Field(
+        False,
+        description="on a GPU: compile the step that writes several answers; quicker, after half a minute at the first of a size",
+    )
     max_tokens: int = Field(2048, ge=1, description="longest answer, in tokens, whatever is asked for")
     timeout_s: float = Field(
         600.0, gt=0, description="seconds after which an answer is cut, waiting included"

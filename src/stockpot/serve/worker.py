@@ -80,14 +80,23 @@ class Worker:
     Args:
         slots: most jobs of a model under way at once.
         prefix_mib, cache_mib: memory for known beginnings and for answers under way, each model.
+        compiles: on a GPU, let torch compile the step that writes several answers.
         post: brings events to the thread where jobs take them; called by the worker once a step.
     """
 
     def __init__(
-        self, *, slots: int, prefix_mib: int, cache_mib: int, post: Callable[[Sequence[Event]], None]
+        self,
+        *,
+        slots: int,
+        prefix_mib: int,
+        cache_mib: int,
+        post: Callable[[Sequence[Event]], None],
+        compiles: bool = False,
     ) -> None:
         self._slots, self._post = slots, post
-        self._engine = partial(Engine, slots=slots, prefix_mib=prefix_mib, cache_mib=cache_mib)
+        self._engine = partial(
+            Engine, slots=slots, prefix_mib=prefix_mib, cache_mib=cache_mib, compiles=compiles
+        )
         self._benches: dict[str, _Bench] = {}
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._calls: deque[Callable[[], None]] = deque()
