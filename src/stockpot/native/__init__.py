@@ -1,4 +1,4 @@
-"""Kernels of our own: in C++, and in Triton for GPUs (``triton_swiglu``, ``triton_norms``: training, ``triton_token``: writing).
+"""Kernels of our own: in C++, and in Triton for GPUs (``triton_token``: writing, the others: training).
 
 ``calls``: products of whole numbers and a decoder's whole forward pass; ``encoding``: an encoder's; ``training``: what training
 does between its matrix products. Compiled on this machine on first use (``build``). What they compute is decided in ``model``,

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call, no-untyped-def, untyped-decorator"
 """Adding to the stream and normalising it in training on a GPU, the way back in one pass over memory.
 
 torch's compiler sums the slope of the gains in a kernel of its own, which reads everything a second time and down the columns:
@@ -21,8 +22,8 @@ LONGEST = 8192  # numbers of a row, which one program holds
 PROGRAMS = 1024  # about: eight on each multiprocessor of an H100, with 48 KiB on their way from memory
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _slopes(  # type: ignore[no-untyped-def]
+@triton.jit
+def _slopes(
     slope, kept, x, gain, out, narrow, parts, rows, width, eps,
     lines: tl.constexpr, wide: tl.constexpr, both: tl.constexpr,
 ):  # fmt: skip
@@ -111,7 +112,7 @@ def added_norm(
 
     Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
     """
-    found: tuple[Tensor, Tensor] = _AddedNorm.apply(x, change, gain, eps, dtype)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor] = _AddedNorm.apply(x, change, gain, eps, dtype)
     return found
 
 

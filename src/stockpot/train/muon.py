@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from stockpot.model import compiled
+from stockpot.model.kernels import HAS_TRITON
 
 __all__ = ["Matrix", "Muon", "coefficients", "momenta_of", "orthogonalise"]
 
@@ -67,16 +69,17 @@ class Muon:
         """
         for stack in self._stacks:
             size = lr * UPDATE_RMS * math.sqrt(max(stack.shape))
-            is_compiled = not is_cautious and stack.is_compiled()
-            if is_compiled:
-                unit = stack.compiled_unit(self.momentum, self.dtype)
+            kernels = None if is_cautious else stack.kernels()
+            if kernels is not None:
+                unit = torch.empty(stack.momentum.shape, dtype=self.dtype, device=stack.momentum.device)
+                kernels.gather(stack.gradients(), stack.momentum, unit, keep=self.momentum, margin=MARGIN)
             else:
                 gradient = stack.gather()
                 stack.momentum.lerp_(gradient, 1 - self.momentum)
                 unit = _unit(gradient.lerp_(stack.momentum, self.momentum), self.dtype)
             update = _orthogonal(unit, self.iterations)
-            if is_compiled:
-                compiled.apply(stack.weights(), update, keep=1 - lr * weight_decay, step=size)
+            if kernels is not None:
+                kernels.apply(stack.weights(), update, keep=1 - lr * weight_decay, step=size)
             else:
                 stack.apply(update.mul_(size).to(torch.float32), lr * weight_decay, is_cautious)
 
@@ -159,18 +162,22 @@ class _Stack:
                 row.copy_(parameter.grad[start:stop])
         return self._gradient
 
-    def is_compiled(self) -> bool:
-        """Tell whether our kernels know these weights and gradients."""
+    def kernels(self) -> ModuleType | None:
+        """Return which of our kernels know these weights and gradients: on a CPU, on a GPU, or none."""
         parameters = [parameter for parameter, _, _ in self._places]
         tensors = [*parameters, *(parameter.grad for parameter in parameters)]
-        return compiled.suits(*tensors) and all(x is None or x.dtype == torch.float32 for x in tensors)
+        if compiled.suits(*tensors) and all(x is None or x.dtype == torch.float32 for x in tensors):
+            return compiled
+        if HAS_TRITON and self.momentum.is_cuda:
+            from stockpot.native import triton_muon
 
-    def compiled_unit(self, momentum: float, dtype: torch.dtype) -> Tensor:
-        """Do what ``gather``, the momentum and :func:`_unit` do, in two passes over memory."""
-        gradients = [None if p.grad is None else p.grad[start:stop] for p, start, stop in self._places]
-        out = torch.empty(self.momentum.shape, dtype=dtype)
-        compiled.gather(gradients, self.momentum, out, keep=momentum, margin=MARGIN)
-        return out
+            if triton_muon.suits([*self.weights(), *self.gradients()]):
+                return triton_muon
+        return None
+
+    def gradients(self) -> list[Tensor | None]:
+        """Return the parts of the gradients; None for a parameter without one."""
+        return [None if p.grad is None else p.grad[start:stop] for p, start, stop in self._places]
 
     def weights(self) -> list[Tensor]:
         """Return the parts of the parameters, to be changed in place."""
