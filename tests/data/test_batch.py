@@ -22,6 +22,13 @@ def test_moving_moves_every_tensor_and_keeps_the_count():
     assert moved.tokens == batch.tokens == 8
 
 
+def test_labels_that_count_are_counted_before_a_batch_moves():
+    ids = torch.zeros(2, 4, dtype=torch.int64)
+    batch = Batch(ids, torch.tensor([[1, -100, 0, 2], [-100, -100, -100, 3]]))
+    assert batch.to("meta").counted == batch.counted == 4
+    assert batch.to("meta").to("meta").counted == 4  # where nobody could count them
+
+
 def test_a_pair_of_answers_moves_together():
     ids = torch.zeros(2, 4, dtype=torch.int64)
     pair = PreferenceBatch(Batch(ids, ids, answers=ids), torch.ones(2), margin=torch.ones(2))

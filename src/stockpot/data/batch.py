@@ -58,6 +58,14 @@ class Batch(_Movable):
 
     def __post_init__(self) -> None:
         self._tokens: int | None = None
+        self._counted: int | None = None
+
+    @property
+    def counted(self) -> int:
+        """How many labels count."""
+        if self._counted is None:
+            self._counted = int(torch.count_nonzero(self.labels != IGNORED))
+        return self._counted
 
     @property
     def tokens(self) -> int:
@@ -69,9 +77,10 @@ class Batch(_Movable):
         return self._tokens
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return a copy on ``device``; the count of tokens comes along, so that no copy back is needed."""
+        """Return a copy on ``device``; the counts come along, so that nobody has to wait for the device to know them."""
         moved = super().to(device)
         moved._tokens = self.tokens
+        moved._counted = self.counted if self.labels.device.type == "cpu" else self._counted
         return moved
 
 

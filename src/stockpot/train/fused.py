@@ -2,13 +2,14 @@
 
 Decides how positions are cut into chunks and in which precision each part is computed: products in the number
 type of training, softmax and log-sum-exp in float32. The gradients are made in the forward pass, while a chunk's
-logits are still at hand, so that nothing is computed twice. It knows no model and no batch.
+logits are still at hand, so that nothing is computed twice. Where the caller knows how many labels count, a GPU is
+not waited for. It knows no model and no batch.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +19,18 @@ from torch.autograd.function import once_differentiable
 
 from stockpot.device import on_large_pages
 from stockpot.model import compiled
+from stockpot.model.kernels import HAS_TRITON
 from stockpot.model.linear import product
 
-__all__ = ["IGNORED", "FusedLoss", "linear_cross_entropy"]
+__all__ = ["IGNORED", "FusedLoss", "linear_cross_entropy", "rows_that_count"]
 
 IGNORED = -100
 CHUNK_LOGITS = 1 << 22  # logits in flight: 16 MiB of float32, about what the caches hold
 CHUNK_LOGITS_GPU = 1 << 28  # there small products cost more than memory: 1 GiB of float32
-COMPILED_LOGITS = 1 << 26  # in a chunk on a GPU: from here on compiling, which takes seconds, pays
+# Where a kernel puts slopes in the place of logits, that is all there is of a chunk. Twice as many bytes would make a step of
+# 350M on an H200 a thousandth faster: each chunk more reads and writes the gradient of the matrix once more, in its product.
+CHUNK_BYTES_GPU = 1 << 30
+TILE = 256  # rows of a chunk come in whole tiles of a product
 LEAST_ROWS = 192  # a product of fewer rows mostly waits for the matrix
 BLOCK_LOGITS = (
     1 << 25
@@ -63,6 +68,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     z_loss: float = 0.0,
     chunk: int | None = None,
+    counted: int | None = None,
 ) -> FusedLoss:
     """Compute ``cross_entropy(cap(hidden @ weight.T + bias), labels)`` without keeping the logits.
 
@@ -76,7 +82,8 @@ def linear_cross_entropy(
         bias: ``(vocab,)``.
         softcap: cap · tanh(logit / cap) before the softmax.
         z_loss: weight of log²Z, which keeps the logits' size in hand (Chowdhery et al. 2022, §5).
-        chunk: positions at a time; None: about 4 million logits, on a GPU 268 million.
+        chunk: positions at a time; None: about 4 million logits, on a GPU 268 million or, where our kernel judges them, 1 GiB.
+        counted: how many labels count, if that is known: to count them on a GPU means waiting for it.
 
     Raises:
         ValueError: if shapes do not fit together.
@@ -85,16 +92,31 @@ def linear_cross_entropy(
         raise ValueError(
             f"shapes do not fit: {tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(labels.shape)}"
         )
-    logits = CHUNK_LOGITS_GPU if weight.is_cuda else CHUNK_LOGITS
-    chunk = chunk or max(LEAST_ROWS, logits // weight.shape[0])
     flat, wanted = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    rows = (wanted != IGNORED).nonzero().squeeze(1)
-    is_whole = rows.numel() == wanted.numel()
+    if counted is None:
+        counted = int(torch.count_nonzero(wanted != IGNORED))
+    rows = None if counted == wanted.numel() else rows_that_count(wanted, counted)
+    chunk = chunk or _chunk_rows(counted, hidden, weight, is_plain=bias is None and softcap is None)
     needs = torch.is_grad_enabled()
     total, nats, correct = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        flat, weight, bias, wanted, None if is_whole else rows, softcap, z_loss, chunk, needs
+        flat, weight, bias, wanted, rows, softcap, z_loss, chunk, needs
     )
-    return FusedLoss(total, nats, correct, rows.numel())
+    return FusedLoss(total, nats, correct, counted)
+
+
+def rows_that_count(labels: Tensor, counted: int) -> Tensor:
+    """Return where in the flattened labels the ``counted`` ones stand that count; nothing waits for a device."""
+    return torch.nonzero_static(labels.flatten() != IGNORED, size=counted).squeeze(1)
+
+
+def _chunk_rows(counted: int, hidden: Tensor, weight: Tensor, *, is_plain: bool) -> int:
+    """Return how many positions make a chunk; those that are judged in place are all of one size, but for the last."""
+    vocab, dtype = weight.shape[0], compiled.product_dtype(hidden)
+    if not (is_plain and _judges_in_place(weight.device, dtype)):
+        return max(LEAST_ROWS, (CHUNK_LOGITS_GPU if weight.is_cuda else CHUNK_LOGITS) // vocab)
+    most = max(LEAST_ROWS, CHUNK_BYTES_GPU // (vocab * dtype.itemsize))
+    chunks = max(1, math.ceil(counted / most))
+    return TILE * max(1, math.ceil(counted / (chunks * TILE)))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -184,6 +206,8 @@ class _Grads:
         narrow = self._gather(slope, part) if gathers else slope.to(part.dtype)
         if isinstance(at, slice) and self.hidden.dtype == narrow.dtype:
             product(narrow, matrix, out=self.hidden[at])
+        elif isinstance(at, slice) and _widens_in_product(narrow, self.hidden.dtype):
+            torch.mm(narrow, matrix, out_dtype=self.hidden.dtype, out=self.hidden[at])
         else:
             self.hidden[at] = product(narrow, matrix).to(self.hidden.dtype)
         if self.wants_weight and not gathers:
@@ -225,6 +249,12 @@ class _Grads:
         self.slopes = self.parts = None
 
     def _to_weight(self, slope: Tensor, part: Tensor) -> None:
+        if _widens_in_product(slope, self.wide):
+            if self.weight is None:
+                self.weight = torch.mm(slope.T, part, out_dtype=self.wide)
+            else:
+                torch.addmm(self.weight, slope.T, part, out_dtype=self.wide, out=self.weight)
+            return
         if self.weight is None:  # in the products' type, half as large, for as long as nothing is added to it
             out = on_large_pages(part.new_empty(self.vocab, part.shape[1]))
             self.weight = product(slope.T, part, out=out)
@@ -262,14 +292,16 @@ def _chunk(
     A label counts as the best-scored item if none is scored higher.
 
     Returns:
-        the sums (total, nats, correct) and d total / d raw logits: in the type of the softmax, or, from compiled code, in
-        the type of ``raw``, on a CPU in its place.
+        the sums (total, nats, correct) and d total / d raw logits: in the type of the softmax, or, from a kernel of our own,
+        in the type of ``raw`` and in its place.
     """
     if bias is None and softcap is None and compiled.suits(raw) and raw.numel():
         sums = compiled.judge(raw, labels, z_loss=z_loss, needs_slope=needs_grad)
         return sums, raw if needs_grad else None
-    if bias is None and softcap is None and raw.is_cuda and raw.numel() >= COMPILED_LOGITS:
-        return _compiled()(raw, labels, z_loss, needs_grad)
+    if bias is None and softcap is None and _judges_in_place(raw.device, raw.dtype):
+        from stockpot.native.triton_loss import judge
+
+        return judge(raw, labels, z_loss=z_loss, needs_slope=needs_grad), raw if needs_grad else None
     wide = torch.promote_types(torch.float32, raw.dtype)
     is_plain = bias is None and softcap is None
     logits = (
@@ -299,25 +331,41 @@ def _chunk(
     return sums, probs
 
 
-def judge_plainly(
-    raw: Tensor, labels: Tensor, z_loss: float, needs_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Do what :func:`_chunk` does, in a form that torch's compiler makes two passes over memory of."""
-    logits = raw.to(torch.promote_types(torch.float32, raw.dtype))
-    log_z = logits.logsumexp(1)
-    wanted = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    nats = (log_z - wanted).sum()
-    total = nats + z_loss * log_z.square().sum() if z_loss else nats
-    sums = torch.stack((total, nats, (wanted == logits.amax(1)).sum()))
-    if not needs_grad:
-        return sums, None
-    slope = (logits - log_z.unsqueeze(1)).exp()
-    if z_loss:
-        slope = slope * (1 + 2 * z_loss * log_z).unsqueeze(1)
-    ids = torch.arange(raw.shape[1], device=raw.device)
-    return sums, (slope - (ids == labels.unsqueeze(1)).to(slope.dtype)).to(raw.dtype)
+@functools.cache
+def _judges_in_place(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether our kernel for GPUs can be built for this one (Triton needs a C compiler), and computes rightly."""
+    if not (HAS_TRITON and device.type == "cuda" and dtype in (torch.bfloat16, torch.float16, torch.float32)):
+        return False
+    logits = torch.zeros((2, 4), dtype=dtype, device=device)
+    try:
+        from stockpot.native.triton_loss import judge
+
+        sums = judge(logits, torch.tensor([1, IGNORED], device=device), z_loss=0.0, needs_slope=True)
+    except Exception:  # noqa: BLE001 - whatever Triton cannot do here, torch can
+        return False
+    wanted = torch.tensor([[0.25, -0.75, 0.25, 0.25], [0.0] * 4])
+    sums_wanted = torch.tensor([math.log(4), math.log(4), 1.0])
+    return torch.allclose(logits.float().cpu(), wanted) and torch.allclose(sums.cpu(), sums_wanted)
+
+
+def _widens_in_product(x: Tensor, to: torch.dtype) -> bool:
+    return to == torch.float32 and _adds_in_product(x.device, x.dtype)
 
 
 @functools.cache
-def _compiled() -> Callable[[Tensor, Tensor, float, bool], tuple[Tensor, Tensor | None]]:
-    return torch.compile(judge_plainly)
+def _adds_in_product(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether a product of 16-bit numbers can be added to a sum in float32 while it is made.
+
+    torch knows it for CUDA only: where ``out`` is what is added to, it is passed to the product as such, and not copied.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    ones = torch.ones(
+        (2049, 8), dtype=dtype, device=device
+    )  # 2,049 is no number of these types, nor is 4,098
+    try:
+        found = torch.mm(ones.T, ones, out_dtype=torch.float32)
+        torch.addmm(found, ones.T, ones, out_dtype=torch.float32, out=found)
+    except RuntimeError:  # older cards cannot
+        return False
+    return bool((found == 4098).all())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stockpot.data.batch import IGNORED, Batch
 from stockpot.model.transformer import Transformer
-from stockpot.train.fused import FusedLoss, linear_cross_entropy
+from stockpot.train.fused import FusedLoss, linear_cross_entropy, rows_that_count
 
 __all__ = [
     "Loss",
@@ -94,7 +94,7 @@ def next_token_loss(
         z_loss: see :func:`cross_entropy`.
     """
     hidden = model(batch.ids, attention_mask=batch.attention_mask, segments=batch.segments, last=0).hidden
-    return _loss(_judge(model, hidden, batch.labels, z_loss), batch.labels, byte_lengths)
+    return _loss(_judge(model, hidden, batch, z_loss), batch.labels, byte_lengths)
 
 
 def masked_token_loss(
@@ -110,7 +110,7 @@ def masked_token_loss(
     Source: Devlin et al. 2018, arXiv:1810.04805, §3.1.
     """
     hidden = model(batch.ids, attention_mask=batch.attention_mask, segments=batch.segments, last=0).hidden
-    loss = _loss(_judge(model, hidden, batch.labels, 0.0), batch.labels, byte_lengths)
+    loss = _loss(_judge(model, hidden, batch, 0.0), batch.labels, byte_lengths)
     if batch.pair_labels is None:
         return loss
     pairs = cross_entropy(model.pair_logits(hidden), batch.pair_labels)
@@ -138,15 +138,15 @@ def sequence_to_sequence_loss(
         attention_mask=batch.attention_mask,
         last=0,
     ).hidden
-    return _loss(_judge(model, hidden, batch.labels, z_loss), batch.labels, byte_lengths)
+    return _loss(_judge(model, hidden, batch, z_loss), batch.labels, byte_lengths)
 
 
-def _judge(model: Transformer, hidden: Tensor, labels: Tensor, z_loss: float) -> FusedLoss:
+def _judge(model: Transformer, hidden: Tensor, batch: Batch, z_loss: float) -> FusedLoss:
     """Apply what stands between hidden states and logits, at the counted positions only."""
-    config = model.config
+    config, labels = model.config, batch.labels
     if isinstance(model.masked_head, nn.Module):
-        counted = labels != IGNORED
-        hidden, labels = model.masked_head(hidden[counted]), labels[counted]
+        rows = rows_that_count(labels, batch.counted)
+        hidden, labels = model.masked_head(hidden.flatten(0, 1)[rows]), labels.flatten()[rows]
     if config.logit_scale is not None:
         hidden = hidden * config.logit_scale
     return linear_cross_entropy(
@@ -156,6 +156,7 @@ def _judge(model: Transformer, hidden: Tensor, labels: Tensor, z_loss: float) ->
         bias=model.logit_bias,
         softcap=config.logit_softcap,
         z_loss=z_loss,
+        counted=batch.counted,
     )
 
 
