@@ -198,10 +198,9 @@ def test_who_says_how_many_labels_count_gets_the_same(counted):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ROUGH)
-@pytest.mark.parametrize("vocab", [*VOCABULARIES, 8192, 50_257, 50_304, 151_936])
-@pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_sums_and_slopes_are_torchs_on_a_gpu(vocab, dtype, z_loss):
-    check(300, vocab, dtype, z_loss, "cuda")
+@pytest.mark.parametrize("vocab", [7, 1031, 8192, 50_257, 50_304])
+def test_sums_and_slopes_are_torchs_on_a_gpu(vocab, dtype):
+    check(300, vocab, dtype, 0.1, "cuda")
 
 
 @pytest.mark.gpu
