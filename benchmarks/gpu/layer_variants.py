@@ -14,7 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,17 +30,35 @@ from stockpot.model.config import decoder
 from stockpot.model.transformer import Transformer
 from stockpot.train.fused import linear_cross_entropy
 
-WHERE = {
-    "norms": "stockpot.model.norms.trains_on_gpu",
-    "heads": "stockpot.model.attention.trains_on_gpu",
-    "SwiGLU": "stockpot.model.layers.trains_on_gpu",
-    "loss": "stockpot.train.fused.trains_on_gpu",
+Patches = dict[str, Any]
+Pass = Callable[[], list[Tensor]]
+NO: dict[str, Patches] = {
+    "norms": {"stockpot.model.norms.trains_on_gpu": lambda _: False},
+    "heads": {"stockpot.model.attention.trains_on_gpu": lambda _: False},
+    "SwiGLU": {"stockpot.model.layers.trains_on_gpu": lambda _: False},
+    "kernel": {"stockpot.train.fused._judges_in_place": lambda *_: False},
+    "sums in products": {"stockpot.train.fused._adds_in_product": lambda *_: False},
 }
-WAYS = {
-    "layer": {"ours": (), "no norms": ("norms",), "no heads": ("heads",), "no SwiGLU": ("SwiGLU",)},
-    "loss": {"ours": ()},
+LOSS = "stockpot.native.triton_loss."
+PLAIN: dict[str, Patches] = {
+    "layer": NO["norms"] | NO["heads"] | NO["SwiGLU"],
+    "loss": NO["kernel"] | NO["sums in products"],
 }
-PLAIN = {"layer": ("norms", "heads", "SwiGLU"), "loss": ("loss",)}
+WAYS: dict[str, dict[str, Patches]] = {
+    "layer": {"ours": {}, **{f"no {name}": NO[name] for name in ("norms", "heads", "SwiGLU")}},
+    "loss": {
+        "ours": {},
+        "no sums in products": NO["sums in products"],
+        "chunks of 2 GiB": {"stockpot.train.fused.CHUNK_BYTES_GPU": 2 << 30},
+        **{
+            f"{threads} threads, {together} at once": {
+                f"{LOSS}MOST_THREADS": threads,
+                f"{LOSS}TOGETHER": together,
+            }
+            for threads, together in ((512, 16), (1024, 32), (256, 32))
+        },
+    },
+}
 TURNS = 10
 
 
@@ -61,18 +79,15 @@ def main() -> None:
     del sizes["rows"]
     kept = Kept(options.out, machine=describe(device))
     for part, make in (("layer", layer), ("loss", loss)):
-        exact = slopes_of(make(sizes, 1, device, torch.float32), without=PLAIN[part], device=device)
-        for way, without in (WAYS[part] | {"torch": PLAIN[part]}).items():
+        exact = slopes_of(make(sizes, 1, device, torch.float32), patches=PLAIN[part], device=device)
+        for way, patches in (WAYS[part] | {"torch": PLAIN[part]}).items():
             if options.only and not any(word in f"{part} {way}" for word in options.only):
                 continue
             key = {"size": options.size, "rows": rows, "part": part, "way": way}
             if kept.lacks(**key):
-                made = slopes_of(make(sizes, 1, device, torch.bfloat16), without=without, device=device)
-                found = timed(make(sizes, rows, device, torch.bfloat16), without=without, device=device)
+                made = slopes_of(make(sizes, 1, device, torch.bfloat16), patches=patches, device=device)
+                found = timed(make(sizes, rows, device, torch.bfloat16), patches=patches, device=device)
                 kept.add(**key, distance=distance(made, exact), **found)
-
-
-Pass = Callable[[], list[Tensor]]
 
 
 def layer(sizes: dict[str, int], rows: int, device: torch.device, dtype: torch.dtype) -> Pass:
@@ -107,7 +122,7 @@ def loss(sizes: dict[str, int], rows: int, device: torch.device, dtype: torch.dt
 
     def go() -> list[Tensor]:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            found = linear_cross_entropy(x, model.output_weight, labels)
+            found = linear_cross_entropy(x, model.output_weight, labels, counted=labels.numel())
         return list(torch.autograd.grad(found.total, [x, model.output_weight]))
 
     return go
@@ -120,21 +135,17 @@ def made(sizes: dict[str, int], device: torch.device) -> Transformer:
 
 
 @contextmanager
-def lacking(without: tuple[str, ...]) -> Iterator[None]:
-    """Leave these kernels out."""
-    patches = [mock.patch(WHERE[name], lambda _: False) for name in without]
-    for patch in patches:
-        patch.start()
+def patched(patches: Patches) -> Iterator[None]:
+    """Run in another way."""
     torch._dynamo.reset()
-    try:
+    with ExitStack() as stack:
+        for target, value in patches.items():
+            stack.enter_context(mock.patch(target, value))
         yield
-    finally:
-        for patch in patches:
-            patch.stop()
 
 
-def slopes_of(go: Pass, *, without: tuple[str, ...], device: torch.device) -> list[Tensor]:
-    with lacking(without):
+def slopes_of(go: Pass, *, patches: Patches, device: torch.device) -> list[Tensor]:
+    with patched(patches):
         found = [one.float() for one in go()]
     synchronize(device)
     return found
@@ -144,12 +155,12 @@ def distance(found: list[Tensor], exact: list[Tensor]) -> float:
     return max(float((one - other).norm() / other.norm()) for one, other in zip(found, exact, strict=True))
 
 
-def timed(go: Pass, *, without: tuple[str, ...], device: torch.device) -> dict[str, Any]:
+def timed(go: Pass, *, patches: Patches, device: torch.device) -> dict[str, Any]:
     is_card = device.type == "cuda"
     if is_card:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with lacking(without):
+    with patched(patches):
         for _ in range(2):
             go()
         taken = []

@@ -24,6 +24,7 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LONG = ("kernels", "losses", "at", "flops", "limit", "plain_error")
+WHOLE = ("--rows", "64", "--accumulate", "8")  # half a million tokens a step
 THREE = ("stockpot, narrow states", "nanoGPT", "nanochat")
 
 
@@ -96,20 +97,28 @@ def make_parts(packed: Path, out: Path, *, rehearses: bool) -> list[Part]:
     variants = [python, str(HERE / "decode_variants.py"), *place, "--out", str(out / "variants.json")]
     post = [python, str(HERE / "post_training.py"), *place, "--out", str(out / "post-training.json")]
     warm = [*training, "--warm", "--memory-share", "0.45"]
-    compiled = [small, large]  # beside the tests
     first = [*training, "--first", "2", "--seconds", "4"]
     equal = ("stockpot, as many weights", *THREE)
+    layers = [python, str(HERE / "layer_variants.py"), *place, "--out", str(out / "layers.json")]
+    beside = {"nanoGPT": [middle, large, small], "nanochat": [middle, small]}  # the tests
     return [
-        Part("compile nanoGPT", 200, [*warm, "--sizes", *compiled, "--names", "nanoGPT"], is_timed=False),
-        Part("compile nanochat", 200, [*warm, "--sizes", *compiled, "--names", "nanochat"], is_timed=False),
+        *(
+            Part(f"compile {name}", 200, [*warm, "--sizes", *sizes, "--names", name], is_timed=False)
+            for name, sizes in beside.items()
+        ),
         Part("tests", 270, [python, "-m", "pytest", "-m", "gpu", *with_workers, *tests], is_timed=False),
+        Part("layers", 90, [*layers, "--size", middle, *([] if rehearses else ["--rows", "64"])]),
+        Part(
+            "training middle",
+            170,
+            [*first, "--least", "3", "--sizes", middle, *([] if rehearses else WHOLE), "--names", *THREE],
+        ),
+        Part("training large", 120, [*first, "--least", "3", "--sizes", large, "--names", *THREE[:2]]),
+        Part("training small", 170, [*first, "--sizes", small, "--names", *equal]),
         Part("decoding large", 60, [*decoding, "--sizes", large, "--compiled", "1"]),
         Part("decoding small", 40, [*decoding, "--sizes", small, "--compiled", "1"]),
-        Part("training small", 170, [*first, "--sizes", small, "--names", *equal]),
-        Part("training large", 250, [*first, "--least", "3", "--sizes", large, "--names", *THREE]),
-        Part("variants", 70, [*variants, "--size", large, "--rows", "1", "64", "--search"]),
         Part("post", 100, [*post, "random-tiny" if rehearses else "random", "--steps", "6"]),
-        Part("training middle", 140, [*first, "--sizes", middle, "--rows", "64", "--names", *equal]),
+        Part("variants", 70, [*variants, "--size", large, "--rows", "1", "64", "--search"]),
         Part("decoding rest", 200, decoding if not rehearses else [*decoding, "--sizes", small]),
         Part(
             "training rest",
@@ -186,7 +195,7 @@ class Sitting:
         self._keep()
         if (tests := self.out / "tests.txt").exists():
             print("\n".join(tests.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]))
-        for name in ("variants", "decoding", "post-training", "training"):
+        for name in ("layers", "variants", "decoding", "post-training", "training"):
             if (file := self.out / f"{name}.json").exists():
                 for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
                     print(
