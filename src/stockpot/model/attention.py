@@ -109,13 +109,16 @@ def attend(
     if mask is not None and heads != kv_heads and queries.is_cuda:  # only the slow kernel takes both there
         keys, values = (part.repeat_interleave(heads // kv_heads, 1) for part in (keys, values))
         kv_heads = heads
+    causal = view.causal and mask is None
+    if seq == 1:  # a condition of its own: torch's compiler has no truth value for it where lengths vary
+        causal = False
     return F.scaled_dot_product_attention(
         queries,
         keys,
         values,
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=view.causal and mask is None and seq > 1,
+        is_causal=causal,
         scale=scale,
         enable_gqa=heads != kv_heads,
     )
