@@ -20,7 +20,7 @@ from stockpot.model.cache import LayerCache, SlotCache
 from stockpot.model.config import StackConfig
 from stockpot.model.elementwise import turned_heads
 from stockpot.model.flex import attend_in_documents
-from stockpot.model.kernels import LONGEST, attend_in_blocks, trains_here
+from stockpot.model.kernels import LONGEST, attend_in_blocks, trains_here, trains_on_gpu
 from stockpot.model.linear import Linear
 from stockpot.model.norms import RMSNorm, normalise
 from stockpot.model.positions import rotate
@@ -261,6 +261,19 @@ class SelfAttention(_Attention):
         placed = compiled.place(flat, heads, gains=gains, angles=view.rotary, scale=self.scale, eps=eps)
         return attend(*placed, view, scale=1.0, dropout=dropout).transpose(1, 2).flatten(2)
 
+    def _placed_on_gpu(self, flat: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Make queries, keys and values ``(batch, heads, seq, head_dim)`` in one kernel: in training, if it knows them."""
+        if self.qk_norm == "full" or not trains_on_gpu(flat):
+            return None
+        from stockpot.native.triton_heads import can_place, placed
+
+        has_norm = self.qk_norm == "head"
+        gains = (self.q_norm.weight, self.k_norm.weight) if has_norm else None
+        if not can_place(flat, self.head_dim, gains, rotary):
+            return None
+        eps = self.q_norm.eps if has_norm else 0.0
+        return placed(flat, gains, rotary, (self.heads, self.kv_heads), eps)
+
     def forward(
         self,
         x: States,
@@ -282,6 +295,8 @@ class SelfAttention(_Attention):
         if is_plain and (mixed := self._compiled(flat, view)) is not None:
             out: Tensor = self.out(mixed)
             return out
+        if is_plain and (parts := self._placed_on_gpu(flat, view.rotary)) is not None:
+            return self._mix(*parts, view, seen)
         both, values = flat.split((self.inner + self.kv_dim, self.kv_dim), dim=-1)
         both = self._placed(both, view.rotary)  # (batch, seq, heads + kv_heads, head_dim)
         queries, keys = torch.split(both.transpose(1, 2), [self.heads, self.kv_heads], dim=1)
