@@ -71,7 +71,7 @@ def test_every_part_names_scripts_and_settings_that_exist(tmp_path):
     )
     assert listed.returncode == 0, listed.stderr
     lines = listed.stdout.splitlines()
-    assert len(lines) == 13
+    assert len(lines) == 14
     for line in lines:
         script = next((word for word in line.split() if word.endswith(".py")), None)
         assert script is not None

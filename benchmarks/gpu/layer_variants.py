@@ -39,7 +39,6 @@ NO: dict[str, Patches] = {
     "kernel": {"stockpot.train.fused._judges_in_place": lambda *_: False},
     "sums in products": {"stockpot.train.fused._adds_in_product": lambda *_: False},
 }
-LOSS = "stockpot.native.triton_loss."
 PLAIN: dict[str, Patches] = {
     "layer": NO["norms"] | NO["heads"] | NO["SwiGLU"],
     "loss": NO["kernel"] | NO["sums in products"],
@@ -50,13 +49,6 @@ WAYS: dict[str, dict[str, Patches]] = {
         "ours": {},
         "no sums in products": NO["sums in products"],
         "chunks of 2 GiB": {"stockpot.train.fused.CHUNK_BYTES_GPU": 2 << 30},
-        **{
-            f"{threads} threads, {together} at once": {
-                f"{LOSS}MOST_THREADS": threads,
-                f"{LOSS}TOGETHER": together,
-            }
-            for threads, together in ((512, 16), (1024, 32), (256, 32))
-        },
     },
 }
 TURNS = 10

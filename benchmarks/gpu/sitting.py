@@ -100,6 +100,7 @@ def make_parts(packed: Path, out: Path, *, rehearses: bool) -> list[Part]:
     first = [*training, "--first", "2", "--seconds", "4"]
     equal = ("stockpot, as many weights", *THREE)
     layers = [python, str(HERE / "layer_variants.py"), *place, "--out", str(out / "layers.json")]
+    kernels = [python, str(HERE / "training_kernels.py"), *place, "--out", str(out / "kernels.json")]
     beside = {"nanoGPT": [middle, large, small], "nanochat": [middle, small]}  # the tests
     return [
         *(
@@ -107,6 +108,7 @@ def make_parts(packed: Path, out: Path, *, rehearses: bool) -> list[Part]:
             for name, sizes in beside.items()
         ),
         Part("tests", 270, [python, "-m", "pytest", "-m", "gpu", *with_workers, *tests], is_timed=False),
+        Part("kernels", 60, [*kernels, "--size", middle, *([] if rehearses else ["--rows", "64"])]),
         Part("layers", 90, [*layers, "--size", middle, *([] if rehearses else ["--rows", "64"])]),
         Part(
             "training middle",
@@ -195,7 +197,7 @@ class Sitting:
         self._keep()
         if (tests := self.out / "tests.txt").exists():
             print("\n".join(tests.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]))
-        for name in ("layers", "variants", "decoding", "post-training", "training"):
+        for name in ("kernels", "layers", "variants", "decoding", "post-training", "training"):
             if (file := self.out / f"{name}.json").exists():
                 for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
                     print(
