@@ -144,6 +144,7 @@ def main():
             print(json.dumps(told))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_processes_hold_and_send_what_is_planned():
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]

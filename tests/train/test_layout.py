@@ -154,6 +154,7 @@ def train_alone(folder, stream, monkeypatch, *, resume=False, **more):
     return {name: [one[name] for one in steps] for name in ("loss", "grad_norm")}
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_one_process_two_whole_models_and_a_split_one_are_the_same_run(tmp_path, stream, monkeypatch):
     one = train_alone(tmp_path / "one", stream, monkeypatch)

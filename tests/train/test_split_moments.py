@@ -86,10 +86,9 @@ def main(folder):
             print(json.dumps(told))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "processes", [2, pytest.param(4, marks=pytest.mark.slow)]
-)  # 4: pairs that hold the same
+@pytest.mark.parametrize("processes", [2, 4])  # 4: pairs that hold the same
 def test_means_in_bfloat16_are_the_same_on_several_processes(processes, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), __file__]
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]

@@ -83,8 +83,9 @@ def main():
             print(json.dumps(found))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [2, 4])
 def test_layers_split_over_two_processes_learn_as_whole_ones(processes, monkeypatch):
     told = told_by(processes)
     monkeypatch.setattr(optim, "has_fast_bf16", lambda device: False)
