@@ -15,7 +15,7 @@ from stockpot.model.token_layers import is_known, token_layers
 from stockpot.model.transformer import Transformer
 
 SHAPE = {
-    "layers": 3,
+    "layers": 2,
     "dim": 48,
     "heads": 4,
     "head_dim": 16,

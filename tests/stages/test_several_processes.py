@@ -116,7 +116,9 @@ def test_when_one_process_dies_the_other_says_so_once_and_both_can_go_on(pantry,
     sets = ["context=64", "val_tokens=512", "loop.batch_tokens=512", "loop.log_every=1", "loop.dtype=float32"]
     sets += ["loop.parallel.kind=fsdp", "loop.checkpoint_every=2", "loop.steps=5"]
     words += [word for one in sets for word in ("--set", one)]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # Seldom: torchrun asks the other process to stop as soon as it sees the death, and that may come before it is noticed.
+    torchrun += ["--monitor-interval", "5", str(script)]
 
     def run(*more):
         command = [sys.executable, *torchrun, *words, "--out", str(out), *more]
