@@ -29,7 +29,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Pause the shape checks: ``torch.compile`` cannot trace through them."""
+    """Pause the shape checks: ``torch.compile`` cannot trace through them. Forget what it compiled: it counts how often."""
+    import torch
+
+    torch._dynamo.reset()
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
