@@ -16,6 +16,8 @@ from stockpot.model.stack import Stack
 
 __all__ = ["set_up"]
 
+KINDS = 64  # of compiled layers in one process; torch leaves more of them as they are
+
 
 def set_up(
     model: nn.Module,
@@ -45,6 +47,8 @@ def set_up(
 
 def _compile_layers(model: nn.Module) -> None:
     """Compile each layer by itself: equal layers share one compilation, which takes seconds, not minutes."""
+    limits = torch._dynamo.config  # torch's own is 8, for all models of a process: a sweep has more
+    limits.recompile_limit = max(limits.recompile_limit, KINDS)
     for module in model.modules():
         if isinstance(module, Block):
             module.compile()
