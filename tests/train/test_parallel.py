@@ -63,6 +63,7 @@ def uneven(whole):
     return whole
 
 
+@pytest.mark.slow  # two cores for fifteen seconds
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("kind", "count"), [("ddp", None), ("fsdp", 5)], ids=["whole", "split, and the data ends amid a step"]
