@@ -8,6 +8,7 @@ import torch
 from stockpot.model import norms
 from stockpot.model.attention import View
 from stockpot.model.config import decoder
+from stockpot.model.kernels import finds_compiler
 from stockpot.model.layers import Block
 from stockpot.model.norms import joined
 
@@ -140,3 +141,11 @@ def test_a_gpu_computes_it(choices, compiles, unchecked):
         found = trained(layer, x.bfloat16() if narrow else x, dtype)
         for one, other in zip(found, wanted, strict=True):
             assert (one.cpu().float() - other).norm() <= bound * other.norm()
+
+
+def test_without_a_compiler_training_is_left_to_torch(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert not finds_compiler()
+    (tmp_path / "gcc").touch(mode=0o755)
+    assert finds_compiler()

@@ -8,6 +8,8 @@ by the callers.
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,9 +18,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["HAS_TRITON", "LONGEST", "attend_in_blocks", "trains_here", "trains_on_gpu"]
+__all__ = [
+    "BUILDS_TRITON",
+    "HAS_TRITON",
+    "LONGEST",
+    "attend_in_blocks",
+    "finds_compiler",
+    "trains_here",
+    "trains_on_gpu",
+]
 
 HAS_TRITON = find_spec("triton") is not None  # torch's CUDA builds bring it, except on Windows
+
+
+def finds_compiler() -> bool:
+    """Tell whether Triton will find the C compiler that it starts its kernels with; it looks in these places."""
+    return bool(os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc"))
+
+
+BUILDS_TRITON = HAS_TRITON and finds_compiler()
 
 BLOCK = 128  # queries at a time: with causal attention, keys after a block are never looked at
 LONGEST = (
@@ -41,7 +59,7 @@ def trains_here(x: Tensor) -> bool:
 
 def trains_on_gpu(x: Tensor) -> bool:
     """Tell whether our Triton kernels for training pay: a gradient may be asked for, on a GPU."""
-    return HAS_TRITON and x.is_cuda and torch.is_grad_enabled()
+    return BUILDS_TRITON and x.is_cuda and torch.is_grad_enabled()
 
 
 def attend_in_blocks(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from stockpot.model import compiled
-from stockpot.model.kernels import HAS_TRITON
+from stockpot.model.kernels import BUILDS_TRITON
 
 __all__ = ["Matrix", "Muon", "coefficients", "momenta_of", "orthogonalise"]
 
@@ -168,7 +168,7 @@ class _Stack:
         tensors = [*parameters, *(parameter.grad for parameter in parameters)]
         if compiled.suits(*tensors) and all(x is None or x.dtype == torch.float32 for x in tensors):
             return compiled
-        if HAS_TRITON and self.momentum.is_cuda:
+        if BUILDS_TRITON and self.momentum.is_cuda:
             from stockpot.native import triton_muon
 
             if triton_muon.suits([*self.weights(), *self.gradients()]):
