@@ -11,17 +11,9 @@ import pytest
 import torch
 
 import stockpot as sp
-from stockpot.data.batch import IGNORED, Batch
 from stockpot.model import config as shapes
 from stockpot.stages.kinds_asked import PairBatches, ask_tuned, fitting, questions_of, read_pairs, spearman
-from stockpot.stages.three_kinds import (
-    LOSSES,
-    STUDENT,
-    ThreeKindsConfig,
-    batch_flops,
-    interval,
-    three_kinds,
-)
+from stockpot.stages.three_kinds import LOSSES, STUDENT, ThreeKindsConfig, interval, three_kinds
 from stockpot.text.tokenizer import SPECIAL_TOKENS
 from stockpot.train.loop import LoopConfig, fit
 
@@ -44,23 +36,6 @@ def make(tokenizer):
         return sp.Bundle(sp.Transformer(getattr(shapes, kind)(**sizes, **extra, **choices)), tokenizer)
 
     return bundle
-
-
-def test_arithmetic_is_that_of_the_model_where_every_token_is_real_and_counts(make):
-    ids = torch.zeros(3, 16, dtype=torch.int64)
-    decoder, both = make("decoder").model.config, make("encoder_decoder").model.config
-    assert batch_flops(decoder, Batch(ids, ids)) == pytest.approx(decoder.flops_per_token(16) * 48)
-    assert batch_flops(both, Batch(ids, ids, source=ids)) == pytest.approx(both.flops_per_token(16) * 48)
-
-
-def test_padding_and_labels_that_do_not_count_cost_nothing(make):
-    shape = make("decoder").model.config
-    ids = torch.zeros(2, 16, dtype=torch.int64)
-    real = torch.arange(16) < torch.tensor([[16], [0]])
-    one = batch_flops(shape, Batch(ids[:1], ids[:1]))
-    labels = torch.where(real, ids, IGNORED)
-    assert batch_flops(shape, Batch(ids, labels, real)) == pytest.approx(one)
-    assert batch_flops(shape, Batch(ids[:1], torch.full((1, 16), IGNORED))) < one
 
 
 @pytest.mark.parametrize("kind", KINDS)

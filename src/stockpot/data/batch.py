@@ -57,7 +57,7 @@ class Batch(_Movable):
     answers: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self._tokens: int | None = None
+        self._lengths: tuple[list[int], list[int]] | None = None
         self._counted: int | None = None
 
     @property
@@ -70,16 +70,20 @@ class Batch(_Movable):
     @property
     def tokens(self) -> int:
         """Real tokens that go through the model, those of the source included."""
-        if self._tokens is None:
-            self._tokens = _real(self.ids, self.attention_mask)
-            if self.source is not None:
-                self._tokens += _real(self.source, self.source_mask)
-        return self._tokens
+        return sum(map(sum, self.lengths))
+
+    @property
+    def lengths(self) -> tuple[list[int], list[int]]:
+        """Real tokens of each row, and of each row's source; without sources, the second list is empty."""
+        if self._lengths is None:
+            source = [] if self.source is None else _real(self.source, self.source_mask)
+            self._lengths = _real(self.ids, self.attention_mask), source
+        return self._lengths
 
     def to(self, device: torch.device | str) -> Batch:
         """Return a copy on ``device``; the counts come along, so that nobody has to wait for the device to know them."""
         moved = super().to(device)
-        moved._tokens = self.tokens
+        moved._lengths = self.lengths
         moved._counted = self.counted if self.labels.device.type == "cpu" else self._counted
         return moved
 
@@ -173,5 +177,8 @@ class RolloutBatch(_Movable):
         return self.texts.tokens
 
 
-def _real(ids: Tensor, mask: Tensor | None) -> int:
-    return ids.numel() if mask is None else int(torch.count_nonzero(mask))
+def _real(ids: Tensor, mask: Tensor | None) -> list[int]:
+    if mask is None:
+        return [ids.shape[1]] * len(ids)
+    counts: list[int] = torch.count_nonzero(mask, 1).tolist()
+    return counts

@@ -8,6 +8,8 @@ family is a set of values of these fields.
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -312,26 +314,47 @@ class ModelConfig(Settings):
         return (self.vocab_size + self.segment_types) * self.dim + head + stacks
 
     def flops_per_token(self, context: int | None = None) -> float:
-        """Estimate the arithmetic of training on one token, forward and backward.
+        """Estimate the arithmetic of training on one token of a text as long as ``context``, every label counted.
 
-        Counts 6 operations per weight of a matrix product (embedding look-ups are free, the output matrix is
-        not) and 12 · layers · heads · head_dim · length for attention, with no discount for the causal half,
-        so that figures compare with other projects'. A windowed layer counts its window. An encoder-decoder
-        counts one source and one target token.
+        An encoder-decoder counts one source and one target token.
+        """
+        length = context or self.context
+        return self.training_flops([length], [length] if self.shape == "encoder_decoder" else []) / length
+
+    def training_flops(
+        self,
+        lengths: Sequence[int],
+        sources: Sequence[int] = (),
+        counted: int | None = None,
+        *,
+        trained: float = 1.0,
+    ) -> float:
+        """Estimate the arithmetic of training on texts, forward and backward.
+
+        Counts 6 operations per weight of a matrix product (4 where it is frozen; embedding look-ups are free, the
+        output matrix is not) and 12 · layers · heads · head_dim · length for attention, with no discount for the
+        causal half, so that figures compare with other projects'. A windowed layer counts its window.
+
+        Args:
+            lengths: tokens of each text.
+            sources: tokens of each text's source, for an encoder-decoder.
+            counted: labels that count, for which logits are needed; none: as many as tokens.
+            trained: share of the weights that are trained.
 
         Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
         """
-        length = context or self.context
-        total = 6.0 * self.vocab_size * self.dim + (6.0 * self.dim**2 if self.masked_head else 0.0)
-        for stack in (self.encoder, self.decoder):
+        labels = sum(lengths) if counted is None else counted
+        weighed = labels * (self.vocab_size * self.dim * self.predicts + self.dim**2 * self.masked_head)
+        attended = 0
+        for stack, own in ((self.encoder, sources or lengths), (self.decoder, lengths)):
             if stack is None:
                 continue
-            seen = (
-                sum(min(length, width or length) for width in stack.windows)
-                + stack.layers * length * stack.cross
-            )
-            total += 6.0 * stack.matrix_parameters() + 12.0 * stack.heads * stack.head_width * seen
-        return total
+            seen = sum(size * min(size, width or size) for width in stack.windows for size in own)
+            if stack.cross:
+                seen += stack.layers * sum(map(operator.mul, own, sources))
+            weighed += stack.matrix_parameters() * sum(own)
+            attended += stack.heads * stack.head_width * seen
+        return (4.0 + 2.0 * trained) * weighed + 12.0 * attended
 
 
 def _sizes(layers: int, dim: int, heads: int | None, context: int, choices: dict[str, Any]) -> dict[str, Any]:

@@ -408,12 +408,11 @@ def _check(folder: Path, mfu: float) -> Check:
     speeds = [value for _, value in run.series("tokens_per_s")][1:] or [run.last("tokens_per_s")]
     shares = [value for _, value in run.series("mfu")][1:] or [run.last("mfu")]
     speed, reached = sorted(speeds)[len(speeds) // 2], sorted(shares)[len(shares) // 2]
-    peak = speed * model.flops_per_token() / reached
     return Check(
         str(folder),
         int(run.manifest["parameters"]),
         model.parameters(),
         speed,
-        peak * mfu / model.flops_per_token(),
+        speed * mfu / reached,
         reached,
     )

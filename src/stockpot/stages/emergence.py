@@ -162,8 +162,7 @@ def training_flops(ref: str | Path) -> float | None:
     checkpoint = path if path != folder else run.model_path.resolve()
     digits = checkpoint.name.removeprefix("step-")
     last = int(digits) if digits.isdigit() else None
-    seen = [tokens for step, tokens in run.series("tokens") if last is None or step <= last]
-    shape = load(checkpoint, device="cpu").model.config
+    seen = [flops for step, flops in run.series("flops") if last is None or step <= last]
     before = 0.0
     parent = run.manifest.get("parent")
     if parent:
@@ -171,7 +170,7 @@ def training_flops(ref: str | Path) -> float | None:
         if below is None:
             return None
         before = below
-    return before + shape.flops_per_token() * seen[-1] if seen else None
+    return before + seen[-1] if seen else None
 
 
 # --- the family ---

@@ -34,7 +34,8 @@ class Cost:
 
     Attributes:
         seconds: of training, counting, choosing or finding; not of asking.
-        flops: arithmetic, estimated: of training by `ModelConfig.flops_per_token`, of reading a third of that.
+        flops: arithmetic, estimated: of training by `ModelConfig.training_flops` (what a policy writes in between is
+            not counted), of reading a third of that.
         tokens: trained on, counted or read.
         labels: what people (or what stands for them) had to write or decide: examples, conversations, comparisons.
     """
@@ -135,7 +136,7 @@ def _text_of(run: Path) -> tuple[str, ...]:
 def spent_on(run: Run, state: Mapping[str, Mapping[str, Any]] | None = None) -> Cost:
     """Read from a run's own files what its training took; with a cook's state, what led to it is counted in."""
     manifest = run.manifest
-    tokens = int(run.last("tokens")) if run.series("tokens") else 0
+    tokens, flops = (run.last(name) if run.series(name) else 0.0 for name in ("tokens", "flops"))
     labels = int((manifest.get("records") or {}).get("train", 0))
     trained = run.last("time_s") if run.series("time_s") else 0.0
     seconds = max(float(manifest.get("seconds", 0.0)), trained)  # a sitting that was killed noted none
@@ -147,10 +148,8 @@ def spent_on(run: Run, state: Mapping[str, Mapping[str, Any]] | None = None) -> 
     if manifest["stage"] == "ppo" and "reward" in before:
         rewarded = spent_on(Run.open(run.path.parent / "reward"), before)
         seconds, labels = seconds + rewarded.seconds, rewarded.labels
-        tokens += rewarded.tokens
-    shape = load(run.path, device="cpu").model.config if manifest["stage"] != "reward" else None
-    flops = 0.0 if shape is None else shape.flops_per_token() * tokens
-    return Cost(seconds, flops, tokens, labels)
+        tokens, flops = tokens + rewarded.tokens, flops + rewarded.flops
+    return Cost(seconds, flops, int(tokens), labels)
 
 
 def train_small(parts: Parts, out: Path, report: Any) -> None:

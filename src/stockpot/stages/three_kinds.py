@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, field_validator
 
 from stockpot import device as machine
 from stockpot.bundle import Bundle
 from stockpot.config import Settings
-from stockpot.data.batch import IGNORED, Batch
+from stockpot.data.batch import Batch
 from stockpot.data.corrupt import ObjectiveName, objective
 from stockpot.data.encode import encode
 from stockpot.data.loader import Loader, LoaderConfig
@@ -49,8 +48,9 @@ from stockpot.stages.sizes import SHAPES
 from stockpot.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import LossFn, masked_token_loss, next_token_loss, sequence_to_sequence_loss
+from stockpot.train.meter import batch_flops
 
-__all__ = ["Kind", "Kinds", "ThreeKindsConfig", "batch_flops", "three_kinds"]
+__all__ = ["Kind", "Kinds", "ThreeKindsConfig", "three_kinds"]
 
 Kind = Literal["encoder", "decoder", "encoder_decoder"]
 KINDS: tuple[Kind, ...] = ("encoder", "decoder", "encoder_decoder")
@@ -168,33 +168,6 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, half * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
-def batch_flops(config: ModelConfig, batch: Batch) -> float:
-    """Count the arithmetic of training on one batch: real tokens of each stack, and logits where labels count.
-
-    Six operations for each weight of a matrix product, and twelve for each pair of tokens, head and unit in attention, without
-    a discount for the causal half; as `ModelConfig.flops_per_token`, but with the lengths that are there.
-    """
-    total = 0.0
-    lengths = [_lengths(batch.ids, batch.attention_mask)]
-    if batch.source is not None:
-        lengths.insert(0, _lengths(batch.source, batch.source_mask))
-    stacks = [stack for stack in (config.encoder, config.decoder) if stack is not None]
-    for stack, own in zip(stacks, lengths, strict=True):
-        total += 6.0 * stack.matrix_parameters() * float(own.sum())
-        keys = own.square() + (own * lengths[0] if stack.cross else 0)
-        total += 12.0 * stack.heads * stack.head_width * stack.layers * float(keys.sum())
-    counted = float((batch.labels != IGNORED).sum())
-    return total + counted * (
-        6.0 * config.vocab_size * config.dim + (6.0 * config.dim**2 if config.masked_head else 0)
-    )
-
-
-def _lengths(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the number of real tokens of each row ``(batch,)``, in float64."""
-    real = torch.ones_like(ids) if mask is None else (mask != 0).long()
-    return real.sum(1).double()
-
-
 def three_kinds(
     config: ThreeKindsConfig | None = None, *, out: str | Path | None = None, progress: Progress | None = None
 ) -> Kinds:
@@ -306,11 +279,11 @@ class _Work:
         seconds = 0.0  # for one FLOP of each kind, pretraining and tuning in their shares
         share = self.config.tuned_share
         for kind in KINDS:
-            bundle, shape = self._bundle(kind), self._shape(kind)
+            bundle = self._bundle(kind)
             found = []
             for batches in (self._corpus(kind, 0), self._paired(bundle, 0)):
                 some = list(islice(batches, MEASURED_STEPS))
-                flops = float(np.mean([batch_flops(shape, batch) for batch in some]))
+                flops = float(np.mean([batch_flops(bundle.model, batch) for batch in some]))
                 self._train(bundle, kind, some[:2], 2)
                 begun = time.monotonic()
                 self._train(bundle, kind, some, MEASURED_STEPS)

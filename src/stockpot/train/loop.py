@@ -241,7 +241,7 @@ class _Loop:
             bad = self.state.step + 1
             raise not_finite(bad, losses, seen, self.model, position=place["data"], run=self.run)
         self.optimizer.clear(gives_back=self.config.parallel.recompute)
-        self.meter.count(self.readers.total(sum(batch.tokens for batch in seen)))
+        self.meter.count(seen, self.readers)
         self.state.step += 1
         return True
 
@@ -311,6 +311,7 @@ class _Loop:
             "lr": self.optimizer.lr(step - 1),
             "grad_norm": self.state.grad_norm,
             "tokens": self.meter.tokens,
+            "flops": self.meter.flops,
         }
         facts |= speed | {"time_s": self.meter.seconds(), "stall_s": self.meter.stall_s}
         if self.run is not None:

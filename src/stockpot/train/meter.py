@@ -7,25 +7,27 @@ separately. It writes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stockpot.data.batch import Batch
 from stockpot.device import peak_flops
+from stockpot.model.config import ModelConfig
 from stockpot.train.losses import Loss
 from stockpot.train.parallel import Group
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "batch_flops"]
 
 
 class Meter:
     """Sums since the last log line, and the clock.
 
     Args:
-        model: asked for its arithmetic per token, if its config knows it.
+        model: asked for the arithmetic of what it is trained on, if its config knows it.
         dtype: number type of its matrix products.
         rate: how many times as fast as those of that type they can be.
         processes: how many share the tokens that are counted.
@@ -42,11 +44,11 @@ class Meter:
     ) -> None:
         self._sums: dict[str, list[Tensor | float]] = {}
         self._model, self._device, self._dtype = model, device, dtype
-        self._processes, self._rate = processes, rate
-        self.tokens = 0
+        self._processes, self._rate, self._trained = processes, rate, _trained_share(model)
+        self.tokens, self.flops = 0, 0.0
         self.stall_s = 0.0
         self._earlier_s, self._began = 0.0, time.perf_counter()
-        self._since, self._paused_s, self._counted = self._began, 0.0, 0
+        self._since, self._paused_s, self._counted = self._began, 0.0, (0, 0.0)
 
     def add(self, loss: Loss) -> None:
         """Add one micro-batch's totals and counts."""
@@ -55,9 +57,13 @@ class Meter:
             for index, value in enumerate((total, count)):
                 sums[index] = sums[index] + (value.detach() if isinstance(value, Tensor) else value)
 
-    def count(self, tokens: int) -> None:
-        """Count the tokens of a step, over all processes."""
-        self.tokens += tokens
+    def count(self, batches: Iterable[Any], readers: Group) -> None:
+        """Count the tokens of a step and their arithmetic, over all processes that read."""
+        own = [(batch.tokens, batch_flops(self._model, batch, trained=self._trained)) for batch in batches]
+        both = torch.tensor([sum(one) for one in zip(*own, strict=True)], dtype=torch.float64)
+        tokens, flops = readers.sum(both).tolist()
+        self.tokens += int(tokens)
+        self.flops += flops
 
     @contextmanager
     def pause(self, *, is_stall: bool = False) -> Iterator[None]:
@@ -85,12 +91,13 @@ class Meter:
     def speed(self) -> dict[str, float]:
         """Return tokens per second since the last call and, where known, their share of this machine's peak."""
         now = time.perf_counter()
-        seconds, tokens = now - self._since - self._paused_s, self.tokens - self._counted
-        self._since, self._paused_s, self._counted = now, 0.0, self.tokens
-        rates = {"tokens_per_s": tokens / max(seconds, 1e-9)}
-        if (flops := self._flops_per_token()) is not None:
+        seconds = max(now - self._since - self._paused_s, 1e-9)
+        tokens, flops = self.tokens - self._counted[0], self.flops - self._counted[1]
+        self._since, self._paused_s, self._counted = now, 0.0, (self.tokens, self.flops)
+        rates = {"tokens_per_s": tokens / seconds}
+        if flops:
             peak = self._rate * self._processes * peak_flops(self._device, self._dtype)
-            rates["mfu"] = rates["tokens_per_s"] * flops / peak
+            rates["mfu"] = flops / seconds / peak
         if self._device.type == "cuda":
             rates["memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
         self._since += time.perf_counter() - now  # the first reading measures the peak
@@ -107,7 +114,8 @@ class Meter:
     def state_dict(self) -> dict[str, Any]:
         """Return the sums, the count of tokens and the time spent."""
         sums = {name: [_cpu(value) for value in pair] for name, pair in self._sums.items()}
-        return {"sums": sums, "tokens": self.tokens, "stall_s": self.stall_s, "seconds": self.seconds()}
+        counts = {"tokens": self.tokens, "flops": self.flops}
+        return {"sums": sums, **counts, "stall_s": self.stall_s, "seconds": self.seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with saved sums, so that a log line that spans an interruption is the same."""
@@ -115,12 +123,29 @@ class Meter:
             name: [value.to(self._device) if isinstance(value, Tensor) else value for value in pair]
             for name, pair in state["sums"].items()
         }
-        self.tokens = self._counted = state["tokens"]
+        self.tokens, self.flops = self._counted = state["tokens"], state.get("flops", 0.0)
         self.stall_s, self._earlier_s = state["stall_s"], state["seconds"]
 
-    def _flops_per_token(self) -> float | None:
-        estimate = getattr(getattr(self._model, "config", None), "flops_per_token", None)
-        return float(estimate()) if callable(estimate) else None
+
+def batch_flops(model: nn.Module, batch: Any, *, trained: float = 1.0) -> float:
+    """Estimate the arithmetic of training on one batch of texts; 0 where nothing says what it takes.
+
+    `ModelConfig.training_flops` with the lengths that are there and the labels that count: padding costs nothing.
+    """
+    config, texts = getattr(model, "config", None), getattr(batch, "texts", batch)
+    if not (isinstance(config, ModelConfig) and isinstance(texts, Batch)):
+        return 0.0
+    return config.training_flops(*texts.lengths, texts.counted, trained=trained)
+
+
+def _trained_share(model: nn.Module) -> float:
+    """Tell which share of the weights is trained; adapters and soft prompts are next to none."""
+    weights = list(model.parameters())
+    trained = sum(one.numel() for one in weights if one.requires_grad)
+    config = getattr(model, "config", None)
+    if all(one.requires_grad for one in weights) or not isinstance(config, ModelConfig):
+        return 1.0
+    return min(1.0, trained / config.parameters())
 
 
 def _cpu(value: Tensor | float) -> Tensor | float:
