@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 import shutil
 
 import pytest
@@ -175,6 +176,9 @@ def test_the_verb_makes_a_run(tiny_base, tmp_path):
     told = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
     assert told.exit_code == 0, told.stderr
     assert json.loads(told.stdout)["status"] == "done"
+    words = ["tune-prompt", str(tiny_base), "--examples", "more.jsonl", "--limit", "7", "--chat", "--dry-run"]
+    planned = tomllib.loads(CliRunner().invoke(app, words).stdout)["tune-prompt"]["questions"]
+    assert (planned["examples"], planned["limit"], planned["chat"]) == ("more.jsonl", 7, True)
     refused = CliRunner().invoke(app, ["tune-prompt", "--out", str(tmp_path / "other")])
     assert refused.exit_code == 1
 

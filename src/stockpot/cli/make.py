@@ -6,6 +6,7 @@ trains.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ __all__ = [
     "tune_prompt",
 ]
 
-PANEL = "Make"
+PANEL, LEARNED = "Make", "What is learned"
 Data = Annotated[
     list[str] | None,
     typer.Option(
@@ -164,17 +165,57 @@ def grpo(
     _train("grpo", stage, GRPOConfig, flags, own)
 
 
-@verb("tune-prompt", panel=PANEL, flags=Resuming)
-def tune_prompt(
-    flags: Resuming,
-    model: Model = None,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learning(Resuming):
+    """Flags of `tune-prompt`: the task that is learned."""
+
     task: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="nli, sentiment, sums, or a task file in TOML.")
-    ] = None,
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="nli, sentiment, sums, or a task file in TOML.",
+            rich_help_panel=LEARNED,
+        ),
+    ] = None
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Items; by default the task's own, from the village.")
-    ] = None,
-    wording: Annotated[str | None, typer.Option(metavar="NAME", help="How items are put.")] = None,
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Items; by default the task's own, from the village.",
+            rich_help_panel=LEARNED,
+        ),
+    ] = None
+    examples: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Items to train on; by default those of --data but the first --limit.",
+            rich_help_panel=LEARNED,
+        ),
+    ] = None
+    wording: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How items are put.", rich_help_panel=LEARNED)
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Items that are kept for asking, and not trained on.", rich_help_panel=LEARNED),
+    ] = None
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat", help="Put each prompt as a user's message.", rich_help_panel=LEARNED),
+    ] = None
+
+    def questions(self) -> dict[str, Any]:
+        """Return what was given as settings of the stage."""
+        given = {name: getattr(self, name) for name in ("task", "data", "examples", "limit", "chat")}
+        given["wordings"] = None if self.wording is None else (self.wording,)
+        return {f"questions.{name}": value for name, value in given.items()}
+
+
+@verb("tune-prompt", panel=PANEL, flags=Learning)
+def tune_prompt(
+    flags: Learning,
+    model: Model = None,
     length: Annotated[int | None, typer.Option(help="Vectors of the soft prompt.")] = None,
     steps: Steps = None,
 ) -> None:
@@ -182,9 +223,8 @@ def tune_prompt(
     from stockpot.stages.tune_prompt import PromptTuningConfig
     from stockpot.stages.tune_prompt import tune_prompt as stage
 
-    own: dict[str, Any] = {"model": model, "length": length, "loop.steps": steps, "questions.task": task}
-    own |= {"questions.data": data, "questions.wordings": None if wording is None else (wording,)}
-    _train("tune-prompt", stage, PromptTuningConfig, flags, own)
+    own: dict[str, Any] = {"model": model, "length": length, "loop.steps": steps}
+    _train("tune-prompt", stage, PromptTuningConfig, flags, own | flags.questions())
 
 
 @verb("align-image", panel=PANEL, flags=Resuming)
