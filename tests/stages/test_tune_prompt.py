@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import tomllib
 import shutil
+import tomllib
 
 import pytest
 import torch
