@@ -19,6 +19,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "hosts.py": (),
     "post_training.py": ("trl", "peft", "transformers"),
     "pretraining.py": (),
+    "prompting.py": ("peft", "transformers"),
     "quantised.py": ("llama-cpp-python", "transformers"),
     "real_chat.py": (),
     "retrieval.py": ("transformers",),
