@@ -1,4 +1,4 @@
-"""Set tuned soft prompts against the best of 88 ways of asking by hand, on a real model and real items; and against PEFT for speed.
+"""Set soft prompts against the best of 88 ways of asking by hand, on a real model and real items; and against PEFT for speed.
 
     .venv/bin/python benchmarks/prompting.py MODEL --task sentiment --data FILE [--examples FILE] [--limit 400]
         [--seeds 0 1 2] [--steps 150] [--length 20] [--rounds 5] [--out FILE]
