@@ -41,7 +41,7 @@ from stockpot.train.loop import fit
 from stockpot.train.losses import next_token_loss
 
 CPU = torch.device("cpu")
-ROWS, STEPS = 8, 6  # examples of a micro-batch; micro-batches of a round, a step each
+ROWS, STEPS = 8, 6  # examples of a micro-batch; steps of a round, a micro-batch each
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--examples")
     parser.add_argument("--limit", type=int, default=400)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: speed alone")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--length", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5, help="of the comparison of speed; 0: none")
@@ -64,15 +64,19 @@ def main() -> None:
     questions = sp.Questions(
         task=options.task, data=options.data, examples=options.examples, limit=options.limit
     )
-    text = "\n".join(
-        [
-            f"{datetime.date.today()}, {describe(CPU)['processor']}, {options.threads} threads, torch {torch.__version__}, "
-            f"{options.task}, {Path(options.data).name}, {options.length} vectors, {options.steps} steps.\n",
-            *_gains(questions, options),
-            *(["", *_speeds(questions, options)] if options.rounds else []),
-        ]
+    _tell(
+        f"{datetime.date.today()}, {describe(CPU)['processor']}, {options.threads} threads, torch {torch.__version__}, "
+        f"{options.task}, {Path(options.data).name}, {options.length} vectors, {options.steps} steps.\n",
+        options,
     )
-    print(text)
+    if options.seeds:
+        _gains(questions, options)
+    if options.rounds:
+        _speeds(questions, options)
+
+
+def _tell(text: str, options: argparse.Namespace) -> None:
+    print(text, flush=True)
     if options.out is not None:
         with options.out.open("a", encoding="utf-8") as out:
             out.write(text + "\n")
@@ -81,29 +85,31 @@ def main() -> None:
 # --- what it brings ---
 
 
-def _gains(questions: sp.Questions, options: argparse.Namespace) -> list[str]:
+def _gains(questions: sp.Questions, options: argparse.Namespace) -> None:
     by_hand = prompts(sp.load(options.model), questions).scores
     every = {(one.wording, way): one.accuracy[way] for one in by_hand for way in one.accuracy}
     (wording, way), best = max(every.items(), key=lambda pair: pair[1].value)
     middle = statistics.median(one.value for one in every.values())
     hits = next(one.right[way] for one in by_hand if one.wording == wording)
-    lines = [
+    _tell(
         f"By hand, {len(every)} ways of asking {best.n} items: median {middle:.3f}, best {best.value:.3f} "
-        f"[{best.low:.3f}, {best.high:.3f}] ({wording}, {way}).\n",
-        "| seed | soft prompt, accuracy | minus the best by hand, paired | trained in, s |",
+        f"[{best.low:.3f}, {best.high:.3f}] ({wording}, {way}).\n\n"
+        "| seed | soft prompt, accuracy | minus the best by hand, paired | trained in, s |\n"
         "|---:|---:|---:|---:|",
-    ]
+        options,
+    )
     gains = []
     for seed in options.seeds:
         score, seconds = _tuned(questions, wording, seed, options)
         soft, gain = score.accuracy["plain"], paired_difference(hits, score.right["plain"])
         gains.append(gain.value)
-        lines.append(
+        _tell(
             f"| {seed} | {soft.value:.3f} [{soft.low:.3f}, {soft.high:.3f}] | {gain.value:+.3f} "
-            f"[{gain.low:+.3f}, {gain.high:+.3f}] | {seconds:.0f} |"
+            f"[{gain.low:+.3f}, {gain.high:+.3f}] | {seconds:.0f} |",
+            options,
         )
     mean, half = interval(gains)
-    return [*lines, f"\nOver seeds: {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]."]
+    _tell(f"\nOver seeds: {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}].\n", options)
 
 
 def _tuned(
@@ -130,7 +136,7 @@ def _tuned(
 # --- what a step takes ---
 
 
-def _speeds(questions: sp.Questions, options: argparse.Namespace) -> list[str]:
+def _speeds(questions: sp.Questions, options: argparse.Namespace) -> None:
     bundle = sp.load(options.model, device="cpu", dtype="float32")
     asking, pool = questions.open()
     paper = Paper(asking, next(iter(asking.wordings)), bundle, room=16)
@@ -144,10 +150,9 @@ def _speeds(questions: sp.Questions, options: argparse.Namespace) -> list[str]:
     )
     ours = list(islice(iter(AnswerBatches(worn, pairs, ROWS)), STEPS))
     tokens = sum(batch.tokens for batch in ours)
+    loop = PromptLoop(steps=STEPS, batch_tokens=1, log_every=STEPS, divergence_factor=None)
     contestants = {
-        "stockpot": lambda: fit(
-            worn.model, ours, next_token_loss, PromptLoop(steps=STEPS, batch_tokens=1, log_every=STEPS)
-        ),
+        "stockpot": lambda: fit(worn.model, ours, next_token_loss, loop),
         "PEFT (as it comes)": _peer(plain, None, options),
         "PEFT, bfloat16 autocast": _peer(plain, torch.bfloat16, options),
     }
@@ -166,7 +171,7 @@ def _speeds(questions: sp.Questions, options: argparse.Namespace) -> list[str]:
             f"| {name} | {statistics.median(rates):,.0f} [{min(rates):,.0f}, {max(rates):,.0f}] "
             f"| {statistics.median(ratios):.2f} |"
         )
-    return [f"Speed: micro-batches of {ROWS} examples, {tokens:,} tokens a round.\n", *lines]
+    _tell(f"Speed: steps of {ROWS} examples, {tokens:,} tokens a round.\n\n" + "\n".join(lines), options)
 
 
 def _peer(batches: list[Batch], dtype: torch.dtype | None, options: argparse.Namespace) -> Callable[[], Any]:
