@@ -43,7 +43,7 @@ __all__ = ["CookConfig", "EvaluateConfig", "cook"]
 
 # Shares of the minutes; those of the later stages stand in align; what is left is for reading data, ranking, judging, the
 # ledger and the report.
-PRETRAIN_SHARE, SFT_SHARE = 0.48, 0.12
+PRETRAIN_SHARE, SFT_SHARE = 0.58, 0.12
 PROBED, PROBED_PASSAGES = ("pos", "entities", "coreference"), 150
 OFFERED = "offered"  # the file that names the stage whose model the cook offers to chat with
 LATE = 1.25  # of the minutes given: from here on it is told
