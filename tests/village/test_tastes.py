@@ -38,6 +38,8 @@ FRIEND = Problem(
         (FRIEND, "Jan Novak", 0),
         (FRIEND, "Mara's best friend is Viola Rossi.", 0),
         (FRIEND, "Inga Weber's best friend is Viola Rossi.", 0),
+        (FRIEND, "Viola Rossi's best friend is Viola Rossi.", 0),  # what a policy learned to say
+        (FRIEND, "Viola Rossi's best friend is Inga.", 3),  # friends come in pairs
         (SUM, "Jakob found 9 buns.", 0),
     ],
 )

@@ -69,7 +69,8 @@ CLAIM = Claim(
     measure,
     "On cooks of ten minutes. Of the small model's 410 wins 113 are “I do not know.”, which the larger one never says; of "
     "its other answers the villagers prefer 77, 74 and 71 %, many for being a sentence where the base model gives a bare "
-    "word. On cooks of three minutes it was not so: 0.47 [0.26, 0.68], seed by seed 56, 46 and 39 %. After 300 steps of "
-    "pretraining for both, DPO's answers were preferred in 76 % [74, 78] and PPO's in 61 % [59, 62] of 900 cases, mostly "
-    "for saying that they do not know (`benchmarks/results/post-training.md`).",
+    "word. Judged anew by the taste of version 5, which wants a sentence to speak of whom was asked about, the same models' "
+    "wins are 0.73 [0.65, 0.80]. On cooks of three minutes it was not so: 0.47 [0.26, 0.68], seed by seed 56, 46 and 39 %. "
+    "After 300 steps of pretraining for both, DPO's answers were preferred in 76 % [74, 78] and PPO's in 61 % [59, 62] of "
+    "900 cases, mostly for saying that they do not know (`benchmarks/results/post-training.md`).",
 )

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 __all__ = ["VILLAGE_VERSION", "Dice", "Side", "draw_on", "side_of"]
 
-VILLAGE_VERSION = "4"
+VILLAGE_VERSION = "5"
 """Changes whenever the same seed no longer gives the same bytes."""
 _STREAMS = "1"  # of how the dice fall: another one makes other people, not only other texts
 

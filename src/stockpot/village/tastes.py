@@ -43,8 +43,8 @@ class Comparison:
 def rate(problem: Problem, reply: str) -> float:
     """Say how much villagers like a reply, from 0 to 3.
 
-    It is right if it names the answer, none of the wrong choices, nobody whom neither question nor answer names, and nothing
-    more than a sentence holds.
+    It is right if it names the answer, none of the wrong choices, nothing more than a sentence holds, and says it of nobody
+    whom neither the question nor the right sentence speaks of: a person who is the answer is not whom it is said of.
     """
     text = " ".join(reply.split())
     if text == UNKNOWN:
@@ -54,9 +54,8 @@ def rate(problem: Problem, reply: str) -> float:
         return 0.0
     if any(_names(other, text) for other in problem.choices if other != problem.answer):
         return 0.0
-    if not _people(text) <= _people(
-        f"{problem.question} {problem.sentence}"
-    ):  # true of somebody else, or of nobody
+    spoken_of = _people(f"{problem.question} {_without(problem.answer, problem.sentence)}")
+    if not _people(_without(problem.answer, text)) <= spoken_of:  # true of somebody else, or of nobody
         return 0.0
     is_sentence = len(words) >= SHORTEST and text[0].isupper() and text.endswith(".")
     return BEST if is_sentence else 2.0
@@ -83,7 +82,16 @@ def draw_comparison(world: World, dice: Dice, side: Side) -> Comparison:
 
 def _names(answer: str, text: str) -> bool:
     """Whether a text names an answer as whole words; a sentence may begin with it."""
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
+    return re.search(_whole(answer), text, re.IGNORECASE) is not None
+
+
+def _without(answer: str, text: str) -> str:
+    """Leave out a text's first naming of the answer."""
+    return re.sub(_whole(answer), "", text, count=1, flags=re.IGNORECASE)
+
+
+def _whole(answer: str) -> str:
+    return rf"(?<!\w){re.escape(answer)}(?!\w)"
 
 
 def _people(text: str) -> set[str]:
@@ -108,7 +116,7 @@ def _wrong(world: World, dice: Dice, problem: Problem) -> str:
 
 def _wrong_sentence(world: World, dice: Dice, problem: Problem) -> str:
     wrong = _wrong(world, dice, problem)
-    said = re.sub(rf"(?<!\w){re.escape(problem.answer)}(?!\w)", lambda _: wrong, problem.sentence, count=1)
+    said = re.sub(_whole(problem.answer), lambda _: wrong, problem.sentence, count=1)
     return said if said != problem.sentence else f"It is {wrong}."
 
 
