@@ -68,16 +68,16 @@ class Report:
 
     def __str__(self) -> str:
         width = max([28, *(len(row.task) for row in self.rows)])
+        wide = max([15, *(len(row.metric) for row in self.rows)])
         lines = [
-            f"{'task':<{width}} {'measure':<15} {'score':>9}  {'95 % interval':<20} {'chance':>6} {'n':>5} {'step':>6}"
+            f"{'task':<{width}} {'measure':<{wide}} {'score':>9}  {'95 % interval':<20} {'chance':>6} {'n':>5} {'step':>6}"
         ]
         for row in self.rows:
             e = row.estimate
             chance = "-" if e.chance is None else f"{e.chance:.2f}"
             step = "-" if row.metric in (*TWINS, *LOWER) else f"{e.resolution:.3f}"
-            lines.append(
-                f"{row.task:<{width}} {row.metric:<15} {in_figures(e.value):>9}  {e.interval:<20} {chance:>6} {e.n:>5} {step:>6}"
-            )
+            score = f"{in_figures(e.value):>9}  {e.interval:<20}"
+            lines.append(f"{row.task:<{width}} {row.metric:<{wide}} {score} {chance:>6} {e.n:>5} {step:>6}")
         return "\n".join([*lines, *self.not_judged(), *self.remarks])
 
     def not_judged(self) -> list[str]:
