@@ -29,13 +29,12 @@ import stockpot as sp
 from stockpot.data.batch import IGNORED, Batch
 from stockpot.device import describe
 from stockpot.generate.engine import Engine
-from stockpot.judge.metrics import paired_difference
+from stockpot.judge.metrics import paired_difference, student
 from stockpot.judge.prompts import WordingScore, ask_wording, prompts
 from stockpot.model.soft import attach_soft
 from stockpot.prompt.shots import Paper
 from stockpot.prompt.soft import start_vectors
 from stockpot.prompt.training import AnswerBatches, answer_pairs
-from stockpot.stages.three_kinds import interval
 from stockpot.stages.tune_prompt import PromptLoop, PromptTuningConfig
 from stockpot.train.loop import fit
 from stockpot.train.losses import next_token_loss
@@ -108,7 +107,7 @@ def _gains(questions: sp.Questions, options: argparse.Namespace) -> None:
             f"[{gain.low:+.3f}, {gain.high:+.3f}] | {seconds:.0f} |",
             options,
         )
-    mean, half = interval(gains)
+    mean, half = student(gains)
     _tell(f"\nOver seeds: {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}].\n", options)
 
 

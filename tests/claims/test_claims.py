@@ -19,6 +19,7 @@ from stockpot.errors import ConfigError, DataError
 from stockpot.run import Run
 from stockpot.stages.diffusion import DrawConfig
 from stockpot.stages.pretrain import PretrainConfig
+from stockpot.stages.three_kinds import KINDS, ThreeKindsConfig
 from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig
 
@@ -191,6 +192,28 @@ def test_a_task_that_nothing_learns_is_no_jump_and_no_mirage(tmp_path):
     assert mirage.findings[1].by_seed == (pytest.approx(2 / 3), 0.0)
     assert mirage.facts["told"][1:] == ["learned.", "flat."]
     assert "interval over tasks] | task by task" in page_of({"mirage": mirage})
+
+
+def test_three_kinds_that_are_there_already_must_be_of_the_same_text(tmp_path):
+    metrics = ("gap", "retrieval", "continuation", "exact")
+    values = {one: {kind: [0.1, 0.2, 0.3] for kind in KINDS} for one in metrics}
+    kept = ThreeKindsConfig(minutes=12, seeds=3).model_dump(mode="json")
+    file = tmp_path / "three-kinds" / "three-kinds.json"
+    file.parent.mkdir()
+    claim = next(one for one in CLAIMS if one.name == "three-kinds")
+
+    def judged(**changed):
+        facts = {"seconds": 9.0, "settings": kept | changed}
+        file.write_text(json.dumps({"values": values, "facts": facts}))
+        return run_claim(claim, nothing(tmp_path))
+
+    assert len(judged(minutes=16.0).facts["told"]) == 1
+    told = judged().facts["told"][1]
+    assert told == "They were there already: 3 seeds and 12 minutes, where 3 and 16 were asked for."
+    with pytest.raises(
+        ConfigError, match=r"three-kinds was made with data = \['novels.txt'\], not \['village'\]"
+    ):
+        judged(data=["novels.txt"])
 
 
 def family_task(name: str, form: str, *, exact: list[float], smooth: list[float]) -> dict[str, object]:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from stockpot.cli.main import app
 from stockpot.run import Run
+from stockpot.text import Tokenizer
 
 
 def ask(*words: object):
@@ -201,6 +202,31 @@ def test_inspect_a_tokenizer(tokenizer):
     assert (found["kind"], found["kind of tokenizer"]) == ("tokenizer", "byte-bpe")
     assert "<|bos|>" in found["special tokens"]
     assert told("inspect", tokenizer / "tokenizer.json")["vocabulary"] == found["vocabulary"]
+
+
+def test_inspect_shows_the_longest_token_as_text_and_both_ends_of_many_special_ones(tmp_path):
+    marks = [f"<|extra_{number}|>" for number in range(50)]
+    made = Tokenizer.train(
+        ["Zwiebelsuppe für alle. Mehr Zwiebelsuppe!"] * 9, vocab_size=360, special_tokens=marks
+    )
+    made.save(tmp_path)
+    found = told("inspect", tmp_path)
+    assert found["longest token"] == "' Zwiebelsuppe'"
+    assert len(found["special tokens"]) == 50, "a program is told all"
+    assert "<|extra_17|>, …, <|extra_49|>\n" in ask("inspect", tmp_path).stdout
+
+
+def test_inspect_results(tmp_path):
+    """They were taken for data: unknown key, "prompts" may mean "prompt"."""
+    (tmp_path / "contest.json").write_text('{"prompts": [], "entries": []}', encoding="utf-8")
+    assert told("inspect", tmp_path)["made by"] == "stockpot contest"
+    scores = tmp_path / "scores" / "base"
+    scores.mkdir(parents=True)
+    (scores / "report.json").write_text('{"model": "base", "rows": [], "fingerprints": {}}', encoding="utf-8")
+    (scores / "report.html").write_text("<p>", encoding="utf-8")
+    for folder, name in ((scores, "report.html"), (scores.parent, "base/report.html")):
+        found = told("inspect", folder)
+        assert (found["kind"], found["made by"], found["to read"]) == ("results", "stockpot eval", name)
 
 
 def test_inspect_a_tokenizer_with_ids_that_have_no_token(tokenizer, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockpot.data.clean import WORD, CleanConfig, clean, fault, language_of
+from stockpot.data.clean import CleanConfig, clean, fault, language_of, words_of
 from stockpot.data.near import Seen, band_keys
 from stockpot.data.reading import ReadConfig, ReadReport
 from stockpot.data.remote import find_remote, is_remote
@@ -56,11 +56,41 @@ def test_each_sign_of_a_machine_has_its_name(text, reason):
     assert fault(text, CleanConfig()) == reason
 
 
+# The first article of the Universal Declaration of Human Rights.
+ARTICLE = {
+    "Hindi": "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
+    "Tamil": "மனிதப் பிறிவியினர் சகலரும் சுதந்திரமாகவே பிறக்கின்றனர்; அவர்கள் மதிப்பிலும், உரிமைகளிலும் சமமானவர்கள்.",
+    "Japanese": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+    "Chinese": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+    "Thai": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
+    "Persian": "تمام افراد بشر آزاد به دنیا می‌آیند و از لحاظ حیثیت و حقوق با هم برابرند.",
+}
+
+
+@pytest.mark.parametrize("language", ARTICLE)
+def test_no_language_looks_made_by_machines(language):
+    assert fault(clean("\n".join([ARTICLE[language]] * 3)), CleanConfig()) is None
+
+
+def test_words_keep_their_marks_and_joiners():
+    assert words_of("सभी मनुष्यों को") == ["सभी", "मनुष्यों", "को"]
+    assert words_of("به دنیا می‌آیند") == ["به", "دنیا", "می‌آیند"]
+    assert words_of("don't, l’été 3x x_y re\u0301el") == ["don't", "l’été", "x", "x", "y", "re\u0301el"]
+    assert words_of("人の มี Kürbis") == ["人", "の", "มี", "Kürbis"]
+
+
+def test_joiners_stay_only_where_they_change_what_is_read():
+    persian, family = "می\u200cآیند", "👨\u200d👩\u200d👧"
+    assert clean(f"{persian} {family}") == f"{persian} {family}"
+    assert clean("hid\u200d\u200cden \u200c") == "hidden"
+    assert clean("e\u200d\u0301 e\u200b\u0301") == "é é", "what kept letter and mark apart is gone before NFC"
+
+
 def test_languages_are_told_apart_by_their_common_words():
     german = "Der Koch geht mit dem Korb auf den Markt und kauft eine Zwiebel, die nicht zu groß ist, für das Essen."
-    assert language_of(WORD.findall(PROSE)) == "en"
-    assert language_of(WORD.findall(german)) == "de"
-    assert language_of(WORD.findall("xyzzy plugh " * 20)) is None
+    assert language_of(words_of(PROSE)) == "en"
+    assert language_of(words_of(german)) == "de"
+    assert language_of(words_of("xyzzy plugh " * 20)) is None
     config = CleanConfig(language="en", min_words=5)
     assert fault(german, config) == "another language"
     with pytest.raises(ConfigError, match="'tlh' is unknown"):

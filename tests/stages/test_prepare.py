@@ -71,6 +71,17 @@ def test_what_is_short_or_there_already_is_left_out_and_counted(made, settings):
     assert said["left_out"] == made.left_out
 
 
+def test_the_report_says_how_much_of_the_text_is_left_out(settings, tmp_path):
+    """One document of two, but nearly all of the text: the count of documents alone hides that."""
+    (tmp_path / "novel.txt").write_text("A chapter in which nothing happens at all. " * 60, encoding="utf-8")
+    (tmp_path / "note.txt").write_text("A note of which every single word is kept. " * 3, encoding="utf-8")
+    changed = {"data": str(tmp_path / "*.txt"), "clean": {"quality": False, "max_words": 100}}
+    report = prepare(PrepareConfig(**settings | changed), out=tmp_path / "shards")
+    assert report.left_out_share == 60 / 63
+    assert str(report).endswith("1 of 2 documents kept; left out: too long 1 (95.2% of the text)")
+    assert "left out: nothing" in str(PrepareReport(tmp_path, read=1, kept=1))
+
+
 def test_a_corpus_of_which_nothing_stays_is_told_why(settings, tmp_path):
     (tmp_path / "short.txt").write_text("Too short to stay.", encoding="utf-8")
     with pytest.raises(DataError, match=r"None of the 1 documents is kept; left out: too short 1") as caught:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from itertools import islice
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 import stockpot as sp
 from stockpot.model import config as shapes
 from stockpot.stages.kinds_asked import PairBatches, ask_tuned, fitting, questions_of, read_pairs, spearman
-from stockpot.stages.three_kinds import LOSSES, STUDENT, ThreeKindsConfig, interval, three_kinds
+from stockpot.stages.three_kinds import LOSSES, ThreeKindsConfig, three_kinds
 from stockpot.text.tokenizer import SPECIAL_TOKENS
 from stockpot.train.loop import LoopConfig, fit
 
@@ -78,11 +77,6 @@ def test_pairs_and_questions_are_apart_from_training(tmp_path):
     assert all(
         "sentiment" not in text for text, _ in questions.reviews[1]
     )  # the review alone, not the question
-
-
-def test_intervals_are_students():
-    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, STUDENT[2] / math.sqrt(3)))
-    assert interval([1.0])[1] == math.inf
 
 
 def test_ranks_share_their_places():

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from stockpot import origin
 from stockpot.durable import write_atomically
 from stockpot.errors import DataError
-from stockpot.stages.three_kinds import interval
+from stockpot.judge.metrics import student
 
 __all__ = ["Claim", "Finding", "Material", "Result", "Verdict", "above", "below", "held", "run_claim"]
 
@@ -72,7 +72,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Give the mean and both ends; a mean that is no finite number has no ends, and passes no bar."""
     if not all(map(math.isfinite, values)):
         return sum(values) / len(values), math.nan, math.nan
-    mean, half = interval(values)
+    mean, half = student(values)
     return mean, mean - half, mean + half
 
 

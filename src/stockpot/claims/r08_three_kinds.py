@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from stockpot.claims.claim import Claim, Finding, Material, above, below
+from stockpot.errors import ConfigError
 from stockpot.stages.three_kinds import ThreeKindsConfig, three_kinds
 
 
 def measure(material: Material) -> Sequence[Finding]:
     """Train the three, or read what a run of three-kinds left."""
     file = material.out / "three-kinds" / "three-kinds.json"
+    config = ThreeKindsConfig(minutes=4 * material.minutes, seeds=len(material.seeds))
     if not file.is_file():
-        config = ThreeKindsConfig(minutes=4 * material.minutes, seeds=len(material.seeds))
         three_kinds(config, out=file.parent, progress=material.report)
     found = json.loads(file.read_text(encoding="utf-8"))
-    values, seconds = found["values"], found["facts"]["seconds"]
+    values, seconds, kept = found["values"], found["facts"]["seconds"], found["facts"]["settings"]
+    _check_same(file.parent, kept, config)
     material.told.append(f"Training and asking all of them took {seconds:,.0f} s.")
+    if (kept["minutes"], kept["seeds"]) != (config.minutes, config.seeds):
+        material.told.append(
+            f"They were there already: {kept['seeds']} seeds and {kept['minutes']:g} minutes, "
+            f"where {config.seeds} and {config.minutes:g} were asked for."
+        )
 
     def minus(metric: str, one: str, other: str) -> list[float]:
         pairs = zip(values[metric][one], values[metric][other], strict=True)
@@ -50,6 +59,16 @@ def measure(material: Material) -> Sequence[Finding]:
             n=200,
         ),
     ]
+
+
+def _check_same(folder: Path, kept: dict[str, Any], config: ThreeKindsConfig) -> None:
+    """Refuse models of other text or another shape; how long they learned, and how many there are, is told."""
+    for name, value in config.model_dump(mode="json", exclude={"minutes", "seeds", "device"}).items():
+        if name in kept and kept[name] != value:
+            raise ConfigError(
+                f"{folder} was made with {name} = {kept[name]}, not {value}.",
+                "Give another folder with --out.",
+            )
 
 
 CLAIM = Claim(

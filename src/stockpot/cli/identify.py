@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 __all__ = ["Found", "identify"]
 
 SMALL = 64 * 2**20  # a JSON or TOML file larger than this is data
+LONGEST_SHOWN = 60  # characters of a token
+RESULTS = (
+    "contest",
+    "emergence",
+    "ladder",
+    "ledger",
+    "probe",
+    "sweep",
+    "three-kinds",
+)  # each writes NAME.json
 
 
 @dataclass
@@ -33,7 +43,7 @@ class Found:
 
     Attributes:
         kind: ``"run"``, ``"cook"``, ``"runs"``, ``"model"``, ``"adapter"``, ``"tokenizer"``, ``"recipe"``, ``"weights"``,
-            ``"shards"``, ``"data"`` or ``"unknown"``.
+            ``"shards"``, ``"results"``, ``"data"`` or ``"unknown"``.
         path: where it was looked for.
         facts: name → value, in the order to show them.
         records: the first records of data.
@@ -65,7 +75,7 @@ def identify(ref: str | Path, *, records: int = 3) -> Found:
         raise ConfigError(
             f"{path}: there is no such file or folder.", "Check the path; `stockpot runs` lists runs."
         )
-    for look in (_run, _cook, _shards, _model, _adapter, _tokenizer, _weights, _recipe):
+    for look in (_run, _cook, _shards, _model, _adapter, _tokenizer, _weights, _recipe, _results):
         if found := look(path):
             return found
     return _runs(path) or _data(str(path), records)
@@ -127,6 +137,28 @@ def _runs(path: Path) -> Found | None:
         if names
         else None
     )
+
+
+def _results(path: Path) -> Found | None:
+    """Recognise what a verb that judges or studies has written: a file of its name, or a report of scores."""
+    made_by = next((name for name in RESULTS if isinstance(_json_file(path / f"{name}.json"), dict)), None)
+    reports = [
+        path / "report.json",
+        *path.glob("*/report.json"),
+    ]  # of one model; a folder for each of several
+    if made_by is None and not any(map(_has_scores, reports)):
+        return None
+    facts = {"made by": f"stockpot {made_by or 'eval'}"}
+    shown = {"to read": "*.html *.md */report.html", "charts": "*.svg", "figures": "*.json */report.json"}
+    for name, patterns in shown.items():
+        files = [file for pattern in patterns.split() for file in path.glob(pattern)]
+        facts[name] = ", ".join(sorted(str(file.relative_to(path)) for file in files))
+    return Found("results", path, {name: value for name, value in facts.items() if value})
+
+
+def _has_scores(file: Path) -> bool:
+    report = _json_file(file)
+    return isinstance(report, dict) and {"model", "rows", "fingerprints"} <= set(report)
 
 
 def last_metrics(path: Path) -> dict[str, float]:
@@ -271,11 +303,16 @@ def _tokenizer(path: Path) -> Found | None:
         "kind of tokenizer": tokenizer.kind,
         "vocabulary": tokenizer.vocab_size,
         "special tokens": list(tokenizer.special_ids),
-        "longest token": tokenizer.id_to_token(int(tokenizer.byte_lengths.argmax())),  # some ids have none
+        "longest token": _shortened(tokenizer.decode([int(tokenizer.byte_lengths.argmax())])),
         "fingerprint": tokenizer.fingerprint,
         "example": f"{sample!r} → {[tokenizer.decode([i]) for i in ids]}",
     }
     return Found("tokenizer", path, facts)
+
+
+def _shortened(token: str) -> str:
+    """Quote a token, as its blanks belong to it; a file may hold one of any length."""
+    return repr(token if len(token) <= LONGEST_SHOWN else f"{token[:LONGEST_SHOWN]}…")
 
 
 def _recipe(path: Path) -> Found | None:

@@ -256,7 +256,7 @@ def _difference(rows: list[Any]) -> str:
             row.task,
             row.metric.removesuffix(" gain"),
             f"{e.value:+.3f}",
-            f"{e.low:+.3f} to {e.high:+.3f}",
+            f"{e.low:+.3f} to {e.high:+.3f}" if e.has_interval else None,
             None if row.p is None else f"{row.p:.3g}",
             e.n,
             reading(row),

@@ -64,6 +64,9 @@ def harmless(text: str) -> str:
 _HARMLESS = {code: "\ufffd" for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
 
 
+MANY = 20  # of a list that is shown
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Lay out rows in aligned columns; columns of numbers stand at the right."""
     cells = [[cell(value) for value in row] for row in rows]
@@ -80,10 +83,15 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def facts(pairs: dict[str, Any]) -> str:
-    """Lay out names and values, one a line; None is left out."""
-    kept = {name: cell(value) for name, value in pairs.items() if value is not None}
+    """Lay out names and values, one a line; None is left out, and the middle of a long list."""
+    kept = {name: cell(_ends(value)) for name, value in pairs.items() if value is not None}
     width = max(map(len, kept), default=0)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in kept.items())
+
+
+def _ends(value: Any) -> Any:
+    """Leave out the middle of a list too long to read, such as a hundred sentinels."""
+    return [*value[: MANY - 2], "…", value[-1]] if isinstance(value, list) and len(value) > MANY else value
 
 
 def reading(pieces: Sequence[dict[str, Any]]) -> str:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from functools import lru_cache
 
 from pydantic import Field
 
 from stockpot.config import Settings
 from stockpot.errors import ConfigError
 
-__all__ = ["CleanConfig", "clean", "fault", "language_of"]
+__all__ = ["CleanConfig", "clean", "fault", "language_of", "words_of"]
 
 # The words without which no page of a language is written; a hundred tokens are enough to tell them apart.
 _COMMON = {
@@ -30,7 +31,14 @@ _COMMON = {
     "pt": "de a o que e do da em um para é com não uma os no se na por mais as dos como mas foi ao",
 }
 COMMON_WORDS = {name: frozenset(words.split()) for name, words in _COMMON.items()}
-WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+# Chinese, Japanese, Thai, Lao, Tibetan, Burmese and Khmer put no blanks between words: each letter counts as one.
+_NO_BLANKS = (
+    r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\U00020000-\U0003ffff"
+)
+_LETTER_ALONE = re.compile(f"[{_NO_BLANKS}]")
+_JOINERS = "\u200c\u200d"
+_LONE_JOINERS = re.compile(rf"(?<![\u0590-\u167f\u1681-\u1fff\u2070-\u2fff\u3001-\U0010ffff])[{_JOINERS}]+")
 _SPACES = re.compile(r" [^\S\n]+|[^\S\n ][^\S\n]*")  # what is more than one plain space
 _GAPS = re.compile(r"\n{3,}")
 
@@ -48,13 +56,33 @@ class CleanConfig(Settings):
 
 
 def clean(text: str) -> str:
-    """Put text into one form: NFC, line feeds, no control or invisible characters, no trailing or repeated spaces."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    signs = set(text) - {"\n", "\t"}
+    """Put text into one form: NFC, line feeds, no control or invisible characters, no trailing or repeated spaces.
+
+    Joiners stay where they change what is read: in scripts whose letters join, and in emoji.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    signs = set(text) - {"\n", "\t", *_JOINERS}
     unseen = {ord(sign): None for sign in signs if unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs")}
     kept = text.translate(unseen) if unseen else text
+    kept = unicodedata.normalize(
+        "NFC", _LONE_JOINERS.sub("", kept)
+    )  # last: a mark may have lost what kept it apart
     lines = (line.rstrip() for line in _SPACES.sub(" ", kept).split("\n"))
     return _GAPS.sub("\n\n", "\n".join(lines)).strip()
+
+
+def words_of(text: str) -> list[str]:
+    """Find the words of a text: letters with their marks, and an apostrophe between letters."""
+    marks = {sign for sign in set(text) if unicodedata.category(sign) in ("Mn", "Mc")} | set(_JOINERS)
+    return _words("".join(sorted(marks))).findall(text)
+
+
+@lru_cache(maxsize=64)
+def _words(marks: str) -> re.Pattern[str]:
+    """Make the pattern of words where these marks occur: Python's letters have none, those of Hindi need them."""
+    letter, alone = r"[^\W\d_" + _NO_BLANKS + "]", f"(?=[{_NO_BLANKS}])" + r"[^\W\d_]"
+    run = f"{letter}+(?:[{marks}]+{letter}*)*"
+    return re.compile(f"{run}(?:['’]{run})?|{alone}[{marks}]*")
 
 
 def language_of(words: list[str]) -> str | None:
@@ -75,7 +103,7 @@ def fault(text: str, config: CleanConfig) -> str | None:
         raise ConfigError(
             f"language {config.language!r} is unknown.", f"Use one of: {', '.join(COMMON_WORDS)}."
         )
-    words = WORD.findall(text)
+    words = words_of(text)
     if len(words) < config.min_words:
         return "too short"
     if len(words) > config.max_words:
@@ -87,8 +115,7 @@ def fault(text: str, config: CleanConfig) -> str | None:
 
 def _sign_of_machines(text: str, words: list[str]) -> str | None:
     pieces = text.split()
-    mean = sum(map(len, words)) / max(1, len(words))
-    if words and not 3 <= mean <= 10:
+    if words and _are_odd(words):
         return "odd words"
     if (text.count("#") + text.count("...") + text.count("…")) > 0.1 * len(pieces):
         return "symbols"
@@ -102,3 +129,13 @@ def _sign_of_machines(text: str, words: list[str]) -> str | None:
     if len(lines) >= 5 and len(set(lines)) < 0.7 * len(lines):
         return "repeated lines"
     return None
+
+
+def _are_odd(words: list[str]) -> bool:
+    """Tell words too short or too long on average; marks make a word longer, not shorter. Without blanks nobody can tell."""
+    if 2 * sum(_LETTER_ALONE.match(word) is not None for word in words) > len(words):
+        return False
+    size = sum(map(len, words))
+    if size <= 10 * len(words):
+        return size < 3 * len(words)
+    return sum(sign.isalpha() for word in words for sign in word) > 10 * len(words)

@@ -20,7 +20,7 @@ from stockpot.generate.engine import Engine
 from stockpot.judge.asking import Cache, ask_all, model_fingerprint
 from stockpot.judge.bigbench import is_bigbench, open_bigbench
 from stockpot.judge.contamination import clean_rows, find_overlap, training_texts
-from stockpot.judge.metrics import Estimate, in_words, mcnemar, paired_difference
+from stockpot.judge.metrics import Estimate, in_figures, in_words, mcnemar, paired_difference
 from stockpot.judge.opening import open_task
 from stockpot.judge.programs import check_running, run_programs
 from stockpot.judge.requests import Asked, ask_item, check_head
@@ -68,17 +68,16 @@ class Report:
 
     def __str__(self) -> str:
         width = max([28, *(len(row.task) for row in self.rows)])
+        wide = max([15, *(len(row.metric) for row in self.rows)])
         lines = [
-            f"{'task':<{width}} {'measure':<15} {'score':>9}  {'95 % interval':<20} {'chance':>6} {'n':>5} {'step':>6}"
+            f"{'task':<{width}} {'measure':<{wide}} {'score':>9}  {'95 % interval':<20} {'chance':>6} {'n':>5} {'step':>6}"
         ]
         for row in self.rows:
             e = row.estimate
             chance = "-" if e.chance is None else f"{e.chance:.2f}"
             step = "-" if row.metric in (*TWINS, *LOWER) else f"{e.resolution:.3f}"
-            interval = f"[{e.low:.3f}, {e.high:.3f}]"
-            lines.append(
-                f"{row.task:<{width}} {row.metric:<15} {e.value:>9.3f}  {interval:<20} {chance:>6} {e.n:>5} {step:>6}"
-            )
+            score = f"{in_figures(e.value):>9}  {e.interval:<20}"
+            lines.append(f"{row.task:<{width}} {row.metric:<{wide}} {score} {chance:>6} {e.n:>5} {step:>6}")
         return "\n".join([*lines, *self.not_judged(), *self.remarks])
 
     def not_judged(self) -> list[str]:

@@ -70,9 +70,8 @@ class ImageReport:
         for row in self.rows:
             e = row.estimate
             chance = "-" if e.chance is None else f"{e.chance:.3f}"
-            interval = f"[{e.low:.3f}, {e.high:.3f}]"
             lines.append(
-                f"{row.task:<12} {row.metric:<26} {e.value:>8.3f}  {interval:<18} {chance:>6} {e.n:>5}"
+                f"{row.task:<12} {row.metric:<26} {e.value:>8.3f}  {e.interval:<18} {chance:>6} {e.n:>5}"
             )
         return "\n".join([*lines, *self.complaints])
 

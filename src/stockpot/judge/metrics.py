@@ -18,6 +18,7 @@ __all__ = [
     "Estimate",
     "exact_match",
     "final_answer",
+    "in_figures",
     "in_words",
     "mcnemar",
     "mean_estimate",
@@ -26,9 +27,15 @@ __all__ = [
     "proportion",
     "ratio_estimate",
     "score_estimate",
+    "student",
 ]
 
 Z95 = 1.959963984540054  # 97.5 % point of the standard normal distribution
+# Half the width of a 95 % interval of a mean in standard errors, by degrees of freedom (Student 1908)
+STUDENT = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+FEW = (
+    10  # below so many values a bootstrap is too sure: of five values it misses the truth every seventh time
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,30 @@ class Estimate:
     @property
     def above_chance(self) -> bool | None:
         """Whether the whole interval lies above chance; None without a chance level."""
-        return None if self.chance is None else self.low > self.chance
+        return None if self.chance is None else self.has_interval and self.low > self.chance
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there is one: a single number that is no proportion has none, and its ends are the number itself."""
+        return self.n > 1 or self.low < self.high
+
+    @property
+    def interval(self) -> str:
+        """The interval as tables show it."""
+        return f"[{in_figures(self.low)}, {in_figures(self.high)}]" if self.has_interval else "-"
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] n={self.n}"
+        between = f" {self.interval}" if self.has_interval else ""
+        return f"{in_figures(self.value)}{between} n={self.n}"
+
+
+def in_figures(value: float) -> str:
+    """Write a score: three decimals, of a million and more (perplexities) four figures.
+
+    >>> in_figures(0.5), in_figures(79466722223015.047)
+    ('0.500', '7.947e+13')
+    """
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
 def proportion(successes: int, n: int, *, chance: float | None = None) -> Estimate:
@@ -84,10 +111,27 @@ def proportion(successes: int, n: int, *, chance: float | None = None) -> Estima
     return Estimate(p, low, high, n, chance)
 
 
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """Return a mean and half the width of its 95 % interval by Student's t; one value has none (infinite).
+
+    >>> mean, half = student([1.0, 2.0, 3.0])
+    >>> print(f"{mean:.1f} ± {half:.2f}")
+    2.0 ± 2.48
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.inf
+    free = len(values) - 1
+    half = (
+        STUDENT[free] if free < len(STUDENT) else 1.96 + 2.372 / free + 2.823 / free**2
+    )  # Cornish and Fisher 1938
+    return mean, half * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
 def mean_estimate(
     values: Sequence[float], *, chance: float | None = None, seed: int = 0, draws: int = 2_000
 ) -> Estimate:
-    """Estimate a mean with a percentile bootstrap interval over items.
+    """Estimate a mean with a percentile bootstrap interval over items, of fewer than ten with Student's.
 
     Args:
         values: one number an item.
@@ -101,6 +145,8 @@ def mean_estimate(
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("a mean needs at least one value")
+    if array.size < FEW:
+        return _of_few(float(array.mean()), array, chance)
     low, high = np.quantile(_resampled_means(array, seed, draws), [0.025, 0.975])
     return Estimate(float(array.mean()), float(low), float(high), array.size, chance)
 
@@ -121,6 +167,8 @@ def ratio_estimate(
 ) -> Estimate:
     """Estimate a ratio of sums, such as nats over bytes, with a percentile bootstrap interval over items.
 
+    Of fewer than ten it is Student's, of what each item adds to the ratio (the linear part of Taylor's series).
+
     Raises:
         ValueError: if the two differ in length, are empty, or the bottoms add up to nothing.
     """
@@ -129,6 +177,9 @@ def ratio_estimate(
     pairs = np.array([tops, bottoms], dtype=np.float64)
     if pairs[1].sum() <= 0:
         raise ValueError("the bottoms of a ratio add up to nothing")
+    if pairs.shape[1] < FEW:
+        ratio = float(pairs[0].sum() / pairs[1].sum())
+        return _of_few(ratio, (pairs[0] - ratio * pairs[1]) / pairs[1].mean(), None)
     generator = np.random.default_rng(seed)
     ratios = []
     chunk = max(1, 4_000_000 // pairs.shape[1])
@@ -167,7 +218,7 @@ def in_words(difference: Estimate, p: float | None = None) -> str:
     >>> in_words(Estimate(0.02, -0.01, 0.05, 200, 0.0))
     'inside the noise'
     """
-    if difference.low <= 0 <= difference.high or (p is not None and p > 0.05):
+    if not difference.has_interval or difference.low <= 0 <= difference.high or (p is not None and p > 0.05):
         return "inside the noise"
     return "better" if difference.value > 0 else "worse"
 
@@ -186,6 +237,12 @@ def paired_difference(
         raise ValueError(f"paired scores need equal lengths, got {len(before)} and {len(after)}")
     gains = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     return mean_estimate(gains.tolist(), chance=0.0, seed=seed, draws=draws)
+
+
+def _of_few(value: float, parts: np.ndarray, chance: float | None) -> Estimate:
+    _, half = student(parts.tolist())
+    half = half if math.isfinite(half) else 0.0  # of one: see `Estimate.has_interval`
+    return Estimate(value, value - half, value + half, parts.size, chance)
 
 
 def _resampled_means(values: np.ndarray, seed: int, draws: int) -> np.ndarray:

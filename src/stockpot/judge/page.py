@@ -15,6 +15,7 @@ from typing import Any
 
 from stockpot.durable import write_atomically
 from stockpot.judge.harness import LOWER, Report, compare, reading
+from stockpot.judge.metrics import in_figures
 from stockpot.judge.scoring import TWINS, Answer, Row
 from stockpot.judge.strict import allowing_its_own
 
@@ -86,10 +87,11 @@ def _table(rows: Sequence[Row]) -> str:
     for row in rows:
         e = row.estimate
         chance = "–" if e.chance is None else f"{e.chance:.2f}"
+        between = f"{in_figures(e.low)} to {in_figures(e.high)}" if e.has_interval else "–"
         step = "–" if row.metric in (*TWINS, *LOWER) else f"{e.resolution:.4f}"
         lines.append(
-            f"<tr><td>{html.escape(row.task)}</td><td>{html.escape(row.metric)}</td><td class=n>{e.value:.3f}</td>"
-            f"<td class=n>{e.low:.3f} to {e.high:.3f}</td><td class=n>{chance}</td><td class=n>{e.n}</td>"
+            f"<tr><td>{html.escape(row.task)}</td><td>{html.escape(row.metric)}</td><td class=n>{in_figures(e.value)}</td>"
+            f"<td class=n>{between}</td><td class=n>{chance}</td><td class=n>{e.n}</td>"
             f"<td class=n>{step}</td></tr>"
         )
     heads = "<th>task</th><th>measure</th><th>score</th><th>95 % interval</th><th>chance</th><th>items</th><th>step</th>"
@@ -100,9 +102,10 @@ def _difference(first: Report, rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         e, p = row.estimate, "–" if row.p is None else f"{row.p:.3g}"
+        between = f"{e.low:+.3f} to {e.high:+.3f}" if e.has_interval else "–"
         lines.append(
             f"<tr><td>{html.escape(row.task)}</td><td>{html.escape(row.metric)}</td><td class=n>{e.value:+.3f}</td>"
-            f"<td class=n>{e.low:+.3f} to {e.high:+.3f}</td><td class=n>{p}</td><td class=n>{e.n}</td>"
+            f"<td class=n>{between}</td><td class=n>{p}</td><td class=n>{e.n}</td>"
             f"<td>{reading(row)}</td></tr>"
         )
     names = ("task", "measure", "difference", "95 % interval (paired)", "p (McNemar)", "items", "which is")

@@ -268,7 +268,7 @@ def _write_answers(engine: Engine, paper: Paper, pool: Pool, made: Sequence[Prom
 
 
 def _interval(e: Estimate) -> str:
-    return f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
+    return f"{e.value:.3f} {e.interval}"
 
 
 def _one_in(probability: float) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from stockpot.config import Settings
-from stockpot.data.clean import WORD, CleanConfig, clean, fault
+from stockpot.data.clean import CleanConfig, clean, fault, words_of
 from stockpot.data.near import Seen, band_keys
 from stockpot.data.reading import ReadConfig
 from stockpot.data.shards import INDEX, REPORT, write_shards
@@ -68,11 +68,13 @@ class PrepareReport:
     read: int = 0
     kept: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
+    left_out_share: float = 0.0  # of the text, not of the documents: one that is too long may be most of it
     tokens: int = 0
     shards: int = 0
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{name} {count:,}" for name, count in self.left_out.items()) or "nothing"
+        reasons = ", ".join(f"{name} {count:,}" for name, count in self.left_out.items())
+        reasons = f"{reasons} ({self.left_out_share:.1%} of the text)" if reasons else "nothing"
         shards = "1 shard" if self.shards == 1 else f"{self.shards:,} shards"
         return (
             f"{self.folder}: {self.tokens:,} tokens in {shards}; {self.kept:,} of {self.read:,} documents kept; "
@@ -119,11 +121,12 @@ def _kept(config: PrepareConfig, found: PrepareReport, reasons: Counter[str], ou
     """Yield the documents that stay, in order."""
     batches = _batches(read_texts(config.data, config.reading))
     judged = in_order(_judge, batches, shared=config, workers=config.workers, ray=config.ray)
-    is_empty = True
+    is_empty, read, left_out = True, 0, 0
     with Seen(out / NEAR) as seen:
         for documents in judged:
-            for text, reason, keys in documents:
+            for text, length, reason, keys in documents:
                 found.read += 1
+                read += length
                 if reason is None and keys and not seen.is_new(keys):
                     reason = "near another"
                 if reason is None:
@@ -131,6 +134,8 @@ def _kept(config: PrepareConfig, found: PrepareReport, reasons: Counter[str], ou
                     yield text
                 else:
                     reasons[reason] += 1
+                    left_out += length
+    found.left_out_share = left_out / max(1, read)
     if is_empty and reasons:
         why = ", ".join(f"{name} {count:,}" for name, count in sorted(reasons.items()))
         raise DataError(
@@ -153,13 +158,13 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _judge(texts: list[str], config: PrepareConfig) -> list[tuple[str, str | None, list[int]]]:
-    """Clean documents; returns of each its text, why it is left out, and the keys by which near ones are found."""
-    judged: list[tuple[str, str | None, list[int]]] = []
+def _judge(texts: list[str], config: PrepareConfig) -> list[tuple[str, int, str | None, list[int]]]:
+    """Clean documents; returns of each its text, its first length, why it is left out, and the keys of what is near."""
+    judged: list[tuple[str, int, str | None, list[int]]] = []
     for raw in texts:
         text = clean(raw) if config.clean.normalise else raw
         reason = fault(text, config.clean)
         near = config.near is not None and reason is None
-        keys: list[Any] = band_keys(WORD.findall(text), threshold=config.near) if near and config.near else []
-        judged.append(("" if reason else text, reason, keys))
+        keys: list[Any] = band_keys(words_of(text), threshold=config.near) if near and config.near else []
+        judged.append(("" if reason else text, len(raw), reason, keys))
     return judged

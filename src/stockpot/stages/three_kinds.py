@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from stockpot.data.records import TextRecord
 from stockpot.data.sources import read_texts
 from stockpot.durable import write_atomically
 from stockpot.errors import DataError
+from stockpot.judge.metrics import student
 from stockpot.model.config import ModelConfig
 from stockpot.model.transformer import Transformer
 from stockpot.stages.assemble import Progress, as_sources, silent
@@ -63,8 +64,6 @@ LOSSES: dict[Kind, LossFn] = {
 TRAINED_SHARE = 0.8  # of the minutes; the rest is for asking
 MEASURED_STEPS = 6
 SENTINELS = 40
-# Half the width of a 95 % interval of a mean in standard errors, by degrees of freedom (Student 1908)
-STUDENT = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 class ThreeKindsConfig(Settings):
@@ -116,7 +115,7 @@ class Kinds:
         found = self.values.get(metric, {}).get(kind)
         if not found:
             return "-"
-        mean, half = interval(found)
+        mean, half = student(found)
         return f"{mean:.3f}" if math.isinf(half) else f"{mean:.3f} ± {half:.3f}"
 
     def table(self) -> list[list[str]]:
@@ -154,18 +153,6 @@ class Kinds:
             folder / "three-kinds.json", json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
         )
         return folder
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return a mean and half the width of its 95 % interval by Student's t; one value has none (infinite)."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.inf
-    free = len(values) - 1
-    half = (
-        STUDENT[free] if free < len(STUDENT) else 1.96 + 2.372 / free + 2.823 / free**2
-    )  # Cornish and Fisher 1938
-    return mean, half * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def three_kinds(
