@@ -275,7 +275,7 @@ class Run:
                 write(half)
             self._whole[final] = None
             self._prune(max(keep, 1))
-        self.note(seconds=round(time.monotonic() - self._since, 1))  # which a sitting that is killed has taken
+        self.note(seconds=round(time.monotonic() - self._since, 1))  # a sitting may be killed
         return final
 
     def checkpoint_path(self, step: int) -> Path:

@@ -137,8 +137,7 @@ def spent_on(run: Run, state: Mapping[str, Mapping[str, Any]] | None = None) -> 
     manifest = run.manifest
     tokens = int(run.last("tokens")) if run.series("tokens") else 0
     labels = int((manifest.get("records") or {}).get("train", 0))
-    trained = run.last("time_s") if run.series("time_s") else 0.0
-    seconds = max(float(manifest.get("seconds", 0.0)), trained)  # a sitting that was killed noted none
+    seconds = float(manifest.get("seconds", 0.0))
     before = state or {}
     compared = manifest.get("comparisons")
     if compared:
