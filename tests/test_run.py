@@ -146,6 +146,22 @@ def test_a_resumed_run_continues_from_its_newest_checkpoint_with_no_step_twice(t
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
 
 
+def test_the_seconds_of_a_sitting_that_was_killed_are_counted_to_its_newest_checkpoint(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("stockpot.run.time.monotonic", lambda: now)
+    killed = start(tmp_path / "run")
+    now += 60.0
+    killed.checkpoint(1, weights("one"), keep=1)
+    now += 30.0  # nobody saw what came of these
+    killed._release()  # what the system does when a process dies
+    assert Run.open(killed.path).manifest["seconds"] == 60.0
+    with start(tmp_path / "run", resume=True) as again:
+        now += 5.0
+        again.checkpoint(2, weights("two"), keep=1)
+        now += 2.0
+    assert Run.open(killed.path).manifest["seconds"] == 67.0
+
+
 def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
     with pytest.raises(CheckpointError, match="no run to resume"):
         start(tmp_path / "a", resume=True)

@@ -152,6 +152,7 @@ class Run:
             self.manifest | old | fresh | {"ended": None, "resumed": [*old.get("resumed", []), again]}
         )
         self.manifest.pop("error", None)
+        self._since -= self.manifest.get("seconds", 0)  # of earlier sittings
 
     def __enter__(self) -> Run:
         return self
@@ -274,6 +275,7 @@ class Run:
                 write(half)
             self._whole[final] = None
             self._prune(max(keep, 1))
+        self.note(seconds=round(time.monotonic() - self._since, 1))  # a sitting may be killed
         return final
 
     def checkpoint_path(self, step: int) -> Path:
@@ -315,7 +317,7 @@ class Run:
         """Write how the run ended, last of all, and give the folder free. Finishing twice does nothing."""
         if self._lock is None:
             return
-        seconds = self.manifest.get("seconds", 0) + time.monotonic() - self._since
+        seconds = time.monotonic() - self._since
         try:
             self.journal(f"ended: {status}" + "".join(f", {name}: {value}" for name, value in fields.items()))
             self.manifest |= fields | {"ended": origin.now(), "seconds": round(seconds, 1), "status": status}

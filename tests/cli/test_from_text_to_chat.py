@@ -139,6 +139,21 @@ def test_a_cook_ends_with_its_report_and_how_to_chat(monkeypatch, tmp_path):
     assert do("cook --out pot --quiet") == {"report": "pot/report.html", "to chat": "stockpot chat pot/sft"}
 
 
+def test_the_device_of_a_cook_is_that_of_every_stage_that_trains(monkeypatch, tmp_path):
+    """It was that of pretraining alone."""
+    from stockpot.stages import cook
+
+    def cooked(config, *, out, **_):
+        used.update({getattr(config, name).device for name in ("pretrain", "sft", "reward", "dpo", "ppo")})
+        with Run.create(tmp_path / "sft", stage="sft", recipe={"sft": {}}, parent=None) as run:
+            return run
+
+    used: set[str | None] = set()
+    monkeypatch.setattr(cook, "cook", cooked)
+    do("cook --quiet --device cpu")
+    assert used == {"cpu"}
+
+
 def test_a_cook_of_any_recipe_goes_where_its_help_says(monkeypatch, tmp_path):
     from stockpot.stages import cook
 

@@ -17,7 +17,15 @@ from stockpot.cli.main import app
 from stockpot.errors import ConfigError
 
 VERBS = sorted(command.name for command in app.registered_commands)
-COMMON = ("--device", "--dtype", "--seed", "--json", "--quiet", "--debug")
+COMMON = ("--json", "--quiet", "--debug")
+COMPUTING = {"--device", "--dtype", "--seed"}
+NO_USE_FOR = {  # of these flags, what a verb does cannot depend on
+    **dict.fromkeys(("train-tokenizer", "prepare", "plan", "compare-tokenizers", "claims"), COMPUTING),
+    **dict.fromkeys(("pull", "runs", "recipes", "doctor"), COMPUTING),
+    **dict.fromkeys(("inspect", "fill", "embed", "index", "serve", "eval-images"), ("--seed",)),
+    **dict.fromkeys(("rank", "ai-feedback", "contest", "draw", "emergence", "three-kinds"), ("--dtype",)),
+    "convert": ("--device", "--seed"),
+}
 MAKING = ("--recipe", "--set", "--out", "--dry-run")
 MADE = {
     *("train-tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "tune-prompt", "ai-feedback"),
@@ -64,10 +72,12 @@ def test_the_verbs_are_those_of_the_grammar():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_explains_itself_and_takes_the_common_flags(verb):
+    """Flags that change nothing are not taken: many verbs took a device or a seed and did not look at it."""
     shown = ask(verb, "--help")
     assert shown.exit_code == 0
     for flag in COMMON:
         assert flag in shown.stdout
+    assert flags_of(verb) & COMPUTING == COMPUTING.difference(NO_USE_FOR.get(verb, ()))
     for flag in MAKING if verb in MADE else ():
         assert flag in shown.stdout
 
@@ -134,8 +144,9 @@ def test_the_version_is_printed():
         ("inspct",),
         ("inspect",),
         ("inspect", "x", "--recrods", "3"),
-        ("runs", "--seed", "x"),
-        ("runs", "--seed", "-1"),
+        ("generate", "m", "x", "--seed", "x"),
+        ("generate", "m", "x", "--seed", "-1"),
+        ("runs", "--seed", "1"),
     ],
 )
 def test_wrong_usage_exits_with_2(words):

@@ -87,6 +87,13 @@ def test_without_a_terminal_progress_is_plain_lines_on_stderr(capsys):
     ]
 
 
+def test_learning_from_rewards_is_told_by_what_it_earns_and_where_it_has_gone(capsys):
+    """A line held the loss, which says nothing of either."""
+    with show.progress(Common()) as progress:
+        progress({"kind": "step", "step": 2, "steps": 2, "loss": -0.01, "reward": 0.5, "kl": 1.25})
+    assert capsys.readouterr().err == "step 2/2  loss -0.010  reward 0.5  kl 1.25\n"
+
+
 def test_quiet_means_nothing_on_stderr(capsys):
     with show.progress(Common(quiet=True)) as report:
         for event in EVENTS:

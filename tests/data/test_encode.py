@@ -7,6 +7,7 @@ import pytest
 
 from stockpot.data.corpus import open_corpus
 from stockpot.data.encode import encode, encode_preference, encode_record, encode_texts
+from stockpot.data.reading import ReadReport
 from stockpot.data.records import ChatRecord, CompletionRecord, ImageRecord, PreferenceRecord, TextRecord
 from stockpot.errors import DataError
 from stockpot.text import Message, Tokenizer
@@ -109,10 +110,13 @@ def test_long_texts_are_split_later_and_long_chats_are_cut(tokenizer, template, 
     assert encode([TextRecord("soup " * 100)], tokenizer, context=16).tokens > 100
     long = ChatRecord((ASK, Message("assistant", "soup " * 100)), "a.jsonl:1")
     hopeless = ChatRecord((Message("user", "soup " * 100), SAY), "a.jsonl:2")
+    report = ReadReport()
     with caplog.at_level(logging.WARNING):
-        store = encode([long, hopeless], tokenizer, template, context=16)
+        store = encode([long, hopeless], tokenizer, template, context=16, report=report)
     assert store.lengths.tolist() == [16]
     assert "1 records were left out: longer than 16 tokens (a.jsonl:2" in caplog.text
+    assert "1 records were cut at 16 tokens (a.jsonl:1 …): how they end is not learned" in caplog.text
+    assert (report.cut, report.overlong) == (1, 1)
     assert encode([long], tokenizer, template, context=16, overlong="split").tokens > 100
     with pytest.raises(DataError, match="All 1 records are longer than 16"):
         encode([long], tokenizer, template, context=16, overlong="drop")

@@ -183,6 +183,26 @@ def test_conversations_become_messages():
     assert parse({"conversations": HELLO}).messages == HELLO_MESSAGES
 
 
+@pytest.mark.parametrize(
+    ("answer", "text"), [(40, "40"), (40.0, "40"), (0.5, "0.5"), (-3, "-3"), ("40.0", "40.0")]
+)
+def test_the_answer_to_a_question_may_be_a_number(answer, text):
+    assert parse_record({"question": "How many?", "answer": answer}, "a:1").completion == text
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (["Nixon", "Richard Nixon"], 'a:1: "answer" lists 2 answers; a record has one.'),
+        (True, "must be text, not true or false"),
+        (float("nan"), "must be text, not a number"),
+    ],
+)
+def test_what_is_no_one_answer_is_refused(answer, said):
+    with pytest.raises(DataError, match=said):
+        parse_record({"question": "Who?", "answer": answer}, "a:1")
+
+
 def test_questions_and_responses_become_completions():
     assert parse({"question": "1+1?", "answer": "2"}) == CompletionRecord("1+1?", "2", "a.jsonl:14")
     assert parse({"prompt": "1+1?", "response": "2"}) == CompletionRecord("1+1?", "2", "a.jsonl:14")

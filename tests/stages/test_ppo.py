@@ -112,6 +112,22 @@ def test_answers_are_written_in_the_number_type_of_training(config, tmp_path, ad
     assert abs(run.series("train/kl")[0][1]) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("rate", "is_alike"), [(lambda replies: [0.0] * len(replies), True), (shorter, False)]
+)
+def test_ratings_that_tell_no_answer_from_another_are_told(tiny_base, tmp_path, rate, is_alike):
+    """A reward that gives 0 to everything went through a whole run without a word."""
+    config = GRPOConfig(
+        model=str(tiny_base), data="village:prompts:0:40", prompts=4, samples=4, max_tokens=8,
+        loop=LOOP.model_copy(update={"steps": 1}),
+    )  # fmt: skip
+    said = []
+    run = grpo(config, out=tmp_path / "run", reward=rate, progress=said.append)
+    told = [one["text"] for one in said if one["kind"] == "note" and "rated differently" in one["text"]]
+    assert bool(told) == is_alike
+    assert (run.last("train/alike") == 1.0) == is_alike
+
+
 def test_prompts_need_no_answers_where_the_reward_needs_none(config, tmp_path, write_lines):
     prompts = write_lines("prompts.jsonl", [{"prompt": f"Who lives in house {n}?"} for n in range(20)])
     loop = LOOP.model_copy(update={"steps": 4})

@@ -45,6 +45,14 @@ def test_the_best_answer_stands_beside_the_worst(config, tmp_path):
     assert told["pairs"] == found.pairs and told["settings"]["samples"] == 3
 
 
+def test_each_round_of_answers_is_told(config, tmp_path):
+    """Hours of writing passed in silence."""
+    said = []
+    rank(config, out=tmp_path / "out", progress=said.append)
+    steps = [(one["step"], one["steps"]) for one in said if one["kind"] == "step"]
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_the_same_seed_gives_the_same_comparisons(config, tmp_path):
     first, again = (rank(config, out=tmp_path / name).path.read_bytes() for name in ("a", "b"))
     assert first == again

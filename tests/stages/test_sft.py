@@ -7,9 +7,10 @@ import hashlib
 import pytest
 import torch
 
+from stockpot.config import read_recipe
 from stockpot.errors import DataError
 from stockpot.model.adapters import LoRA
-from stockpot.stages.sft import SFTConfig, sft
+from stockpot.stages.sft import SFTConfig, read_conversations, sft
 from stockpot.train.loop import LoopConfig
 from stockpot.weights.adapter import is_adapter
 from stockpot.weights.store import load
@@ -52,6 +53,40 @@ def test_records_without_an_answer_are_refused_by_name(tiny_base, tmp_path, writ
     data = write_lines("chats.jsonl", [{"messages": [{"role": "user", "content": "Is there anybody?"}]}])
     with pytest.raises(DataError, match=r"chats\.jsonl:1: no token of this record counts"):
         sft(SFTConfig(model=str(tiny_base), data=data, loop=LOOP), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(("passes", "times"), [(None, 3), (1.0, 1)])
+def test_without_steps_the_records_are_passed_over_a_few_times(passes, times, tiny_base, tmp_path):
+    """A thousand steps were taken of however few records."""
+    loop = {name: one for name, one in LOOP.model_dump(exclude_unset=True).items() if name != "steps"}
+    config = SFTConfig(model=str(tiny_base), data="village:chats:0:60", passes=passes, loop=loop)
+    run = sft(config, out=tmp_path / "run")
+    steps = round(times * run.manifest["tokens"]["train"] / LOOP.batch_tokens)
+    assert read_recipe(run.path / "recipe.toml")["sft"]["loop"]["steps"] == steps
+    assert run.series("train/loss")[-1][0] == steps
+
+
+def test_a_step_holds_a_row_for_each_process_unless_its_tokens_are_given(tiny_base):
+    bundle = load(tiny_base)  # a row is 128 tokens
+    config = SFTConfig(model=str(tiny_base), data="village:chats:0:60")
+    assert read_conversations(config, bundle).config.loop.batch_tokens == 4096
+    assert read_conversations(config, bundle, processes=64).config.loop.batch_tokens == 64 * 128
+    config = SFTConfig(model=str(tiny_base), data="village:chats:0:60", loop=LOOP)
+    assert read_conversations(config, bundle, processes=64).config.loop.batch_tokens == LOOP.batch_tokens
+
+
+def test_a_run_keeps_how_many_records_were_cut_or_left_out(tiny_base, tmp_path, write_lines, caplog):
+    def chat(asked, said):
+        return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+
+    records = [chat("Who is there?", "Mara.")] * 40 + [
+        chat("Tell me!", "Mara. " * 200),
+        chat("Mara? " * 200, "Yes."),
+    ]
+    config = SFTConfig(model=str(tiny_base), data=write_lines("chats.jsonl", records), loop=LOOP)
+    run = sft(config, out=tmp_path / "run")
+    assert run.manifest["records"] == {"train": 38, "validation": 3, "cut": 1, "left_out": 1}
+    assert "1 records were cut at 128 tokens" in caplog.text
 
 
 @pytest.mark.parametrize(("data", "is_plain"), [("village", True), ("village:chats", False)])

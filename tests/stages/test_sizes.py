@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 import torch
 
 from stockpot.errors import ConfigError
+from stockpot.model.adapters import LoRA, has_adapters
 from stockpot.model.transformer import Transformer
 from stockpot.stages import sizes
 from stockpot.stages.sizes import estimate, fit_budget, sized
@@ -70,3 +73,22 @@ def test_a_measurement_lasts_until_a_processor_is_fast_and_is_too_short_to_compi
     speed = sizes.training_speed(model, loop=LoopConfig(steps=10**4), device=torch.device("cpu"))
     assert seen == [(8, 500)]  # 1.5 s of steps that take 0.2 s; `fit` compiles on a GPU from 1,000 on
     assert speed == pytest.approx(0.9 * 800)
+
+
+def test_steps_of_an_adapter_are_measured_as_they_are_taken(monkeypatch):
+    """Those of training all weights were measured, in one micro-batch each."""
+    seen = []
+
+    def counted(network, batches, loss_fn, config, *, progress):
+        sizes_of = [batch.tokens for batch in batches]
+        seen.append((has_adapters(network), config.batch_tokens, set(sizes_of), len(sizes_of)))
+        progress({"tokens_per_s": 1.0})
+        progress({"tokens_per_s": 2.0})
+
+    monkeypatch.setattr(sizes, "fit", counted)
+    monkeypatch.setattr(sizes.time, "monotonic", count(0.0, 11.0).__next__)  # a slow machine
+    model = sized(1, vocab_size=64, context=32)
+    loop = LoopConfig(batch_tokens=256)
+    place = torch.device("cpu")
+    sizes.training_speed(model, loop=loop, device=place, at_once=64, adapter=LoRA(rank=2))
+    assert seen == [(True, 256, {64}, 8)]  # two steps of four micro-batches

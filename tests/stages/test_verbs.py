@@ -54,6 +54,34 @@ def test_a_dry_run_says_how_long_a_pass_takes(verb, tiny_base, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("verb", "data"),
+    [
+        ("sft", "village:chats:0:60"),
+        ("dpo", "village:preferences:0:60"),
+        ("reward", "village:preferences:0:60"),
+    ],
+)
+def test_a_dry_run_prints_the_steps_that_the_run_will_take(verb, data, tiny_base, tmp_path):
+    """It printed the loop's thousand steps, which whoever ran what was printed got."""
+    words = (verb, tiny_base, "--data", data, "--out", tmp_path / "run", *QUICK)
+    planned = tomllib.loads(ask(*words, "--dry-run").stdout)[verb]["loop"]
+    assert ask(*words).exit_code == 0
+    taken = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())[verb]["loop"]
+    assert planned["steps"] == taken["steps"] < 100
+    assert planned["batch_tokens"] == taken["batch_tokens"]
+
+
+@pytest.mark.parametrize("verb", ["sft", "dpo", "reward"])
+def test_passes_and_steps_together_are_refused(verb, tiny_base, tmp_path):
+    """The steps were not looked at, those of a flag either."""
+    words = (verb, tiny_base, "--out", tmp_path / "run", "--steps", "3", "--set", "passes=2")
+    told = ask(*words)
+    assert told.exit_code == 1
+    assert "passes = 2 and loop.steps = 3 both say how long to train" in told.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("verb", ["ppo", "grpo"])
 def test_rewards_are_learned_from(verb, tiny_base, tmp_path):
     out = tmp_path / "run"
@@ -98,6 +126,7 @@ def test_models_meet_before_a_judge(tiny_base, tmp_path):
     assert len(json.loads((tmp_path / "all.json").read_text())["prompts"]) == 6
     (row,) = json.loads(ask(*words, "--json").stdout)
     assert row["wins"]["village:0:20"]["value"] == 0.5
+    assert "nowhere" in ask(*words, "--device", "nowhere").stderr
 
 
 def test_a_model_compares_answers(tiny_base, tmp_path):
@@ -111,9 +140,12 @@ def test_a_model_compares_answers(tiny_base, tmp_path):
     assert len((out / "comparisons.jsonl").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("verb", ["sft", "align-image"])
-def test_a_model_that_takes_more_than_a_step_holds_can_be_planned(verb, tiny_base, tmp_path):
-    told = ask(verb, tiny_base, "--set", "loop.batch_tokens=64", "--out", tmp_path / "run", "--dry-run")
+@pytest.mark.parametrize("words", [("sft", "--set", "context=64"), ("align-image",)])
+def test_a_model_that_takes_more_than_a_step_holds_can_be_planned(words, tiny_base, tmp_path):
+    verb, *more = words
+    told = ask(
+        verb, tiny_base, *more, "--set", "loop.batch_tokens=64", "--out", tmp_path / "run", "--dry-run"
+    )
     assert told.exit_code == 0, told.stderr  # the model takes 128
     assert "tokens/s" in told.stdout
 

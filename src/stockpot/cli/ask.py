@@ -205,7 +205,7 @@ STEPS = "Steps before the answer"
 Way: TypeAlias = Literal["direct", "zero-shot", "few-shot", "least-to-most"]
 
 
-@verb("index", panel="Use")
+@verb("index", panel="Use", without=("seed",))
 def index(
     flags: Common,
     paths: Annotated[

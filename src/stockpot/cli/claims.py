@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stockpot.cli import show
-from stockpot.cli.grammar import Common, verb
+from stockpot.cli.grammar import COMPUTES, Common, verb
 from stockpot.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["claims"]
 
 
-@verb("claims", panel="Judge")
+@verb("claims", panel="Judge", without=COMPUTES)
 def claims(
     flags: Common,
     words: Annotated[

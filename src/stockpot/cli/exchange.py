@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from stockpot.cli import show
-from stockpot.cli.grammar import Common, verb
+from stockpot.cli.grammar import COMPUTES, Common, verb
 from stockpot.errors import CheckpointError
 
 __all__ = ["convert", "pull"]
@@ -20,7 +20,7 @@ __all__ = ["convert", "pull"]
 PANEL = "Manage"
 
 
-@verb("pull", panel=PANEL)
+@verb("pull", panel=PANEL, without=COMPUTES)
 def pull(
     flags: Common,
     name: Annotated[
@@ -49,7 +49,7 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-@verb("convert", panel=PANEL)
+@verb("convert", panel=PANEL, without=("device", "seed"))
 def convert(
     flags: Common,
     model: Annotated[

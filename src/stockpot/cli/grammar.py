@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, get_args, get_type_hints
@@ -28,6 +28,7 @@ from typer.models import OptionInfo
 from stockpot.errors import StockpotError
 
 __all__ = [
+    "COMPUTES",
     "Common",
     "Making",
     "Model",
@@ -58,7 +59,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-COMMON, MAKER = "Flags of every verb", "Flags of every maker"
+COMMON, MAKER, COMPUTING = "Flags of every verb", "Flags of every maker", "Flags of verbs that compute"
+COMPUTES = ("device", "dtype", "seed")
+"""What a verb that reads and writes files only has no use for."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -87,7 +90,7 @@ class Common:
         typer.Option(
             metavar="NAME",
             help="cpu, cuda, cuda:1 …; by default the fastest present.",
-            rich_help_panel=COMMON,
+            rich_help_panel=COMPUTING,
         ),
     ] = None
     dtype: Annotated[
@@ -96,12 +99,12 @@ class Common:
             metavar="NAME",
             help="float32, bfloat16 or float16; by default what suits the device.",
             callback=_is_dtype,
-            rich_help_panel=COMMON,
+            rich_help_panel=COMPUTING,
         ),
     ] = None
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Same seed, same result on the same device.", rich_help_panel=COMMON),
+        typer.Option(min=0, help="Same seed, same result on the same device.", rich_help_panel=COMPUTING),
     ] = None
     json: Annotated[
         bool, typer.Option("--json", help="Results as JSON on stdout.", rich_help_panel=COMMON)
@@ -167,7 +170,7 @@ class Resuming(Making):
 
 
 def verb(
-    name: str, *, panel: str, flags: type[Common] = Common
+    name: str, *, panel: str, flags: type[Common] = Common, without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register ``function(flags, *, …)`` as a verb: its own parameters first, then those of ``flags``.
 
@@ -175,6 +178,7 @@ def verb(
         name: what one types.
         panel: the group the verb is listed under.
         flags: the class of common flags it takes.
+        without: those of them that it has no use for, which it does not take.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -185,6 +189,7 @@ def verb(
                 one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name]
             )
             for one in dataclasses.fields(flags)
+            if one.name not in without
         ]
 
         def command(**values: Any) -> None:

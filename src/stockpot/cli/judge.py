@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from stockpot.cli import show
-from stockpot.cli.grammar import Common, verb
+from stockpot.cli.grammar import COMPUTES, Common, verb
 from stockpot.errors import ConfigError, GenerationError
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ def _document(reports: list[Any], differences: list[Any]) -> list[dict[str, Any]
     return value
 
 
-@verb("eval-images", panel=PANEL)
+@verb("eval-images", panel=PANEL, without=("seed",))
 def evaluate_images(
     flags: Common,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run of align-image.")],
@@ -308,7 +308,7 @@ def evaluate_images(
     show.result(flags, "\n".join([str(report), *lines]), report.to_dict())
 
 
-@verb("contest", panel=PANEL)
+@verb("contest", panel=PANEL, without=("dtype",))
 def contest(
     flags: Common,
     models: Annotated[
@@ -346,6 +346,7 @@ def contest(
             limit=limit,
             max_tokens=max_tokens,
             seed=flags.seed or 0,
+            device=flags.device,
             progress=progress,
         )
     if out is not None:
@@ -354,7 +355,7 @@ def contest(
     show.result(flags, show.table(headers, rows), found.rows())
 
 
-@verb("compare-tokenizers", panel=PANEL)
+@verb("compare-tokenizers", panel=PANEL, without=COMPUTES)
 def compare_tokenizers(
     flags: Common,
     data: Annotated[

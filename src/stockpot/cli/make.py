@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from stockpot.cli import show
-from stockpot.cli.grammar import Making, Resuming, Settling, tell_how_to_go_on, verb
+from stockpot.cli.grammar import COMPUTES, Making, Resuming, Settling, tell_how_to_go_on, verb
 
 if TYPE_CHECKING:
     from stockpot.config import Settings
@@ -64,7 +64,7 @@ Minutes = Annotated[
 ]
 
 
-@verb("train-tokenizer", panel=PANEL, flags=Making)
+@verb("train-tokenizer", panel=PANEL, flags=Making, without=COMPUTES)
 def train_tokenizer(
     flags: Making,
     data: Data = None,
@@ -111,7 +111,8 @@ def sft(flags: Resuming, model: Model = None, data: Data = None, steps: Steps = 
     from stockpot.stages.sft import SFTConfig
     from stockpot.stages.sft import sft as stage
 
-    _train("sft", stage, SFTConfig, flags, {"model": model, "data": data, "loop.steps": steps})
+    own = {"model": model, "data": data, "loop.steps": steps}
+    _train("sft", stage, SFTConfig, flags, own, plan=_plan_tuning)
 
 
 @verb("reward", panel=PANEL, flags=Resuming)
@@ -120,7 +121,8 @@ def reward(flags: Resuming, model: Model = None, data: Data = None, steps: Steps
     from stockpot.stages.reward import RewardConfig
     from stockpot.stages.reward import reward as stage
 
-    _train("reward", stage, RewardConfig, flags, {"model": model, "data": data, "loop.steps": steps})
+    own = {"model": model, "data": data, "loop.steps": steps}
+    _train("reward", stage, RewardConfig, flags, own, plan=_plan_tuning)
 
 
 @verb("dpo", panel=PANEL, flags=Resuming)
@@ -129,7 +131,8 @@ def dpo(flags: Resuming, model: Model = None, data: Data = None, steps: Steps = 
     from stockpot.stages.dpo import DPOConfig
     from stockpot.stages.dpo import dpo as stage
 
-    _train("dpo", stage, DPOConfig, flags, {"model": model, "data": data, "loop.steps": steps})
+    own = {"model": model, "data": data, "loop.steps": steps}
+    _train("dpo", stage, DPOConfig, flags, own, plan=_plan_tuning)
 
 
 Reward = Annotated[
@@ -280,7 +283,7 @@ def train_draw(
     _train("train-draw", stage, DrawConfig, flags, {"encoder": encoder, "data": data, "loop.steps": steps})
 
 
-@verb("ai-feedback", panel=PANEL, flags=Making)
+@verb("ai-feedback", panel=PANEL, flags=Making, without=("dtype",))
 def ai_feedback(
     flags: Making,
     judge: Annotated[
@@ -292,13 +295,14 @@ def ai_feedback(
         str | None,
         typer.Option(metavar="MODEL", help="Draws two answers to each prompt; without it the data has both."),
     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many pairs.")] = None,
 ) -> None:
     """Have a model compare answers, blind and in both orders; what it says can be learned from like people's comparisons."""
     from stockpot.stages.ai_feedback import FeedbackConfig
     from stockpot.stages.ai_feedback import ai_feedback as stage
 
     maker = Maker("ai-feedback", "ai_feedback", flags)
-    config = maker.settings(FeedbackConfig, {"judge": judge, "data": data, "model": model})
+    config = maker.settings(FeedbackConfig, {"judge": judge, "data": data, "model": model, "limit": limit})
     if flags.dry_run:
         maker.print_plan(config)
         return
@@ -310,7 +314,7 @@ def ai_feedback(
     maker.make(work)
 
 
-@verb("rank", panel=PANEL, flags=Making)
+@verb("rank", panel=PANEL, flags=Making, without=("dtype",))
 def rank(
     flags: Making,
     model: Model = None,
@@ -350,7 +354,8 @@ def cook(flags: Resuming, minutes: Minutes = None) -> None:
     from stockpot.stages.cook import cook as stage
 
     maker = Maker("cook", None, flags, recipe="village")
-    config = maker.settings(CookConfig, {})
+    trained = ("pretrain", "sft", "reward", "dpo", "ppo")
+    config = maker.settings(CookConfig, {f"{stage}.device": flags.device for stage in trained})
     if flags.dry_run:
         maker.print_plan(config, minutes=minutes)
         return
@@ -422,6 +427,12 @@ def settle(
         sets=flags.sets or (),
         flags=standing | own,
     )
+
+
+def _plan_tuning(config: Any) -> tuple[Any, Any]:
+    from stockpot.stages.budget import plan_tuning
+
+    return plan_tuning(config)
 
 
 class Maker:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stockpot.cli import show
-from stockpot.cli.grammar import Common, verb
+from stockpot.cli.grammar import COMPUTES, Common, verb
 from stockpot.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ COLUMNS = ("run", "stage", "status", "step", "loss", "started", "minutes")
 # --- recipes ---
 
 
-@verb("recipes", panel=PANEL)
+@verb("recipes", panel=PANEL, without=COMPUTES)
 def recipes(
     flags: Common,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one (> my.toml).")] = None,
@@ -61,7 +61,7 @@ def _recipe_row(name: str, path: Path) -> dict[str, Any]:
 # --- runs ---
 
 
-@verb("runs", panel=PANEL)
+@verb("runs", panel=PANEL, without=COMPUTES)
 def runs(
     flags: Common,
     folders: Annotated[
@@ -167,7 +167,7 @@ def _settings(run: Path) -> dict[str, Any]:
 # --- doctor ---
 
 
-@verb("doctor", panel=PANEL)
+@verb("doctor", panel=PANEL, without=COMPUTES)
 def doctor(flags: Common) -> None:
     """Say what this machine and installation have: versions, cores, memory, bf16, optional parts, disk."""
     from stockpot import origin
@@ -238,7 +238,7 @@ def _torch_facts() -> dict[str, Any]:
 # --- inspect ---
 
 
-@verb("inspect", panel=PANEL)
+@verb("inspect", panel=PANEL, without=("seed",))
 def inspect(
     flags: Common,
     path: Annotated[

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import typer
 
 from stockpot.cli import show
-from stockpot.cli.grammar import Making, Settling, verb
+from stockpot.cli.grammar import COMPUTES, Making, Settling, verb
 from stockpot.cli.make import Data, Maker, settle
 
 __all__ = ["plan", "prepare", "sweep"]
@@ -25,7 +25,7 @@ Ray = Annotated[
 Layout: TypeAlias = Literal["ddp", "fsdp", "tensor"]
 
 
-@verb("prepare", panel="Make", flags=Making)
+@verb("prepare", panel="Make", flags=Making, without=COMPUTES)
 def prepare(
     flags: Making,
     data: Data = None,
@@ -51,7 +51,7 @@ def prepare(
     show.result(flags, str(found), found)
 
 
-@verb("plan", panel="Judge", flags=Settling)
+@verb("plan", panel="Judge", flags=Settling, without=COMPUTES)
 def plan(
     flags: Settling,
     size: Annotated[int | None, typer.Option(metavar="DEPTH", help="Layers; sets every other size.")] = None,

@@ -76,7 +76,7 @@ class Serving(Common):
     ] = None
 
 
-@verb("serve", panel="Use", flags=Serving)
+@verb("serve", panel="Use", flags=Serving, without=("seed",))
 def serve(
     flags: Serving,
     models: Annotated[

@@ -178,10 +178,14 @@ def progress(flags: Common) -> Iterator[Progress]:
         yield _Lines()
 
 
+TOLD = ("reward", "kl", "margin")  # by which learning from people is followed; its loss says little
+
+
 def _detail(event: Event) -> str:
     loss, speed, left = (event.get(name) for name in ("loss", "tokens_per_s", "time_left_s"))
     parts = [
         f"loss {loss:.3f}" if loss is not None else "",
+        *(f"{name} {event[name]:.3g}" for name in TOLD if event.get(name) is not None),
         f"{count(speed)} tokens/s" if speed else "",
         f"{duration(left)} left" if left is not None and math.isfinite(left) else "",
     ]

@@ -76,7 +76,7 @@ def probe(  # noqa: PLR0913 - one parameter a flag
     show.result(flags, str(report), report.to_dict())
 
 
-@verb("emergence", panel=PANEL)
+@verb("emergence", panel=PANEL, without=("dtype",))
 def emergence(  # noqa: PLR0913 - one parameter a flag
     flags: Common,
     models: Annotated[
@@ -130,7 +130,7 @@ def emergence(  # noqa: PLR0913 - one parameter a flag
     show.result(flags, str(found), found.to_dict())
 
 
-@verb("three-kinds", panel=PANEL)
+@verb("three-kinds", panel=PANEL, without=("dtype",))
 def three_kinds(  # noqa: PLR0913 - one parameter a flag
     flags: Common,
     data: Annotated[

@@ -218,7 +218,7 @@ def _completion(one: Any) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(one).items() if value not in (None, ())}
 
 
-@verb("fill", panel=PANEL)
+@verb("fill", panel=PANEL, without=("seed",))
 def fill(
     flags: Common,
     model: Model,
@@ -245,7 +245,7 @@ def fill(
     )
 
 
-@verb("embed", panel=PANEL)
+@verb("embed", panel=PANEL, without=("seed",))
 def embed(
     flags: Common,
     model: Model,
@@ -275,7 +275,7 @@ def _piped_lines() -> Iterator[str]:
     return (_decoded(line).removesuffix("\r") for line in sys.stdin.buffer)
 
 
-@verb("draw", panel=PANEL)
+@verb("draw", panel=PANEL, without=("dtype",))
 def draw(
     flags: Common,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run of train-draw.")],

@@ -49,7 +49,7 @@ def open_corpus(
     if only is not None and is_shards(only):
         return open_shards(only, tokenizer)
     records = read_records(data, reading, report=report)
-    return encode(records, tokenizer, template, context=context, overlong=overlong)
+    return encode(records, tokenizer, template, context=context, overlong=overlong, report=report)
 
 
 def batches(

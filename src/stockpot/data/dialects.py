@@ -6,6 +6,7 @@ answers like those of UltraFeedback, and two answers with a winner. What is not 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -49,13 +50,24 @@ def translate(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         if "messages" not in keys:
             fields["messages"] = _from_turns(fields.pop(turns), where)
     elif keys >= {"question", "answer"} and not keys & {"text", "messages", "prompt"}:
-        fields |= {"prompt": fields.pop("question"), "completion": fields.pop("answer")}
+        fields |= {"prompt": fields.pop("question"), "completion": _one_answer(fields.pop("answer"), where)}
     elif keys >= {"prompt", "response"} and not keys & {"completion", "chosen"}:
         fields["completion"] = fields.pop("response")
     if keys >= {"chosen", "rejected"}:
         fields = _with_prompt(fields, where)
         fields = _with_margin(fields, where)
     return _with_system(fields, where)
+
+
+def _one_answer(value: object, where: str) -> object:
+    """Write a number as a person does, and refuse a list of answers; anything else is left for the check of answers."""
+    if isinstance(value, list) and not all(isinstance(one, Mapping) for one in value):
+        raise DataError(
+            f'{where}: "answer" lists {len(value)} answers; a record has one.', "Keep one of them."
+        )
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(int(value)) if value == int(value) else repr(value)
+    return value
 
 
 def _with_system(fields: dict[str, Any], where: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stockpot.data.reading import ReadReport
 from stockpot.data.records import (
     ChatRecord,
     CompletionRecord,
@@ -111,6 +112,7 @@ def encode(
     *,
     context: int | None = None,
     overlong: Overlong | None = None,
+    report: ReadReport | None = None,
 ) -> TokenStore:
     """Encode records of one kind into memory.
 
@@ -120,28 +122,35 @@ def encode(
         template: turns messages into text; needed for conversations.
         context: the longest document that a row can take; None: any.
         overlong: what happens to longer ones: ``split`` into several rows, ``cut`` after ``context`` tokens,
-            or ``drop``. None: texts are split, everything else is cut.
+            or ``drop``. None: texts are split, everything else is cut, or dropped if nothing that counts remains.
+        report: counts those that were cut or dropped.
 
     Raises:
         DataError: if nothing is left to train on.
     """
     builder = StoreBuilder(tokenizer.fingerprint, tokenizer.vocab_size)
     left_out: list[str] = []
+    cut: list[str] = []
     count = 0
     stream = iter(records)
     for record in stream:
         if isinstance(record, TextRecord):
             count += _add_texts(
-                _chain(record, stream), tokenizer, builder, context, overlong or "split", left_out
+                _chain(record, stream), tokenizer, builder, context, overlong or "split", left_out, cut
             )
         else:
-            count += _add(
-                record.where, encode_record(record, tokenizer, template), builder, context, overlong, left_out
-            )
+            encoded = encode_record(record, tokenizer, template)
+            count += _add(record.where, encoded, builder, context, overlong, left_out, cut)
     if left_out:
         _log.warning(
             "%d records were left out: longer than %s tokens (%s …)", len(left_out), context, left_out[0]
         )
+    if cut:
+        text = "%d records were cut at %s tokens (%s …): how they end is not learned"
+        _log.warning(text, len(cut), context, cut[0])
+    if report is not None:
+        report.overlong += len(left_out)
+        report.cut += len(cut)
     if not count:
         more = f" All {len(left_out)} records are longer than {context} tokens." if left_out else ""
         raise DataError(
@@ -172,6 +181,7 @@ def _add_texts(
     context: int | None,
     overlong: Overlong,
     left_out: list[str],
+    cut: list[str],
 ) -> int:
     count = 0
     for ids in encode_texts((record.text for record in records), tokenizer):
@@ -180,6 +190,7 @@ def _add_texts(
                 left_out.append("a text")
                 continue
             ids = ids[:context]
+            cut.append("a text")
         builder.add(ids)
         count += 1
     return count
@@ -192,6 +203,7 @@ def _add(
     context: int | None,
     overlong: Overlong | None,
     left_out: list[str],
+    cut: list[str],
 ) -> int:
     ids, counted = encoded.ids, encoded.counted
     if context is not None and len(ids) > context and overlong != "split":
@@ -199,6 +211,7 @@ def _add(
         if overlong == "drop" or not counted[1:].any():
             left_out.append(where)
             return 0
+        cut.append(where)
     builder.add(ids, counted)
     return 1
 

@@ -70,6 +70,8 @@ class ReadReport:
         files: streams that were read.
         empty: names of those without a record.
         left_out: names of members of archives that are of no known form.
+        cut: records that were longer than a row and have lost their end.
+        overlong: records left out since they were longer than a row.
     """
 
     records: int = 0
@@ -79,6 +81,8 @@ class ReadReport:
     files: int = 0
     empty: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    cut: int = 0
+    overlong: int = 0
     problems: list[DataError] = field(default_factory=list)
 
     def reject(self, error: DataError, config: ReadConfig) -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "as_settings",
     "as_sources",
     "begin_tuning",
+    "check_length",
     "checkpoint_writer",
     "heard",
     "mean_metrics",
@@ -148,17 +149,31 @@ def tokens_at_once(
     return max(1, most)
 
 
-def with_steps(loop: LoopConfig, passes: float | None, tokens: int) -> LoopConfig:
-    """Set the steps from the passes over the data: those asked for; else ``loop.steps`` if it was given; else one.
+def check_length(passes: float | None, loop: LoopConfig) -> None:
+    """Refuse settings that say twice how long to train.
+
+    Raises:
+        ValueError: if both passes and steps are given.
+    """
+    if passes is not None and "steps" in loop.model_fields_set:
+        raise ValueError(
+            f"passes = {passes:g} and loop.steps = {loop.steps} both say how long to train: give one "
+            "(passes=none takes back a recipe's)"
+        )
+
+
+def with_steps(loop: LoopConfig, passes: float | None, tokens: int, *, usual: float = 1.0) -> LoopConfig:
+    """Set the steps from the passes over the data: those asked for; else ``loop.steps`` if it was given; else ``usual``.
 
     Args:
         loop: settings of the loop.
         passes: over the data, or None.
         tokens: of one pass.
+        usual: passes where nothing is said.
     """
     if passes is None and "steps" in loop.model_fields_set:
         return loop
-    steps = max(1, round((1.0 if passes is None else passes) * tokens / loop.batch_tokens))
+    steps = max(1, round((usual if passes is None else passes) * tokens / loop.batch_tokens))
     return loop.model_copy(update={"steps": steps})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from itertools import islice
+from typing import TypeVar
 
 import torch
 
@@ -22,8 +23,8 @@ from stockpot.model.linear import Linear
 from stockpot.model.outline import outline
 from stockpot.stages.ai_feedback import FeedbackConfig
 from stockpot.stages.align_image import AlignImageConfig
-from stockpot.stages.assemble import ROW_TOKENS, open_to_tune, silent, with_steps
-from stockpot.stages.comparisons import ComparisonConfig, read_comparisons
+from stockpot.stages.assemble import ROW_TOKENS, open_to_tune, silent, tokens_at_once, with_steps
+from stockpot.stages.comparisons import read_comparisons
 from stockpot.stages.cook import PRETRAIN_SHARE, CookConfig
 from stockpot.stages.diffusion import DrawConfig
 from stockpot.stages.dpo import DPOConfig
@@ -31,7 +32,7 @@ from stockpot.stages.ppo import PPOConfig
 from stockpot.stages.pretrain import PretrainConfig, plan_pretraining
 from stockpot.stages.rank import RankConfig
 from stockpot.stages.reward import RewardConfig
-from stockpot.stages.sft import SFTConfig
+from stockpot.stages.sft import SFTConfig, read_conversations
 from stockpot.stages.sizes import Plan, estimate, training_speed
 from stockpot.stages.tokenizer import TokenizerConfig
 from stockpot.stages.tune_prompt import PromptTuningConfig
@@ -39,7 +40,9 @@ from stockpot.text.tokenizer import Tokenizer
 from stockpot.train.loop import LoopConfig
 from stockpot.weights.store import load
 
-__all__ = ["plan"]
+__all__ = ["plan", "plan_tuning"]
+
+Tunes = TypeVar("Tunes", SFTConfig, DPOConfig, RewardConfig)
 
 SAMPLE = 2_000  # documents that a planned tokenizer is tried on
 
@@ -57,21 +60,14 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
     match config:
         case PretrainConfig():
             return plan_pretraining(config)[1]
-        case SFTConfig():
-            return _tuning(
-                "sft",
-                config.model,
-                config.loop,
-                config.device,
-                context=config.context,
-                adapter=config.adapter,
-            )
+        case SFTConfig() | DPOConfig() | RewardConfig():
+            return plan_tuning(config)[1]
         case DrawConfig():
             return f"{config.loop.steps:,} steps of {config.loop.batch_tokens} pictures of {config.size} × {config.size}"
         case PromptTuningConfig():
-            return _tuning("tune-prompt", config.model, config.loop, config.device)
+            return _tuning(_shape("tune-prompt", config.model), config.loop, config.device)
         case AlignImageConfig():
-            return _tuning("align-image", config.model, config.loop, config.device)
+            return _tuning(_shape("align-image", config.model), config.loop, config.device)
         case PPOConfig():
             answers = config.prompts * config.samples
             phases = -(-config.loop.steps // (config.epochs * config.minibatches))
@@ -83,8 +79,6 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
             return f"up to {config.limit:,} pairs, each rated in both orders"
         case RankConfig():
             return f"up to {config.limit:,} prompts, {config.samples} answers of up to {config.max_tokens} tokens to each"
-        case DPOConfig() | RewardConfig():
-            return _comparing(config)
         case CookConfig():
             return _cook(config, minutes)
         case TokenizerConfig():
@@ -93,25 +87,45 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
             raise ConfigError(f"There is no plan for {type(config).__name__}.", "Leave out --dry-run.")
 
 
+def plan_tuning(config: Tunes) -> tuple[Tunes, Plan]:
+    """Read the data, which decides how many steps a pass has; returns the settings with them, and what they take.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as the stage itself would.
+    """
+    verb = "sft" if isinstance(config, SFTConfig) else "dpo" if isinstance(config, DPOConfig) else "reward"
+    bundle = open_to_tune(config.model, config.template, verb=verb)
+    if isinstance(config, SFTConfig):
+        found = read_conversations(config, bundle)
+        loop, context = found.config.loop, found.context
+    else:
+        tokens = read_comparisons(config, bundle, silent).train.tokens
+        loop, context = with_steps(config.loop, config.passes, tokens), None
+    settled = config.model_copy(update={"loop": loop, "passes": None})
+    shape = bundle.model.config
+    del bundle  # steps are measured with a model of their own
+    return settled, _tuning(shape, loop, config.device, context=context, adapter=config.adapter)
+
+
+def _shape(verb: str, model: str | None) -> ModelConfig:
+    if model is None:
+        raise ConfigError("There is no model to tune.", f"Name one: stockpot {verb} MODEL.")
+    return load(model, device="cpu", dtype="float32").model.config
+
+
 def _tuning(
-    verb: str,
-    model: str | None,
+    shape: ModelConfig,
     loop: LoopConfig,
     device: str | None,
     *,
     context: int | None = None,
     adapter: LoRA | None = None,
 ) -> Plan:
-    """Measure steps on rows of ``context`` tokens, by default of as many as tuning's records mostly fill.
-
-    With an adapter the memory is that of its training; the steps that are measured train all of the model.
-    """
-    if model is None:
-        raise ConfigError("There is no model to tune.", f"Name one: stockpot {verb} MODEL.")
-    shape = load(model, device="cpu", dtype="float32").model.config
+    """Measure steps on rows of ``context`` tokens, by default of as many as tuning's records mostly fill."""
     context = context or min(shape.context, ROW_TOKENS, loop.batch_tokens)
     place = machine.pick_device(device)
-    speed = training_speed(shape, loop=loop, device=place, context=context)
+    at_once = tokens_at_once(loop, shape, place, adapter, weighs=False)
+    speed = training_speed(shape, loop=loop, device=place, context=context, at_once=at_once, adapter=adapter)
     tokens = loop.steps * loop.batch_tokens
     found = estimate(shape, tokens=tokens, tokens_per_s=speed, batch_tokens=loop.batch_tokens)
     if adapter is None:
@@ -131,14 +145,6 @@ def _adapted_bytes(shape: ModelConfig, adapter: LoRA, dtype: torch.dtype) -> int
         rounded = {one: FrozenMatrix(torch.ones(one), adapter.frozen).nbytes for one in set(shapes.values())}
         held |= {name: rounded[one] for name, one in shapes.items()}
     return sum(held.values()) + 18 * trained
-
-
-def _comparing(config: ComparisonConfig) -> Plan:
-    """Read the comparisons, which decide how many steps a pass has."""
-    verb = "dpo" if isinstance(config, DPOConfig) else "reward"
-    found = read_comparisons(config, open_to_tune(config.model, config.template, verb=verb), silent)
-    loop = with_steps(config.loop, config.passes, found.train.tokens)
-    return _tuning(verb, config.model, loop, config.device, adapter=config.adapter)
 
 
 def _cook(config: CookConfig, minutes: float | None) -> str:

@@ -14,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stockpot import device as machine
 from stockpot.bundle import Bundle
@@ -28,7 +28,7 @@ from stockpot.errors import DataError
 from stockpot.model.adapters import LoRA
 from stockpot.model.transformer import Transformer
 from stockpot.run import Run
-from stockpot.stages.assemble import GentleLoop, Progress, as_settings, as_sources
+from stockpot.stages.assemble import GentleLoop, Progress, as_settings, as_sources, check_length
 from stockpot.train.log_probs import label_log_probs
 from stockpot.train.loop import LoopConfig
 from stockpot.train.parallel import Group
@@ -71,6 +71,11 @@ class ComparisonConfig(Settings):
     _sources = field_validator("data", "val_data", mode="before")(as_sources)
     _loop = field_validator("loop", mode="before")(as_settings)
 
+    @model_validator(mode="after")
+    def _says_once_how_long(self) -> ComparisonConfig:
+        check_length(self.passes, self.loop)
+        return self
+
 
 @dataclass(frozen=True)
 class Comparisons:
@@ -79,11 +84,14 @@ class Comparisons:
     train: Pairs
     held_out: Pairs
     survey: Survey
+    overlong: int = 0  # left out
 
     @property
     def counts(self) -> dict[str, int | str]:
-        """How many there are, and what was found in them, for a manifest."""
-        return {"train": len(self.train), "validation": len(self.held_out), "found": str(self.survey)}
+        """How many there are, how many were too long, and what was found in them, for a manifest."""
+        counts = {"train": len(self.train), "validation": len(self.held_out)}
+        lost = {"left_out": self.overlong} if self.overlong else {}
+        return counts | lost | {"found": str(self.survey)}
 
 
 def read_comparisons(config: ComparisonConfig, bundle: Bundle, report: Progress) -> Comparisons:
@@ -98,9 +106,6 @@ def read_comparisons(config: ComparisonConfig, bundle: Bundle, report: Progress)
         records, found = survey(islice(read_records(sources), limit))
         pairs = encode_pairs(records, bundle.tokenizer, bundle.template, context=context)
         report({"kind": "note", "text": str(found)})
-        if pairs.overlong:
-            text = f"{pairs.overlong:,} comparisons are longer than {context} tokens and left out"
-            report({"kind": "note", "text": text})
         return pairs, found
 
     pairs, found = encoded(config.data, config.max_pairs)
@@ -117,7 +122,7 @@ def read_comparisons(config: ComparisonConfig, bundle: Bundle, report: Progress)
     if len(held_out) > config.val_pairs:
         kept = np.random.default_rng(config.seed).permutation(len(held_out))[: config.val_pairs]
         held_out = held_out.only(np.sort(kept), f"{config.val_pairs}")
-    return Comparisons(train, held_out, found)
+    return Comparisons(train, held_out, found, pairs.overlong)
 
 
 @contextmanager

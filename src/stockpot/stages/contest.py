@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from stockpot.bundle import Bundle
+from stockpot.device import pick_device
 from stockpot.errors import ConfigError, DataError, TrainError
 from stockpot.judge.metrics import Estimate, mean_estimate, paired_difference, score_estimate
 from stockpot.run import Run, is_run
@@ -176,6 +176,7 @@ def contest(
     limit: int | None = None,
     max_tokens: int = 64,
     seed: int = 0,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Contest:
     """Let models answer prompts and have the answers rated.
@@ -187,6 +188,7 @@ def contest(
         limit: how many; None: all.
         max_tokens: longest answer.
         seed: of the answers.
+        device: where models and judges compute; None: the fastest present.
         progress: receives an event a model.
 
     Raises:
@@ -195,10 +197,9 @@ def contest(
     """
     if not models or not judges:
         raise ConfigError("A contest needs models and a judge.", "Name both.")
-    report = progress or silent
-    cpu = torch.device("cpu")
+    report, place = progress or silent, pick_device(device)
     raters = {
-        name: reward_from(one, device=cpu) if isinstance(one, str) else one for name, one in judges.items()
+        name: reward_from(one, device=place) if isinstance(one, str) else one for name, one in judges.items()
     }
     sources = as_sources(data)
     first: Bundle | None = None
@@ -206,7 +207,7 @@ def contest(
     entries: list[Entry] = []
     for name, model in models.items():
         _tell_unfinished(name, model, report)
-        bundle = model if isinstance(model, Bundle) else load(model, dtype="float32")
+        bundle = model if isinstance(model, Bundle) else load(model, device=place, dtype="float32")
         first = first or bundle
         asked = read_prompts(sources, bundle, max_tokens, silent, limit=limit)
         prompts = prompts or tuple(one.text for one in asked)

@@ -138,8 +138,7 @@ def spent_on(run: Run, state: Mapping[str, Mapping[str, Any]] | None = None) -> 
     manifest = run.manifest
     tokens, flops = (run.last(name) if run.series(name) else 0.0 for name in ("tokens", "flops"))
     labels = int((manifest.get("records") or {}).get("train", 0))
-    trained = run.last("time_s") if run.series("time_s") else 0.0
-    seconds = max(float(manifest.get("seconds", 0.0)), trained)  # a sitting that was killed noted none
+    seconds = float(manifest.get("seconds", 0.0))
     before = state or {}
     compared = manifest.get("comparisons")
     if compared:

@@ -49,6 +49,12 @@ from stockpot.train.rollouts_vllm import VllmWriter
 __all__ = ["GRPOConfig", "PPOConfig", "grpo", "ppo"]
 
 
+ALL_ALIKE = (
+    "{count} answers were drawn, and no two to a prompt are rated differently (mean {mean:.3g}): from such ratings nothing "
+    "is learned. Read them in {folder}; a reward must tell better answers from worse ones that the model does give."
+)
+
+
 class RewardLoop(GentleLoop):
     """How long and how to train on rewards; a step's size is that of a minibatch."""
 
@@ -198,7 +204,7 @@ def _act(
             seed=config.seed,
             gold=gold,
             autocast=partial(autocast, device, config.loop),
-            note=partial(_write_samples, run.path / "samples"),
+            note=partial(_note_phase, run.path / "samples", config.samples, report),
             writer=writer,
             group=group,
             reads=config.loop.parallel.reading(group.place),
@@ -267,9 +273,20 @@ def _rewards(config: PPOConfig, reward: Reward | None, stage: str, device: torch
     return weighted([reward_from(one, device=device) for one in config.reward], weights)
 
 
-def _write_samples(folder: Path, phase: int, replies: Sequence[Reply], ratings: Sequence[float]) -> None:
-    """Keep a phase's answers for people to read."""
+def _note_phase(
+    folder: Path,
+    samples: int,
+    report: Progress,
+    phase: int,
+    replies: Sequence[Reply],
+    ratings: Sequence[float],
+) -> None:
+    """Keep a phase's answers for people to read; say so where the first one's ratings tell no answer from another."""
     folder.mkdir(parents=True, exist_ok=True)
+    size = samples if samples > 1 else len(ratings)
+    if phase == 0 and all(len(set(ratings[i : i + size])) == 1 for i in range(0, len(ratings), size)):
+        text = ALL_ALIKE.format(count=len(ratings), mean=sum(ratings) / len(ratings), folder=folder)
+        report({"kind": "note", "text": text})
     rows = (
         {"prompt": one.prompt, "reply": one.text, "reward": value, "tokens": one.tokens}
         for one, value in zip(replies, ratings, strict=True)

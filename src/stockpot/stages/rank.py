@@ -97,10 +97,11 @@ def rank(config: RankConfig, *, out: str | Path, progress: Progress | None = Non
     judge = reward_from(config.reward, device=device)
     bundle = load(config.model, device=device)
     asked = read_prompts(config.data, bundle, config.max_tokens, report, limit=config.limit)
-    sides = [
-        draw(bundle, asked, max_tokens=config.max_tokens, seed=config.seed + n * len(asked))
-        for n in range(config.samples)
-    ]
+    sides = []
+    for n in range(config.samples):
+        seed = config.seed + n * len(asked)
+        sides.append(draw(bundle, asked, max_tokens=config.max_tokens, seed=seed))
+        report({"kind": "step", "step": n + 1, "steps": config.samples})
     ratings = [
         rated(
             judge,

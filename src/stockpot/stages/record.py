@@ -180,8 +180,8 @@ def _lines(run: Run, bundle: Bundle, config: Settings, metric: str, unit: str) -
     tokens = run.series("tokens")
     yield f"# {manifest['stage']}: {run.path.name}\n"
     yield (
-        f"{model.shape.replace('_', '-').capitalize()}, {model.main.layers} layers, {model.parameters() / 1e6:.2f} million "
-        f"parameters; {tokens[-1][1] / 1e6 if tokens else 0:.2f} million tokens read in "
+        f"{model.shape.replace('_', '-').capitalize()}, {model.main.layers} layers, {model.parameters():,} parameters; "
+        f"{tokens[-1][1] if tokens else 0:,.0f} tokens read in "
         f"{run.last('time_s') / 60 if run.series('time_s') else 0:.1f} minutes. Started {manifest['started']}.\n"
     )
     yield f"![{unit} by step](report.svg)\n"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stockpot.bundle import Bundle
 from stockpot.config import Settings
 from stockpot.data.corpus import open_corpus
 from stockpot.data.corrupt import causal
 from stockpot.data.loader import FixedBatches, Loader, LoaderConfig
-from stockpot.data.reading import ReadConfig
+from stockpot.data.reading import ReadConfig, ReadReport
 from stockpot.data.store import TokenStore
 from stockpot.model.adapters import LoRA
 from stockpot.run import Run
@@ -24,6 +25,7 @@ from stockpot.stages.assemble import (
     as_settings,
     as_sources,
     begin_tuning,
+    check_length,
     checkpoint_writer,
     heard,
     mean_metrics,
@@ -32,15 +34,17 @@ from stockpot.stages.assemble import (
     shared_run,
     together,
     tokens_at_once,
+    with_steps,
 )
 from stockpot.stages.record import sample_writer, write_page
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import next_token_loss
 from stockpot.train.parallel import Group
 
-__all__ = ["SFTConfig", "sft"]
+__all__ = ["Conversations", "SFTConfig", "read_conversations", "sft"]
 
 
+PASSES = 3.0  # over the records, where nothing is said: few enough not to learn a few hundred by heart
 ALL_COUNT = "; every token counts, as in plain texts: nothing here is a question whose answer is learned"
 
 
@@ -49,6 +53,9 @@ class TuningLoop(LoopConfig):
 
     lr: float | None = Field(
         1e-3, gt=0, description="learning rate of matrices, and of the rest unless set below"
+    )
+    batch_tokens: int = Field(
+        4096, ge=1, description="real tokens a step, over all micro-batches and processes; a row at least"
     )
 
 
@@ -71,6 +78,9 @@ class SFTConfig(Settings):
     context: int | None = Field(
         None, ge=8, description="tokens of a row; none: 512, or the longest record if it is longer"
     )
+    passes: float | None = Field(
+        None, gt=0, description="passes over the records; none: loop.steps if given, else three"
+    )
     loop: TuningLoop = Field(default_factory=TuningLoop, description="steps, batch, optimizer")
     val_share: float = Field(0.05, gt=0, lt=0.5, description="share of the records held out for validation")
     val_tokens: int = Field(32_768, ge=1, description="validate on at most this many tokens")
@@ -79,6 +89,11 @@ class SFTConfig(Settings):
 
     _sources = field_validator("data", mode="before")(as_sources)
     _loop = field_validator("loop", mode="before")(as_settings)
+
+    @model_validator(mode="after")
+    def _says_once_how_long(self) -> SFTConfig:
+        check_length(self.passes, self.loop)
+        return self
 
 
 def sft(config: SFTConfig, *, out: str | Path, resume: bool = False, progress: Progress | None = None) -> Run:
@@ -105,13 +120,9 @@ def _sft(
 ) -> Run:
     report, place = heard(group, progress), config.loop.parallel.reading(group.place)
     model = bundle.model
+    found = read_conversations(config, bundle, processes=place.world)
+    config, context, train, held_out = found.config, found.context, found.train, found.held_out
     trained = adapt(model, config.adapter, config.loop, device)
-    longest = config.context or model.config.context
-    store = open_corpus(
-        config.data, bundle.tokenizer, bundle.template, reading=config.reading, context=longest
-    )
-    context = config.context or min(longest, max(ROW_TOKENS, int(store.lengths.max())))
-    train, held_out = store.split(config.val_share, seed=config.seed)
     at_once = tokens_at_once(config.loop, model.config, device, config.adapter, weighs=False)
     rows, _ = micro_batch_for(config.loop.batch_tokens, context, at_once, processes=place.world)
     settings = LoaderConfig(context=context, micro_batch=rows, seed=config.seed)
@@ -124,10 +135,9 @@ def _sft(
     how = {"stage": "sft", "recipe": {"sft": config}, "parent": config.model, "resume": resume}
     with shared_run(group, out, **how) as run:
         tokens = {"train": train.tokens, "validation": held_out.tokens}
-        records = {"train": train.documents, "validation": held_out.documents}
-        note_tuning(group, run, config, model, trained, tokens=tokens, records=records)
+        note_tuning(group, run, config, model, trained, tokens=tokens, records=found.counts)
         text = f"{train.documents:,} records, {train.tokens:,} tokens, {trained:,} parameters to train"
-        report({"kind": "note", "text": text + (ALL_COUNT if _all_count(store) else "")})
+        report({"kind": "note", "text": text + (ALL_COUNT if _all_count(train) else "")})
         fit(
             model,
             Loader(train, settings, aim, rank=place.rank, world=place.world),
@@ -142,6 +152,53 @@ def _sft(
         if group.is_first:
             write_page(run, bundle, config)
     return run
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """What is tuned on.
+
+    Attributes:
+        config: the settings, with the steps and the tokens of a step that the records decide.
+        context: tokens of a row.
+        train: records to learn from.
+        held_out: records to validate on.
+        read: what reading met.
+    """
+
+    config: SFTConfig
+    context: int
+    train: TokenStore
+    held_out: TokenStore
+    read: ReadReport
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many records there are, and how many were cut or left out, for a manifest."""
+        lost = {"cut": self.read.cut, "left_out": self.read.overlong + self.read.bad + self.read.skipped}
+        found = {"train": self.train.documents, "validation": self.held_out.documents}
+        return found | {name: count for name, count in lost.items() if count}
+
+
+def read_conversations(config: SFTConfig, bundle: Bundle, *, processes: int = 1) -> Conversations:
+    """Read what is tuned on, hold some out, and settle what depends on it: a row's tokens, a step's, and the steps.
+
+    Raises:
+        DataError: if there is nothing to learn.
+    """
+    read = ReadReport()
+    longest = config.context or bundle.model.config.context
+    store = open_corpus(
+        config.data, bundle.tokenizer, bundle.template, reading=config.reading, report=read, context=longest
+    )
+    context = config.context or min(longest, max(ROW_TOKENS, int(store.lengths.max())))
+    train, held_out = store.split(config.val_share, seed=config.seed)
+    loop = config.loop
+    if "batch_tokens" not in loop.model_fields_set:
+        loop = loop.model_copy(update={"batch_tokens": max(loop.batch_tokens, processes * context)})
+    loop = with_steps(loop, config.passes, train.tokens, usual=PASSES)
+    settled = config.model_copy(update={"loop": loop, "passes": None})
+    return Conversations(settled, context, train, held_out, read)
 
 
 def _all_count(store: TokenStore) -> bool:

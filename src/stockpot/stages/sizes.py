@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, repeat
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ import torch
 from stockpot.data.batch import Batch
 from stockpot.device import pick_dtype, synchronize
 from stockpot.errors import ConfigError
+from stockpot.model.adapters import LoRA
 from stockpot.model.config import ModelConfig, StackConfig, decoder, encoder, encoder_decoder
 from stockpot.model.transformer import Transformer
-from stockpot.stages.assemble import MICRO_BATCH_TOKENS, micro_batch_for
+from stockpot.stages.assemble import MICRO_BATCH_TOKENS, adapt, micro_batch_for
 from stockpot.train.loop import LoopConfig, fit
 from stockpot.train.losses import LossFn, masked_token_loss, next_token_loss, sequence_to_sequence_loss
 from stockpot.train.room import most_rows
@@ -44,6 +45,7 @@ SUSTAINED = 0.9  # of the best of a few steps: a run of minutes validates, saves
 # Of a measurement, at least so many steps and so many seconds: a processor that stood idle takes its time to be fast.
 MEASURED_STEPS, MEASURED_S = 5, 1.5
 MOST_STEPS = 500  # and at most so many: a GPU compiles for more, which is no measurement
+MOST_S = 20.0  # steps that take longer are measured by two
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,13 @@ def estimate(model: ModelConfig, *, tokens: int, tokens_per_s: float, batch_toke
 
 
 def training_speed(
-    model: ModelConfig, *, loop: LoopConfig, device: torch.device, context: int | None = None
+    model: ModelConfig,
+    *,
+    loop: LoopConfig,
+    device: torch.device,
+    context: int | None = None,
+    at_once: int | None = None,
+    adapter: LoRA | None = None,
 ) -> float:
     """Measure real training steps of ``model`` on random ids; returns the tokens per second that a run sustains.
 
@@ -132,10 +140,14 @@ def training_speed(
         loop: optimizer and tokens of a step.
         device: where to.
         context: tokens of a row; None: as many as the model takes.
+        at_once: tokens of a micro-batch, of which a step has several; None: a step is one micro-batch.
+        adapter: what is trained, if not all of the model.
     """
-    network = Transformer(model).to(device)
+    network = Transformer(model)
+    adapt(network, adapter, loop, device)
     context = context or model.context
-    rows, _ = micro_batch_for(loop.batch_tokens, context)
+    rows, passes = micro_batch_for(loop.batch_tokens, context, at_once or MICRO_BATCH_TOKENS)
+    passes = passes if at_once else 1
     ids = torch.randint(0, model.vocab_size, (rows, context))
     losses: dict[str, LossFn] = {
         "decoder": next_token_loss,
@@ -147,12 +159,15 @@ def training_speed(
     batch, began = Batch(ids, ids, **source), time.monotonic()
 
     def some() -> Iterator[Batch]:
-        for number in count():
-            if number >= MEASURED_STEPS and time.monotonic() > began + MEASURED_S:
+        for step in count():
+            spent = time.monotonic() - began
+            if step >= 2 and (spent > MOST_S or (step >= MEASURED_STEPS and spent > MEASURED_S)):
                 return
-            yield batch
+            yield from repeat(batch, passes)
 
-    short = loop.model_copy(update={"steps": MOST_STEPS, "batch_tokens": ids.numel(), "log_every": 1})
+    short = loop.model_copy(
+        update={"steps": MOST_STEPS, "batch_tokens": passes * ids.numel(), "log_every": 1}
+    )
     events: list[dict[str, Any]] = []
     fit(network, some(), loss_fn, short, progress=events.append)
     # The first step pays for set-up.

@@ -260,8 +260,7 @@ class Rollouts:
             for i, one in enumerate(completions)
         ]
         ratings = rated(self.reward, replies)
-        answers = [list(one.ids) for one in completions]
-        phase = _Phase([list(one.ids) for one in asked], answers, [], [], [])
+        phase = _Phase([list(one.ids) for one in asked], [list(one.ids) for one in completions], [], [], [])
         self._measure(phase)
         own = float(sum(one.sum() for one in phase.old))
         known = [] if self.gold is None else rated_where_known(self.gold, replies)
@@ -273,6 +272,9 @@ class Rollouts:
         scores = [r - (0.0 if one.is_finished else penalty) for r, one in zip(ratings, replies, strict=True)]
         self._compare(phase, torch.tensor(scores, dtype=torch.float32))
         self._tell(replies, ratings, known, kl)
+        if self.config.baseline != "value":
+            alike = [len(set(scores[i : i + samples])) == 1 for i in range(0, len(scores), samples)]
+            self._pending["alike"] = (float(sum(alike)), float(len(alike)))
         if said := [value for one in completions for value in one.log_probs]:  # by who wrote, where it tells
             self._pending["writer_kl"] = (sum(said) - own, float(len(said)))
         self.phases += 1
@@ -405,10 +407,8 @@ class Rollouts:
             raise TrainError(f"The policy has collapsed: {kl:.0f} nats an answer from the reference.", todo)
         texts, prompts = {one.text for one in replies}, {one.prompt for one in replies}
         if len(prompts) >= 8 and len(texts) == 1:
-            shown = replies[0].text[:60]
-            raise TrainError(
-                f"The policy has collapsed: it answers {len(prompts)} different prompts with {shown!r}.", todo
-            )
+            told = f"it answers {len(prompts)} different prompts with {replies[0].text[:60]!r}"
+            raise TrainError(f"The policy has collapsed: {told}.", todo)
 
     # --- minibatches ---
 
