@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +40,14 @@ def test_each_name_is_exported_by_its_room():
     for name, place in stockpot._PLACES.items():
         room = sys.modules.get(place) or __import__(place, fromlist=[name])
         assert name in room.__all__, f"{name} is not in {place}.__all__"
+
+
+def test_type_checkers_see_the_same_names_in_the_same_rooms():
+    """Names that are imported when they are first used are Any to mypy and to editors; the stub tells them."""
+    stub = Path(stockpot.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    told = re.findall(r"^from (\S+) import (\w+) as \2$", stub, re.MULTILINE)
+    assert {name: room for room, name in told} == stockpot._PLACES
+    assert len(told) == len(stockpot._PLACES)
 
 
 def test_every_error_is_public():

@@ -525,6 +525,26 @@ def test_nothing_is_drawn_from_what_are_no_numbers(make_bundle, shape, choices):
         Engine(broken).generate(["the cat"], Sampling(max_tokens=4, **choices))
 
 
+@pytest.mark.parametrize(
+    "choices", [{"temperature": 0}, {"seed": 1, "logprobs": 2}, {"seed": 1, "lookup": 4}]
+)
+@pytest.mark.parametrize("shape", ["decoder", "encoder_decoder"])
+def test_an_answer_ends_with_an_error_where_numbers_end(make_bundle, shape, choices):
+    """States may outgrow their type on the way: what was written before stays, and nothing follows it."""
+    broken = make_bundle(shape)
+    engine = Engine(broken)
+    engine.submit(Request("the cat", Sampling(max_tokens=40, min_tokens=40, **choices)))
+    chunks = engine.step()
+    while not any(chunk.ids for chunk in chunks):
+        chunks = engine.step()
+    assert [chunk.error for chunk in chunks] == [None]
+    broken.model.decoder.norm.weight.data.fill_(float("nan"))
+    (last,) = engine.step()
+    assert (last.text, last.finish_reason) == ("", "error")
+    assert "no numbers" in str(last.error)
+    assert engine.pending == 0
+
+
 @pytest.mark.parametrize("shape", ["decoder", "encoder_decoder"])
 def test_a_score_that_is_no_number_is_told(make_bundle, shape):
     broken = make_bundle(shape)

@@ -223,3 +223,14 @@ def test_logits_that_are_changed_afterwards_are_written_one_by_one(make_bundle, 
     answer = Engine(made).generate(["the cat"], greedy(max_tokens=12, min_tokens=12))[0]
     assert answer.tokens == 12
     assert not calls
+
+
+def test_no_token_leaves_a_call_in_which_numbers_ended(bundle, calls):
+    engine = Engine(bundle)
+    engine.submit(Request("the cat", greedy(max_tokens=40, min_tokens=40)))
+    assert [chunk.error for chunk in engine.step()] == [None]
+    bundle.model.decoder.norm.weight.data.fill_(float("nan"))
+    (last,) = engine.step()
+    assert (last.text, last.finish_reason) == ("", "error")
+    assert "no numbers" in str(last.error)
+    assert calls and engine.pending == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,13 @@ Ids = Callable[..., Tensor]
 NEAR = {"atol": 1e-5, "rtol": 1e-5}  # float32 rounding on values of size about 1
 POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi", "relative")
 SHAPES = ("decoder", "encoder", "encoder_decoder")
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_used_model_can_be_sent_to_another_process(position: str, tiny: Tiny, ids: Ids) -> None:
+    model, read = tiny(position=position), ids(2, 12)
+    expected = model(read).logits
+    assert torch.equal(pickle.loads(pickle.dumps(model))(read).logits, expected)
 
 
 @pytest.mark.parametrize("position", POSITIONS)

@@ -171,11 +171,15 @@ def test_completions_tell_log_probabilities(client):
     ).choices[0]
     assert len(found.logprobs.tokens) == len(found.logprobs.token_logprobs) == len(found.logprobs.text_offset)
     assert all(1 <= len(one) <= 2 for one in found.logprobs.top_logprobs)
+    pieces = client.completions.create(
+        model="tiny", prompt="the cat", temperature=0, max_tokens=6, logprobs=2, stream=True
+    )
+    told = [place for piece in pieces for place in piece.choices[0].logprobs.text_offset]
+    assert told == found.logprobs.text_offset and told[-1] > 0
 
 
-@pytest.mark.parametrize("is_chat", [True, False])
-def test_log_probabilities_that_are_no_numbers_on_the_way_are_still_json(make, run_server, is_chat):
-    """JSON knows neither infinity nor NaN."""
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_an_answer_in_which_numbers_end_is_an_error_and_no_text(make, run_server, path):
     broken, calls = make(), []
 
     def break_later(*_):
@@ -184,18 +188,39 @@ def test_log_probabilities_that_are_no_numbers_on_the_way_are_still_json(make, r
             broken.model.decoder.norm.weight.data.fill_(float("nan"))
 
     broken.model.register_forward_pre_hook(break_later)
+    asked = {"prompt": "the", "logprobs": 2}
+    if path != "completions":
+        asked = {"messages": [{"role": "user", "content": "a"}], "logprobs": True}
+    asked |= {"max_tokens": 4, "temperature": 0, "logit_bias": {"3": -100}}
+    with run_server({"broken": broken}) as one:
+        _, _, body = one.send("POST", f"/v1/{path}", asked | {"stream": True})
+        pieces = [line.removeprefix("data: ") for line in body.decode().split("\n\n")]
+        first, *_, last, done, _ = pieces
+        assert json.loads(first)["choices"] and done == "[DONE]"
+        assert "no numbers" in json.loads(last)["error"]["message"]
+        status, found = one.post(f"/v1/{path}", asked)
+        assert (status, found["error"]["type"]) == (500, "server_error")
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_log_probabilities_without_bound_are_still_json(make, run_server, is_chat):
+    """JSON knows no infinity; OpenAI's least log-probability stands for whatever lies below it."""
+    sure = make()
+    sure.model.decoder.norm.weight.data.mul_(1e6)
     path, asked = "/v1/completions", {"prompt": "the", "logprobs": 2}
     if is_chat:
-        path, asked = (
-            "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": "a"}], "logprobs": True},
-        )
-    with run_server({"broken": broken}) as one:
-        status, found = one.post(path, asked | {"max_tokens": 2, "temperature": 0, "logit_bias": {"3": -100}})
+        path = "/v1/chat/completions"
+        asked = {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 2}
+    with run_server({"sure": sure}) as one:
+        status, found = one.post(path, asked | {"max_tokens": 2, "temperature": 0})
     assert status == 200
     told = found["choices"][0]["logprobs"]
-    first, *others = [one["logprob"] for one in told["content"]] if is_chat else told["token_logprobs"]
-    assert -9999 < first <= 0 and others == [-9999.0]
+    if is_chat:
+        others = [[other["logprob"] for other in token["top_logprobs"]] for token in told["content"]]
+    else:
+        others = [list(one.values()) for one in told["top_logprobs"]]
+    assert len(others) == 2 and all(max(values) == 0.0 for values in others)  # ids spelled alike are one
+    assert {value for values in others for value in values} == {-9999.0, 0.0}
 
 
 @pytest.mark.parametrize("shape", ["decoder", "encoder"])
@@ -303,9 +328,25 @@ def test_an_absent_model_means_the_first(server):
 
 
 def test_errors_of_routing_have_the_same_shape(server):
-    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405)):
-        found, _, body = server.send(method, path)
-        assert found == status and json.loads(body)["error"]["message"]
+    wrong = [
+        ("GET", "/v1/nothing", 404),
+        ("POST", "/v1/responses", 404),
+        ("GET", "/v1/chat/completions", 405),
+    ]
+    for method, path, status in wrong:
+        found, _, body = server.send(method, path, {} if method == "POST" else None)
+        error = json.loads(body)["error"]
+        assert found == status and f"{method} {path}" in error["message"]
+        assert error["code"] == {404: "not_found", 405: "method_not_allowed"}[status]
+
+
+def test_what_is_no_json_is_told_with_the_place(server):
+    status, found = server.post("/v1/chat/completions", b'{"messages": [}')
+    assert status == 400
+    assert found["error"]["message"].startswith("The body is no JSON: ") and "14" in found["error"]["message"]
+    status, found = server.post("/v1/embeddings", {"model": "vectors", "input": []})
+    assert (status, found["error"]["param"]) == (400, "input")
+    assert "empty list" in found["error"]["message"]
 
 
 def test_metrics_count_what_was_done(server):

@@ -51,6 +51,19 @@ def fresh(models, tmp_path):
         yield one
 
 
+def test_the_page_in_front_changes_no_error_of_routing(page):
+    """Its folder would answer 405 to whatever it is sent, and 404 to a GET of a route that wants a POST."""
+    wrong = [
+        ("GET", "/v1/nothing", 404),
+        ("POST", "/v1/responses", 404),
+        ("GET", "/v1/chat/completions", 405),
+    ]
+    for method, path, status in wrong:
+        found, told = page.send(method, path, {} if method == "POST" else None)
+        assert (found, told["error"]["type"]) == (status, "invalid_request_error")
+        assert f"{method} {path}" in told["error"]["message"]
+
+
 # --- looking ---
 
 

@@ -62,6 +62,11 @@ MODELS = {
     "olmo2-bias": ("Olmo2", "ForCausalLM", {**OLMO, "attention_bias": True, "tie_word_embeddings": True}),
     "gemma": ("Gemma", "ForCausalLM", GEMMA),
     "gemma2": ("Gemma2", "ForCausalLM", {**GEMMA, "sliding_window": 6, "query_pre_attn_scalar": 12}),
+    "gemma2-exact-gelu": (
+        "Gemma2",
+        "ForCausalLM",
+        {**GEMMA, "hidden_activation": "gelu", "sliding_window": 6},
+    ),
     "gemma2-uncapped": (
         "Gemma2",
         "ForCausalLM",
@@ -264,12 +269,15 @@ REFUSED = [
     ("neox", {"hidden_act": "quick_gelu"}),
     ("neox", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
     ("olmo2", {"hidden_act": "relu"}),
+    ("olmo2", {"partial_rotary_factor": 0.5, "rope_parameters": None}),
+    ("gemma", {"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.5}}),
     ("gemma", {"use_bidirectional_attention": True}),
     ("gemma2", {"hidden_activation": "silu"}),
     ("gemma2", {"layer_types": ["full_attention"]}),
     ("gemma2", {"layer_types": ["chunked_attention"] * 3}),
     ("gemma3", {"use_bidirectional_attention": True}),
     ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "proportional"}}}),
+    ("gemma3", {"attn_logit_softcapping": 50.0}),
     ("gemma3", {"query_pre_attn_scalar": 0}),
 ]
 
@@ -280,5 +288,7 @@ def test_settings_we_do_not_have_are_refused_in_one_line(name, values, tmp_path)
     edit(tmp_path, **values)
     with pytest.raises(CheckpointError, match=r"config\.json") as caught:
         load_model(tmp_path)
-    assert next(iter(values)).split("_")[0] in str(caught.value)
+    assert next(iter(values)).split("_")[0] in str(caught.value) or "partial_rotary_factor" in str(
+        caught.value
+    )
     assert "\n" not in str(caught.value)

@@ -53,10 +53,12 @@ T5 = {
 GATED = {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 ENCODERS = {
     "bert": ("Bert", "ForMaskedLM", BERT),
+    "bert-untied": ("Bert", "ForMaskedLM", {**BERT, "tie_word_embeddings": False}),
     "bert-pairs": ("Bert", "ForPreTraining", BERT),
     "bert-classes": ("Bert", "ForSequenceClassification", {**BERT, "num_labels": 3}),
     "bert-bare": ("Bert", "Model", BERT),
     "roberta": ("Roberta", "ForMaskedLM", ROBERTA),
+    "roberta-untied": ("Roberta", "ForMaskedLM", {**ROBERTA, "tie_word_embeddings": False}),
     "roberta-classes": ("Roberta", "ForSequenceClassification", {**ROBERTA, "num_labels": 2}),
     "roberta-bare": ("Roberta", "Model", ROBERTA),
     "xlm-roberta": ("XLMRoberta", "ForMaskedLM", ROBERTA),

@@ -65,6 +65,7 @@ def test_every_shape_comes_back_the_same(shape, choices, make_model, tmp_path):
         ({"ffn": "relu2"}, "stockpot"),
         ({"logit_softcap": 30.0}, "stockpot"),
         ({"attention_scale": 0.5}, "stockpot"),
+        ({"rope_fraction": 0.5}, "stockpot"),
     ],
 )
 def test_a_model_is_written_as_the_family_that_can_hold_it(choices, model_type, make_model, tmp_path):

@@ -6,6 +6,8 @@ model.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,10 +18,17 @@ from stockpot.errors import GenerationError
 from stockpot.generate.constrain import Constraint
 from stockpot.generate.lookup import Lookup
 from stockpot.generate.release import TextStream
-from stockpot.generate.request import Chunk, FinishReason, Request, Sampling, TokenAlternatives
+from stockpot.generate.request import (
+    Chunk,
+    DamagedModelError,
+    FinishReason,
+    Request,
+    Sampling,
+    TokenAlternatives,
+)
 from stockpot.generate.sampling import penalise_counts, penalise_repetition
 
-__all__ = ["Live", "seed_of"]
+__all__ = ["Live", "note_damage", "seed_of"]
 
 MIXER = 0x9E37_79B9_7F4A_7C15  # odd and irregular: neighbouring indices get seeds that share no pattern
 
@@ -217,3 +226,15 @@ class Live:
             self._seen[0, id] = True
         if self._counts is not None:
             self._counts[0, id] += 1
+
+
+def note_damage(logits: Tensor, live: Sequence[Live]) -> None:
+    """Let requests fail whose logits ``(requests, vocab)`` are no numbers any more: states grew beyond their type, for example.
+
+    One that is none in a hidden state makes all logits none. A GPU is not asked, since each step would wait for the answer; there
+    the first token alone is judged.
+    """
+    if logits.device.type == "cpu":
+        for one, value in zip(live, logits[:, 0].tolist(), strict=True):
+            if math.isnan(value):
+                one.failure = DamagedModelError()

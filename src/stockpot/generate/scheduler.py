@@ -17,13 +17,14 @@ from torch import Tensor
 
 from stockpot.bundle import Bundle
 from stockpot.generate.inputs import pad, seen_both_ways
-from stockpot.generate.live import Live
+from stockpot.generate.live import Live, note_damage
 from stockpot.generate.prefixes import LEAST, Held, Prefixes, shared_length
 from stockpot.generate.recorded import Begun, Recorder
 from stockpot.generate.request import Chunk, DamagedModelError, TokenAlternatives, merged
 from stockpot.generate.rows import Rows
 from stockpot.generate.sampling import Filters, sample
 from stockpot.generate.several import write_several
+from stockpot.model.native_decoder import NO_NUMBER
 
 __all__ = ["Scheduler"]
 
@@ -336,7 +337,9 @@ class Scheduler:
         for number, ids in enumerate(steps, 1):
             for row, (live, id) in enumerate(zip(writing, ids, strict=True)):
                 if row not in ended:
-                    chunks.append(live.accept(id))
+                    if id == NO_NUMBER:
+                        live.failure = DamagedModelError()
+                    chunks.append(live.accept(max(id, 0)))
                     if chunks[-1].finish_reason is not None:
                         ended[row] = number
         for row in sorted(ended, reverse=True):
@@ -371,6 +374,7 @@ class Scheduler:
     def _choose_one(self, logits: Tensor, live: Live) -> Chunk:
         """Choose the next id of one request by logits ``(1, vocab)``."""
         logits = logits.float()
+        note_damage(logits, [live])
         reported = self._report(logits, [live])
         if live.is_adjusted:
             live.adjust(logits)
@@ -380,6 +384,7 @@ class Scheduler:
     def _choose(self, logits: Tensor, live: Sequence[Live], start: int, filters: Filters) -> list[Chunk]:
         """Choose the next id of some requests, from row ``start`` on; take finished ones out."""
         logits = logits.float()
+        note_damage(logits, live)
         reported = self._report(logits, live)
         for row, one in enumerate(live):
             if one.is_adjusted:

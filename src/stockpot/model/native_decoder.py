@@ -32,8 +32,9 @@ from stockpot.native.calls import (
 if TYPE_CHECKING:
     from stockpot.model.quantized import QuantizedTransformer
 
-__all__ = ["GoingOn", "NativeDecoder"]
+__all__ = ["NO_NUMBER", "GoingOn", "NativeDecoder"]
 
+NO_NUMBER = -1  # in the place of ids, where what was computed are no numbers
 Pointers = ctypes.Array[ctypes.c_void_p]
 MOST_SHARING = 64  # query heads that may share a key head
 
@@ -123,7 +124,10 @@ class NativeDecoder:
     def write(
         self, ids: Int[Tensor, "batch 1"], cache: KVCache, going: GoingOn
     ) -> Int[Tensor, "steps batch"]:
-        """Run a token of each row and those the rows go on with; return the ids, as many as single calls would give."""
+        """Run a token of each row and those the rows go on with; return the ids, as many as single calls would give.
+
+        A row of which nothing is a number at the end has ``NO_NUMBER`` in the place of its ids.
+        """
         batch = ids.shape[0]
         step = cache.begin(going.steps)
         self._reach(step.extent)
@@ -145,7 +149,10 @@ class NativeDecoder:
         self._kernels.write(self._facts, call, writing)
         taken = int(writing.taken)
         cache.end(step._replace(seq=taken, extent=step.extent - going.steps + taken))
-        return written[:taken]
+        chosen = logits.gather(1, written[taken - 1].unsqueeze(1)).squeeze(
+            1
+        )  # the first that is no number, if there is one
+        return written[:taken].masked_fill_(chosen.isnan(), NO_NUMBER)
 
     def _call(
         self, ids: Tensor, rows: Tensor, places: Tensor, picked: Tensor, cache: KVCache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +21,10 @@ __all__ = ["PositionTable", "RelativeBias", "alibi_slopes", "rotary_table", "rot
 
 
 class PositionTable:
-    """A table with one row a position, built when first needed and kept per device and type."""
+    """A table with one row a position, built when first needed and kept per device and type.
+
+    ``build`` can be pickled, so that models can be sent to other processes: no function inside a function.
+    """
 
     def __init__(self, build: Callable[[int], Tensor]) -> None:
         self._build = build
@@ -55,14 +59,14 @@ def rotary_table(config: StackConfig, theta: float, scaling: RopeScaling | None)
     Source: Su et al. 2021, arXiv:2104.09864, eq. 34, with value i
     paired with value i + rotary_dim / 2.
     """
+    return PositionTable(partial(_rotary, config.rotary_dim, theta, scaling))
 
-    def build(length: int) -> Tensor:
-        frequencies, size = _frequencies(config.rotary_dim, theta, scaling)
-        angles = _arange(length)[:, None] * frequencies
-        cos, sin = angles.cos() * size, angles.sin() * size
-        return torch.cat((cos, cos, -sin, sin), dim=-1)
 
-    return PositionTable(build)
+def _rotary(width: int, theta: float, scaling: RopeScaling | None, length: int) -> Tensor:
+    frequencies, size = _frequencies(width, theta, scaling)
+    angles = _arange(length)[:, None] * frequencies
+    cos, sin = angles.cos() * size, angles.sin() * size
+    return torch.cat((cos, cos, -sin, sin), dim=-1)
 
 
 def rotate(x: Float[Tensor, "... width"], table: Float[Tensor, "... double"]) -> Float[Tensor, "... width"]:
@@ -122,13 +126,13 @@ def sinusoidal_table(dim: int) -> PositionTable:
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, §3.5.
     """
+    return PositionTable(partial(_waves, dim))
 
-    def build(length: int) -> Tensor:
-        frequencies = 10_000.0 ** (-_arange(0, dim, 2) / dim)
-        angles = _arange(length)[:, None] * frequencies
-        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
-    return PositionTable(build)
+def _waves(dim: int, length: int) -> Tensor:
+    frequencies = 10_000.0 ** (-_arange(0, dim, 2) / dim)
+    angles = _arange(length)[:, None] * frequencies
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
 def alibi_slopes(heads: int) -> Float[Tensor, " heads"]:

@@ -82,7 +82,7 @@ class Stack(nn.Module):
         self.norm = make_norm(config) if config.final_norm else None
         self._waves = sinusoidal_table(config.dim) if config.position == "sinusoidal" else None
         self._angles = _angle_tables(config)
-        self._slopes = PositionTable(lambda _: alibi_slopes(config.heads))
+        self._slopes = PositionTable(functools.partial(_slopes, config.heads))
 
     def forward(  # noqa: PLR0913 - what Transformer.forward hands down
         self,
@@ -292,6 +292,10 @@ def _compiled_layer(*, alone: bool) -> Callable[[nn.Module, Tensor, View, SlotCa
     """Compile a layer; a token ``alone`` is then multiplied in kernels that torch writes and tries out itself."""
     options: dict[str, Any] | None = {"coordinate_descent_tuning": True} if alone else None
     return torch.compile(run_layer, dynamic=False, options=options)
+
+
+def _slopes(heads: int, _: int) -> Tensor:
+    return alibi_slopes(heads)
 
 
 def _angle_tables(config: StackConfig) -> dict[bool, PositionTable]:

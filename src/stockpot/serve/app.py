@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 from starlette.types import Receive, Scope, Send
 
 from stockpot.errors import StockpotError
@@ -284,14 +285,23 @@ async def _known(_: Request, error: Exception) -> Response:
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        where = f"{first.get('ctx', {}).get('error', 'broken')}, at character {first['loc'][-1]}"
+        return _answer(Refusal(400, f"The body is no JSON: {where}."[:500]))
     named = takewhile(lambda part: not (part in _TYPES or "[" in str(part)), first["loc"][1:])
     param = ".".join(map(str, named)) or None
     return _answer(Refusal(400, f"{param or 'The body'}: {first['msg']}"[:500], param=param and param[:200]))
 
 
-async def _of_http(_: Request, error: Exception) -> Response:
+async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    refusal = Refusal(
-        error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None
-    )
-    return JSONResponse(refusal.body, error.status_code, dict(error.headers or {}))
+    status = error.status_code
+    if status not in (404, 405):
+        return _answer(Refusal(status, str(error.detail)))
+    # the page's folder answers whatever no route takes: 404 to a GET, 405 to all else
+    routes = [one for one in request.app.routes if not isinstance(one, Mount)]
+    is_known = any(one.matches(request.scope)[0] is not Match.NONE for one in routes)
+    asked = f"There is no {request.method} {request.url.path}"[:200]
+    status, code = (405, "method_not_allowed") if is_known else (404, "not_found")
+    refusal = Refusal(status, f"{asked} here; /openapi.json lists the routes.", code=code)
+    return JSONResponse(refusal.body, status, dict(error.headers or {}))

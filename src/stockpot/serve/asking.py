@@ -204,7 +204,9 @@ def texts_of(asked: EmbeddingRequest) -> list[str]:
     if not all(isinstance(text, str) for text in texts):
         message = "Give texts, not token ids (in LangChain: check_embedding_ctx_length=False)."
         raise Refusal(400, message, param="input", code="unsupported_content")
-    if not texts or not all(texts):
+    if not texts:
+        raise Refusal(400, "input is an empty list; give a text or several.", param="input")
+    if not all(texts):
         raise Refusal(400, "A text of input is empty.", param="input")
     return [str(text) for text in texts]
 

@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Written:
     text: str
     reason: str | None
     tokens: list[tuple[int, float, TokenAlternatives]]
+    start: int = 0  # characters of the tokens told before
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Choice:
     bundle: Bundle
     released: int = 0
     told: int = 0
+    spelled: int = 0
     count: int = 0
     held: list[tuple[int, float, TokenAlternatives]] = field(default_factory=list)
 
@@ -58,14 +60,15 @@ class Choice:
         alternatives = chunk.alternatives or ((),) * len(chunk.log_probs)
         self.held += zip(chunk.ids, chunk.log_probs, alternatives, strict=False)
         reason = None if chunk.finish_reason is None else REASONS[chunk.finish_reason]
-        tokens = []
+        tokens, start = [], self.spelled
         while self.held and not self._ends(self.held[0][0]):
             size = len(_bytes(self.bundle, self.held[0][0]))
             if self.told + size > self.released + 1:  # some decoders drop a text's first blank
                 break
             self.told += size
             tokens.append(self.held.pop(0))
-        return Written(chunk.text, reason, tokens)
+            self.spelled += len(_spelled(self.bundle, tokens[-1][0]))
+        return Written(chunk.text, reason, tokens, start)
 
     def _ends(self, id: int) -> bool:
         return id in self.bundle.stop_ids
@@ -98,7 +101,10 @@ class Writing:
             )
         else:
             choice["text"] = written.text
-        return choice | {"logprobs": self.logprobs(written.tokens, bundle), "finish_reason": written.reason}
+        return choice | {
+            "logprobs": self.logprobs(written.tokens, bundle, written.start),
+            "finish_reason": written.reason,
+        }
 
     def choice(
         self, index: int, parts: Sequence[Written], bundle: Bundle, before: str = ""
@@ -114,8 +120,13 @@ class Writing:
         rest = {"logprobs": self.logprobs(tokens, bundle), "finish_reason": parts[-1].reason}
         return {"index": index} | said | rest
 
-    def logprobs(self, tokens: Iterable[tuple[int, float, TokenAlternatives]], bundle: Bundle) -> Any:
-        """Return log-probabilities as chats or completions show them; None where they were not asked for."""
+    def logprobs(
+        self, tokens: Iterable[tuple[int, float, TokenAlternatives]], bundle: Bundle, start: int = 0
+    ) -> Any:
+        """Return log-probabilities as chats or completions show them; None where they were not asked for.
+
+        ``start``: where the first of the tokens stands in the text.
+        """
         if not self.has_logprobs:
             return None
         if self.is_chat:
@@ -124,10 +135,8 @@ class Writing:
         return {
             "tokens": [token for token, _, _ in spelled],
             "token_logprobs": [_finite(value) for _, value, _ in spelled],
-            "top_logprobs": [
-                {_spelled(bundle, id): _finite(value) for id, value in others} for _, _, others in spelled
-            ],
-            "text_offset": list(_offsets([token for token, _, _ in spelled])),
+            "top_logprobs": [_by_spelling(bundle, others) for _, _, others in spelled],
+            "text_offset": list(_offsets([token for token, _, _ in spelled], start)),
         }
 
     def envelope(self, choices: list[dict[str, Any]], *, is_part: bool) -> dict[str, Any]:
@@ -139,8 +148,7 @@ class Writing:
         }
 
 
-def _offsets(tokens: Sequence[str]) -> Iterable[int]:
-    at = 0
+def _offsets(tokens: Sequence[str], at: int) -> Iterable[int]:
     for token in tokens:
         yield at
         at += len(token)
@@ -152,6 +160,14 @@ def _bytes(bundle: Bundle, id: int) -> bytes:
 
 def _spelled(bundle: Bundle, id: int) -> str:
     return _bytes(bundle, id).decode(errors="replace") or bundle.tokenizer.id_to_token(id)
+
+
+def _by_spelling(bundle: Bundle, others: TokenAlternatives) -> dict[str, float]:
+    """Name alternatives by their text; of those spelled alike (parts of a character) the likeliest is told."""
+    found: dict[str, float] = {}
+    for id, value in others:
+        found.setdefault(_spelled(bundle, id), _finite(value))
+    return found
 
 
 def _token(bundle: Bundle, id: int, log_prob: float, others: TokenAlternatives) -> dict[str, Any]:
@@ -216,7 +232,7 @@ async def frames(
             written = states[index].push(chunk)
             is_first = index not in begun
             if is_first and echo:
-                written = Written(echo + written.text, written.reason, written.tokens)
+                written = replace(written, text=echo + written.text)
             if written.text or written.reason or written.tokens or is_first:
                 choice = writing.frame(index, written, bundle, role=is_first)
                 yield _frame(writing.envelope([choice], is_part=True) | blank | extra)

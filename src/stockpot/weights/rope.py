@@ -25,21 +25,29 @@ OF_KIND = {  # which of them each kind of stretching has
 }
 
 
-def read_rope(values: Mapping[str, Any], *, theta: float = 10_000.0, fraction: float = 1.0) -> dict[str, Any]:
+def read_rope(
+    values: Mapping[str, Any], *, theta: float = 10_000.0, fraction: float | None = None
+) -> dict[str, Any]:
     """Read the fields of a :class:`StackConfig` that describe rotary positions.
 
     Args:
         values: the whole config: either ``rope_parameters``, or the older ``rope_theta`` and ``rope_scaling``.
         theta: the family's usual base.
-        fraction: the share of each head that the family usually rotates.
+        fraction: the share of each head that the family usually rotates; None: always the whole head.
+
+    Raises:
+        CheckpointError: if another share is named where ``transformers`` rotates the whole head and says nothing.
     """
     empty: dict[str, Any] = {}
     rope = setting(values, "rope_parameters", dict, empty) or setting(values, "rope_scaling", dict, empty)
     older_theta = setting(values, "rope_theta", NUMBER, theta)
-    older_share = setting(values, "partial_rotary_factor", NUMBER, fraction)
+    older_share = setting(values, "partial_rotary_factor", NUMBER, fraction or 1.0)
+    share = float(setting(rope, "partial_rotary_factor", NUMBER, older_share))
+    if fraction is None and share != 1.0:
+        raise refuse(f"partial_rotary_factor {share}")
     return {
         "rope_theta": float(setting(rope, "rope_theta", NUMBER, older_theta)),
-        "rope_fraction": float(setting(rope, "partial_rotary_factor", NUMBER, older_share)),
+        "rope_fraction": share,
         "rope_scaling": read_scaling(rope, values.get("max_position_embeddings")),
     }
 

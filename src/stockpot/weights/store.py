@@ -378,10 +378,15 @@ def _settle_copies(family: Family, config: ModelConfig, shelf: Shelf) -> ModelCo
         names = {part.ours: part.theirs[0] for part in family.parts(own)}
         head, embed = names["head.weight"], names["embed.weight"]
         if head in shelf.entries and embed in shelf.entries and not shelf.are_equal(head, embed):
-            return own
-        copies[head] = embed
+            config = own
+        else:
+            copies[head] = embed
+    listed = {name for part in family.parts(config) for name in part.theirs}
     for copy, name in copies.items():
-        shelf.settle(copy, name)
+        if copy in listed:
+            shelf.share(copy, name)
+        else:
+            shelf.settle(copy, name)
     return config
 
 

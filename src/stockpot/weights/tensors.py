@@ -93,6 +93,12 @@ class Shelf:
             self.entries.setdefault(name, entry)
             self._places.setdefault(name, place)
 
+    def share(self, one: str, other: str) -> None:
+        """Let a tensor stand under two names where a file holds it under one of them only."""
+        for name, source in ((one, other), (other, one)):
+            if name not in self.entries and source in self.entries:
+                self.entries[name], self._places[name] = self.entries[source], self._places[source]
+
     def are_equal(self, one: str, other: str) -> bool:
         """Compare two tensors by their numbers."""
         if self.entries[one].shape != self.entries[other].shape:
@@ -284,6 +290,7 @@ def write_parts(
     """
     stored: dict[str, Tensor] = {}
     broken: list[str] = []
+    done: set[str] = set()  # one of our tensors may be stored twice, but a file shares no memory
     for part in parts:
         if names is not None and not any(name in names for name in part.theirs):
             continue
@@ -292,7 +299,8 @@ def write_parts(
             broken.append(part.ours)
         for name, tensor in as_stored(part, whole):
             if names is None or name in names:
-                stored[name] = tensor.contiguous()
+                stored[name] = tensor.contiguous() if part.ours not in done else tensor.clone()
+        done.add(part.ours)
     if broken:
         raise CheckpointError(
             f"The model is not written: {len(broken)} tensors hold NaN or infinity ({some(broken)}).",

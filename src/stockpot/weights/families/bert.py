@@ -190,6 +190,8 @@ def _head_parts(config: ModelConfig, build: str) -> list[Part]:
                 found += pair(mine, name)
             elif mine != "head.weight" or not config.tied:
                 found.append(Part(mine, (name,)))
+        if not config.tied:  # then transformers adds this bias, not the other, which it has all the same
+            found.append(Part("logit_bias", (_own_bias(build),)))
     if config.pair_classes:
         dense = "bert.pooler.dense" if build == "bert" else "classifier.dense"
         out = "cls.seq_relationship" if config.predicts else "classifier"
@@ -198,9 +200,13 @@ def _head_parts(config: ModelConfig, build: str) -> list[Part]:
     return found
 
 
+def _own_bias(build: str) -> str:
+    """Name the bias that lies beside the output matrix and repeats the one of ``logit_bias`` where they are tied."""
+    return HEADS[build]["logit_bias"].replace(".bias", ".decoder.bias")
+
+
 def _family(model_type: str) -> Family:
     build = _build(model_type)
-    bias = HEADS[build]["logit_bias"]
     return Family(
         model_type,
         read=partial(read, model_type=model_type),
@@ -209,7 +215,7 @@ def _family(model_type: str) -> Family:
         root=f"{build}.",
         outside=("cls.", "classifier.", "lm_head.", "qa_outputs."),
         older={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
-        copies={bias.replace(".bias", ".decoder.bias"): bias},
+        copies={_own_bias(build): HEADS[build]["logit_bias"]},
         ignored=(
             "embeddings.position_ids",
             "embeddings.token_type_ids",

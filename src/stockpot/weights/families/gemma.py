@@ -9,6 +9,7 @@ Source: the config.json files of the released models; Gemma Team 2024, arXiv:240
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
@@ -29,10 +30,8 @@ SANDWICH = {
     "ffn_norm": "pre_feedforward_layernorm",
     "ffn_post_norm": "post_feedforward_layernorm",
 }
-ACTIVATIONS = {
-    "gelu_pytorch_tanh": "geglu_tanh",
-    "gelu": "geglu_tanh",
-}  # "gelu" is how the first was released
+ACTIVATIONS = {"gelu_pytorch_tanh": "geglu_tanh", "gelu": "geglu"}
+FIRST_ACTIVATIONS = ACTIVATIONS | {"gelu": "geglu_tanh"}  # how it was released; transformers means the same
 MOST_LAYERS = 4096  # longest list of layer kinds made from a pattern
 
 
@@ -51,7 +50,7 @@ def read(values: Mapping[str, Any], names: Collection[str], *, model_type: str) 
         qk_norm="head" if model_type == "gemma3_text" else None,
         qkv_bias=attention_bias,
         out_bias=attention_bias,
-        ffn=choice(values, "hidden_act" if first else "hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh"),
+        ffn=_read_activation(values, first=first),
     )
     return ModelConfig(
         vocab_size=setting(values, "vocab_size", int),
@@ -62,8 +61,16 @@ def read(values: Mapping[str, Any], names: Collection[str], *, model_type: str) 
     )
 
 
+def _read_activation(values: Mapping[str, Any], *, first: bool) -> str:
+    if first:
+        return choice(values, "hidden_act", FIRST_ACTIVATIONS, "gelu_pytorch_tanh")
+    return choice(values, "hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")
+
+
 def _read_scores(values: Mapping[str, Any], layers: int, model_type: str) -> dict[str, Any]:
     """Read how scores are scaled and capped, and which layers have a window."""
+    if model_type == "gemma3_text":
+        only(values, attn_logit_softcapping=None)  # transformers passes over it
     every = setting(values, "sliding_window_pattern", int, PATTERNS[model_type])
     usual = [
         llama.WHOLE if every > 0 and (layer + 1) % every == 0 else llama.WINDOW
@@ -112,21 +119,24 @@ def write(config: ModelConfig, *, model_type: str) -> dict[str, Any]:
     values |= {"attention_bias": stack.qkv_bias, "tie_word_embeddings": config.tied}
     if model_type == "gemma":
         return values | {"hidden_act": "gelu_pytorch_tanh"} | write_rope(stack)
-    scale = stack.attention_scale or stack.head_width**-0.5
+    kinds = llama.write_kinds(stack)
     values |= {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": _whole(scale**-2),
+        "hidden_activation": "gelu" if stack.ffn == "geglu" else "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": _scalar(stack.attention_scale or stack.head_width**-0.5),
         "attn_logit_softcapping": stack.attention_softcap,
         "final_logit_softcapping": config.logit_softcap,
-        **llama.write_kinds(stack),
+        **kinds,
+        "sliding_window": kinds["sliding_window"] or stack.context,  # there is one even where no layer has it
     }
     return values | (write_rope(stack) if model_type == "gemma2" else _write_rope(stack))
 
 
-def _whole(value: float) -> float | int:
-    """Return a whole number as one: transformers wants it so, and rounding would hide what is near it."""
-    near = round(value)
-    return near if near > 0 and near**-0.5 == value**-0.5 else value
+def _scalar(scale: float) -> int:
+    """Return what scores are divided by the root of, which transformers wants to be a whole number."""
+    near = round(scale**-2)
+    if not (near > 0 and math.isclose(near**-0.5, scale, rel_tol=1e-12)):
+        raise refuse(f"a factor of {scale} on scores")
+    return near
 
 
 def _write_rope(stack: StackConfig) -> dict[str, Any]:
