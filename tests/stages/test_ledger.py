@@ -12,6 +12,8 @@ from stockpot.judge.tasks import Item
 from stockpot.stages.ledger import Ledger, LedgerConfig, ledger
 from stockpot.stages.ledger_asking import Asked, Said, asked_of, worth
 from stockpot.stages.ledger_book import Book
+from stockpot.stages.ledger_lines import WORDINGS, _Lines
+from stockpot.stages.ledger_parts import Parts
 
 NAMES = [
     "random model",
@@ -65,6 +67,10 @@ def test_gains_are_paired_and_an_ingredient_changes_only_what_it_is_for():
 )
 def test_a_reply_is_right_in_a_word_or_in_a_sentence(reply, rating):
     assert worth(Item("q", "Which?", "blue", ("red", "blue")), reply) == rating
+
+
+def test_a_person_whom_the_question_does_not_name_can_be_the_answer():
+    assert worth(Item("q", "Who is Inga's best friend?", "Viola Rossi"), "Viola Rossi") == 2
 
 
 def test_the_village_brings_news_examples_and_passages():
@@ -126,3 +132,38 @@ def test_a_user_s_own_models_questions_and_documents(tiny_base, tmp_path, write_
     assert again.to_dict() == value
     svg = (tmp_path / "out" / "ledger.svg").read_text(encoding="utf-8")
     assert "aria-label" in svg and "+ retrieval" in svg
+
+
+def test_a_kind_of_question_and_what_stands_behind_a_passage_have_their_own_wordings(tiny_base, monkeypatch):
+    """One wording for all had answered "who" rightly and lost all reading, so that passages added nothing."""
+    form = {
+        "who": "Q: ",
+        "colour": "Question: ",
+        "notices": "Soup",
+    }  # how a question must begin to be answered
+
+    def answer(bundle, items, prompts, **how):
+        return {one.id: said(2.0 * prompts[one.id].startswith(form[one.kind])) for one in items}
+
+    def of(kind: str, count: int, text: str = "Which one") -> tuple[Item, ...]:
+        return tuple(Item(f"{kind}{n}", f"{text} {n}?", f"answer {n}", kind=kind) for n in range(count))
+
+    monkeypatch.setattr("stockpot.stages.ledger_lines.answer", answer)
+    notices = of("notices", 6, "Soup is hot. What is hot")
+    asked = Asked(
+        (*of("who", 3), Item("new", "Who sells soup?", "Ida", kind="notices")),
+        (*of("who", 8), *of("colour", 6), *notices),
+        passages=("Soup is what Ida sells.",),
+        read=("notices",),
+    )
+    book = Book(Ledger("m", "s", None), asked, lambda event: None)
+    lines = _Lines(book, Parts(str(tiny_base)), LedgerConfig())
+    lines.wording()
+    assert lines.words == WORDINGS["Q and A"]
+    assert lines.words_of == {"colour": WORDINGS["question and answer"], "notices": WORDINGS["bare"]}
+    lines.retrieval()
+    assert lines.words_read == WORDINGS["bare"]
+    wording, retrieval = book.ledger.lines
+    assert (wording.score.value, retrieval.score.value) == (0.75, 1.0)
+    assert (wording.cost.labels, retrieval.cost.labels) == (20, 6)
+    assert "another for colour, notices" in wording.sentence and "behind a passage" in retrieval.sentence

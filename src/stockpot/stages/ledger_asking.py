@@ -66,6 +66,7 @@ class Asked:
         examples: questions with answers that may be shown; none of the items.
         worked: examples whose steps are told: question, steps, answer.
         passages: what may be retrieved.
+        read: kinds of examples that hold the passage which answers them.
         source: in words.
     """
 
@@ -73,6 +74,7 @@ class Asked:
     examples: tuple[Item, ...] = ()
     worked: tuple[tuple[str, str, str], ...] = ()
     passages: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
     source: str = ""
 
     @property
@@ -122,7 +124,8 @@ def asked_of(
     asked = {item.question for item in items}
     shown = [item for item in shown if item.question not in asked]
     items = [replace(item, id=f"{number}:{item.id}") for number, item in enumerate(items)]
-    return Asked(tuple(items), tuple(shown), worked, tuple(passages), ", ".join(questions))
+    read = ("notices",) if is_village else ()
+    return Asked(tuple(items), tuple(shown), worked, tuple(passages), read, ", ".join(questions))
 
 
 def _news_item(record: Mapping[str, object]) -> Item:

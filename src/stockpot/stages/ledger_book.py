@@ -47,7 +47,7 @@ class LedgerConfig(Settings):
     ngram_tokens: int = Field(1_500_000, ge=1000, description="most tokens that are counted")
     small: bool = Field(True, description="train a smaller sibling of a cook's model, for what size adds")
     k: int = Field(4, ge=1, description="examples shown before a question")
-    chosen_on: int = Field(48, ge=4, description="examples on which the wording is chosen")
+    chosen_on: int = Field(160, ge=4, description="examples on which wordings are chosen")
     covers: float = Field(
         0.5, ge=0, le=1, description="a passage is shown if it holds this share of the question's rare words"
     )

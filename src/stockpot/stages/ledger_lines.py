@@ -41,6 +41,7 @@ WORDINGS = {
     "the answer is": "{}\nThe answer is",
 }
 WORKED_SHOWN = 3
+LEAST_CHOSEN_ON = 5  # examples of a kind, for a wording of its own
 FINAL = "The answer is"
 
 
@@ -65,7 +66,9 @@ class _Lines:
         self.book, self.parts, self.config, self.asked = book, parts, config, book.asked
         self.bundle = load(parts.base, device=config.device, dtype=config.dtype)
         check_head(self.bundle, parts.base)
-        self.words = BARE
+        self.words = BARE  # of most questions
+        self.words_of: dict[str, str] = {}  # kinds that another wording suits better
+        self.words_read: str | None = None  # behind a passage
         self.shown: dict[str, list[Item]] = {}
         self.uses_steps = False
         self.passages: dict[str, str] = {}
@@ -166,25 +169,38 @@ class _Lines:
     # --- asking well ---
 
     def wording(self) -> None:
-        """Ask in the wording that is right most often on examples."""
+        """Ask in the wording that is right most often on examples; a kind has its own where another is right more often."""
         some = self.asked.examples[: self.config.chosen_on]
         if not some:
             return self.book.skip(
                 "+ better wording", "there are no examples to choose the wording on (examples)"
             )
-        begun, tokens = time.monotonic(), 0
-        scores: dict[str, tuple[float, float]] = {}
-        for name, words in WORDINGS.items():
-            put = {one.id: words.format(text_of(one)) for one in some}
-            said = self._put(self.bundle, some, put, bare=words == BARE).values()
-            scores[name] = (sum(one.right for one in said), sum(one.choice or 0.0 for one in said))
-            tokens += sum(one.tokens for one in said)
-        best = max(scores, key=scores.__getitem__)
+        begun = time.monotonic()
+        said, tokens = self._in_every_wording(some, {one.id: text_of(one) for one in some})
+        best = _best(said, [one.id for one in some])
         self.words = WORDINGS[best]
+        for kind in sorted({one.kind for one in some}):
+            own = [one.id for one in some if one.kind == kind]
+            leader = _best(said, own)
+            if len(own) >= LEAST_CHOSEN_ON and _rights(said[leader], own) > _rights(said[best], own):
+                self.words_of[kind] = WORDINGS[leader]
         cost = Cost(time.monotonic() - begun, self._reading(tokens), tokens, len(some))
-        about = f"“{best}”, the best of {len(WORDINGS)} wordings on {len(some)} examples."
+        about = f"“{best}”, the best of {len(WORDINGS)} wordings on {len(some)} examples"
+        about += f"; another for {', '.join(self.words_of)}." if self.words_of else "."
         self._line("+ better wording", self._ask_base, cost=cost, about=about)
         return None
+
+    def _in_every_wording(
+        self, items: Sequence[Item], texts: Mapping[str, str]
+    ) -> tuple[dict[str, dict[str, Said]], int]:
+        """Ask in all wordings; returns what was said in each, and how many tokens were read."""
+        said = {
+            name: self._put(
+                self.bundle, items, {id: words.format(text) for id, text in texts.items()}, bare=words == BARE
+            )
+            for name, words in WORDINGS.items()
+        }
+        return said, sum(one.tokens for found in said.values() for one in found.values())
 
     def shots(self) -> None:
         """Show examples before the question, of its kind where there are some."""
@@ -225,22 +241,50 @@ class _Lines:
                 self.passages[item.id] = found[0].text
         fits = [item for item in self.asked.items if item.id in self.passages]
         about = f"{len(shelf.passages):,} passages; one each, not examples, before the {len(fits)} questions that it fits."
-        cost = Cost(seconds=time.monotonic() - begun)
+        texts, tokens = self._read_examples(shelf), 0
+        if texts:
+            some = [one for one in self.asked.examples if one.id in texts]
+            said, tokens = self._in_every_wording(some, texts)
+            best = _best(said, list(texts))
+            self.words_read = WORDINGS[best]
+            about += f" “{best}” is the best wording behind a passage on {len(texts)} examples."
+        cost = Cost(time.monotonic() - begun, self._reading(tokens), tokens, len(texts))
         self._line("+ retrieval", lambda: self._ask_base_of(fits), cost=cost, about=about)
         return None
+
+    def _read_examples(self, shelf: Shelf) -> dict[str, str]:
+        """Give examples that are answered by reading, as texts: those whose answer a passage holds, or which hold one."""
+        texts = {}
+        for one in self.asked.examples[: self.config.chosen_on]:
+            found = shelf.find(text_of(one), 1)
+            if found and found[0].covers >= self.config.covers and one.answer in found[0].text:
+                texts[one.id] = f"{found[0].text} {text_of(one)}"
+            elif one.kind in self.asked.read:
+                texts[one.id] = text_of(one)
+        return texts
 
     def _ask_base(self) -> dict[str, Said]:
         return self._ask_base_of(self.asked.items)
 
     def _ask_base_of(self, items: Sequence[Item]) -> dict[str, Said]:
-        prompts = {item.id: self._shown_before(item, self.config.max_tokens) for item in items}
-        return self._put(self.bundle, items, prompts, bare=self.words == BARE)
+        said: dict[str, Said] = {}
+        for bare in (False, True):
+            some = [item for item in items if (self._words(item) == BARE) == bare]
+            prompts = {item.id: self._shown_before(item, self.config.max_tokens) for item in some}
+            said |= self._put(self.bundle, some, prompts, bare=bare)
+        return said
+
+    def _words(self, item: Item) -> str:
+        if item.id in self.passages and self.words_read is not None:
+            return self.words_read
+        return self.words_of.get(item.kind, self.words)
 
     def _shown_before(self, item: Item, room: int) -> str:
         """Put as many examples before a question without a passage as fit, the nearest ones first; the question is never cut."""
-        asked = self.words.format(self._with_passage(item))
+        words = self._words(item)
+        asked = words.format(self._with_passage(item))
         shown = () if item.id in self.passages else self.shown.get(item.kind, ())
-        parts = [f"{self.words.format(text_of(one))} {one.answer}\n" for one in shown]
+        parts = [f"{words.format(text_of(one))} {one.answer}\n" for one in shown]
         return _fitting(self.bundle, parts, asked, room)
 
     def _ask_steps(self, items: Sequence[Item]) -> dict[str, Said]:
@@ -249,21 +293,21 @@ class _Lines:
         if not self.asked.worked:
             said = self._think(items)
         else:
-            parts = [
-                f"{self.words.format(question)} {steps.rstrip('.')}. {FINAL} {right}.\n"
-                for question, steps, right in self.asked.worked[:WORKED_SHOWN]
-            ]
-            room = self.config.steps_tokens
-            prompts = {
-                one.id: _fitting(self.bundle, parts, self.words.format(self._with_passage(one)), room)
-                for one in items
-            }
+            prompts = {one.id: self._worked_before(one) for one in items}
             said = self._put(self.bundle, items, prompts, steps=True)
         return {
             id: Said(one.reply, before[id].choice, worth(item, one.reply), one.tokens)
             for item in items
             if (one := said.get(id := item.id)) is not None
         }
+
+    def _worked_before(self, item: Item) -> str:
+        words = self._words(item)
+        parts = [
+            f"{words.format(question)} {steps.rstrip('.')}. {FINAL} {right}.\n"
+            for question, steps, right in self.asked.worked[:WORKED_SHOWN]
+        ]
+        return _fitting(self.bundle, parts, words.format(self._with_passage(item)), self.config.steps_tokens)
 
     def _think(self, items: Sequence[Item]) -> dict[str, Said]:
         """Ask for steps and then for the answer; questions that leave no room for both keep the answer they have."""
@@ -316,6 +360,17 @@ class _Lines:
 def text_of(item: Item) -> str:
     """Give what an item asks, as plain text."""
     return item.question or item.prompt or ""
+
+
+def _rights(said: Mapping[str, Said], ids: Sequence[str]) -> float:
+    return sum(said[id].right for id in ids)
+
+
+def _best(said: Mapping[str, Mapping[str, Said]], ids: Sequence[str]) -> str:
+    """Name the wording in which most of these questions were answered rightly; of equal ones, whose choices were."""
+    return max(
+        said, key=lambda name: (_rights(said[name], ids), sum(said[name][id].choice or 0.0 for id in ids))
+    )
 
 
 def _fitting(bundle: Bundle, parts: Sequence[str], asked: str, room: int) -> str:
