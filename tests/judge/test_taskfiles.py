@@ -308,6 +308,9 @@ def test_a_task_of_bigbench_is_read_as_it_is(tmp_path):
             open_bigbench(path)
     with pytest.raises(DataError, match="has no x/task"):
         open_bigbench("bigbench:x", tmp_path / "all.zip")
+    with pytest.raises(DataError, match="has no sums/task") as caught:
+        open_bigbench("bigbench:sums", tmp_path / "all.zip")
+    assert caught.value.todo == "Of that name it has sums/tiny."
     with pytest.raises(DataError, match="no such file"):
         open_bigbench("bigbench:x", tmp_path)
 

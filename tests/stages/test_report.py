@@ -89,3 +89,26 @@ def test_a_question_that_fits_one_model_only_is_no_sample():
 
     assert _samples((report("abc"), report("bc")))[0]["question"] == "b"
     assert _samples((report("a"), report("b"))) == []
+
+
+def test_long_names_that_differ_at_their_end_can_be_told_apart():
+    paths = [f"/home/someone/experiments/2026/november/runs/base-of-a-long-name-{i}" for i in range(3)]
+    score = {"task": "bigbench:international_phonetic_alphabet_transliterate", "chance": None}
+    score |= {"value": 0.5, "low": 0.4, "high": 0.6}
+    drawn = [
+        score_chart([score | {"model": path} for path in paths], title="t"),
+        curve_chart({path: [(1, 2.0), (2, 1.0)] for path in paths}, x="step", y="bits", title="t"),
+        path_chart({path: [(1, 2.0), (2, 1.0)] for path in paths}, [], x="nats", y="bits", title="t"),
+    ]
+    for svg in drawn:
+        assert all(f">{path}</text>" in svg for path in paths)
+    assert f">{score['task']}</text>" in drawn[0]
+
+
+def test_a_single_point_is_seen():
+    """One logged step: a line from a point to itself has no ink."""
+    for svg in (
+        curve_chart({"a": [(1, 2.0)], "b": [(1, 2.0), (2, 1.0)]}, x="step", y="bits", title="t"),
+        panel_chart({"a": [(1, 2.0)]}, x="step", title="t"),
+    ):
+        assert "mark-symbol role-mark layer_1_marks" in svg or 'aria-roledescription="point"' in svg

@@ -9,7 +9,7 @@ import pytest
 
 import stockpot as sp
 from stockpot.errors import ConfigError, DataError
-from stockpot.stages.laws import Law, Point, fit_law, resampled
+from stockpot.stages.laws import _PAIRS, Law, Point, _solve, fit_law, resampled
 from stockpot.stages.sweep import SweepConfig, products, sweep
 
 TRUE = Law(
@@ -31,6 +31,21 @@ def test_a_known_law_is_found_again():
     for name in ("floor", "alpha", "beta"):
         assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=0.02), name
     assert found.loss(1e9, 2e10) == pytest.approx(TRUE.loss(1e9, 2e10), rel=1e-3)
+
+
+def test_elimination_side_by_side_is_least_squares_with_nothing_negative():
+    """Against numpy, on the columns that stay."""
+    draw = np.random.default_rng(0)
+    design, weights = draw.random((50, 12, 3)) + 0.1, draw.random((50, 12))
+    design[:25, :, 2] = 10 - 4 * design[:25, :, 2]  # large columns: some factors would be negative
+    pairs = np.stack([design[..., c] * design[..., d] for c, d in _PAIRS], -1)
+    found = _solve(weights, design, pairs)
+    assert (found[:25] == 0).any() and (found >= 0).all()
+    for one, columns, weight in zip(found, design, weights, strict=True):
+        left = (one > 0).nonzero()[0]
+        root = np.sqrt(weight)
+        fitted = np.linalg.lstsq(columns[:, left] * root[:, None], root, rcond=None)[0]
+        assert one[left] == pytest.approx(fitted, rel=1e-6)
 
 
 def test_one_run_that_went_wrong_does_not_bend_the_law():

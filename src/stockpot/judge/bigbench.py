@@ -21,6 +21,7 @@ from stockpot.judge.tasks import Extraction, Item, Scorer, Task, evenly, gather
 __all__ = ["is_bigbench", "open_bigbench"]
 
 PREFIX = "bigbench:"
+SHOWN = 12  # names in a message
 MOST_BYTES = 64 << 20
 WRITTEN = "exact_str_match"
 
@@ -93,8 +94,13 @@ def _find(name: str, path: Path) -> tuple[str, bytes]:
         inside = f"{name}/task.json"
         known = [one for one in archive.namelist() if one == inside or one.endswith(f"/{inside}")]
         if not known:
-            shown = ", ".join(one.removesuffix("/task.json") for one in archive.namelist()[:12])
-            raise DataError(f"{path} has no {inside}.", f"It begins with {shown} …")
+            names = [
+                one.removesuffix("/task.json") for one in archive.namelist() if one.endswith("/task.json")
+            ]
+            like = [one for one in names if name in one]  # such as arithmetic, which is ten tasks
+            said = "Of that name it has" if like else "It begins with"
+            shown, more = (like or names)[:SHOWN], " …" if len(like or names) > SHOWN else "."
+            raise DataError(f"{path} has no {inside}.", f"{said} {', '.join(shown)}{more}")
         if archive.getinfo(known[0]).file_size > MOST_BYTES:
             raise DataError(f"{path}: {known[0]} unpacks to more than {MOST_BYTES >> 20} MiB.")
         try:

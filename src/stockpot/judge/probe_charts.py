@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
-from stockpot.judge.drawing import COLOURS, svg
+from stockpot.judge.drawing import COLOURS, legend, svg
 
 if TYPE_CHECKING:
     from stockpot.judge.probe_task import TaskProbe
@@ -57,7 +57,8 @@ def score_chart(tasks: Sequence[TaskProbe], layers: Sequence[int]) -> str:
         for layer, score in zip(layers, one.control, strict=False)
     ]
     names = [one.task for one in tasks]
-    colour = alt.Color("task:N", title=None, sort=names, scale=alt.Scale(domain=names, range=COLOURS))
+    scale = alt.Scale(domain=names, range=COLOURS)
+    colour = alt.Color("task:N", title=None, sort=names, scale=scale, legend=legend(names))
     across = alt.X("layer:Q", title="layers 0 to this one are seen")
     up = alt.Y("y:Q", title="share right (dashes: control labels)", scale=alt.Scale(zero=False))
     base = alt.Chart(alt.InlineData(values=rows))

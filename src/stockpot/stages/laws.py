@@ -102,28 +102,45 @@ def _linear(exponents: Array, n: Array, d: Array, losses: Array) -> tuple[Array,
     ones = np.ones((len(exponents), len(n)))
     columns = [ones, (n / n.min()) ** -exponents[:, :1], (d / d.min()) ** -exponents[:, 1:]]
     design = np.stack(columns, -1) / losses[:, None]  # relative errors
+    products = np.stack([design[..., c] * design[..., d] for c, d in _PAIRS], -1)  # (pairs, runs, 6)
     weights, solution = np.ones((len(exponents), len(n))), np.zeros((len(exponents), 3))
     for _ in range(8):
-        solution = _solve(design, weights)
-        errors = np.abs(np.einsum("pkc,pc->pk", design, solution) - 1)
+        solution = _solve(weights, design, products)
+        errors = np.abs((design @ solution[..., None])[..., 0] - 1)
         weights = np.minimum(1.0, HUBER / np.maximum(errors, 1e-12))
     return np.where(errors < HUBER, errors**2 / 2, HUBER * (errors - HUBER / 2)).sum(1), solution
 
 
-def _solve(design: Array, weights: Array) -> Array:
-    """Solve weighted least squares with nothing negative, for every pair at once."""
-    free = np.ones((len(design), 3), dtype=bool)
-    solution = np.zeros((len(design), 3))
-    for _ in range(3):
-        masked = design * free[:, None, :]
-        normal = np.einsum("pkc,pk,pkd->pcd", masked, weights, masked)
-        normal += np.einsum("pc,cd->pcd", ~free, np.eye(3)) + 1e-14 * np.eye(3)
-        right = np.einsum("pkc,pk->pc", masked, weights)
-        solution = np.linalg.solve(normal, right[..., None])[..., 0] * free
+_PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+
+
+def _solve(weights: Array, design: Array, products: Array) -> Array:
+    """Solve weighted least squares with nothing negative, for every pair at once; ``products`` are those of `_PAIRS`."""
+    normal = (weights[:, None] @ products)[:, 0].T  # (6, pairs)
+    right = (weights[:, None] @ design)[:, 0].T  # (3, pairs)
+    solution = _eliminated(normal, right)
+    for _ in range(2):
         if (solution >= 0).all():
             break
-        free &= solution >= 0
-    return np.maximum(solution, 0.0)
+        free = (solution >= 0) & (right != 0)
+        right = right * free  # what is 0 stands alone: 1 × it = 0
+        normal = np.stack(
+            [normal[i] * free[c] * free[d] + (c == d) * ~free[c] for i, (c, d) in enumerate(_PAIRS)]
+        )
+        solution = _eliminated(normal, right)
+    return np.maximum(solution, 0.0).T
+
+
+def _eliminated(normal: Array, right: Array) -> Array:
+    """Solve symmetric systems of three equations by elimination, side by side: LAPACK would be called for each."""
+    a, b, c, d, e, f = normal + np.array([1, 0, 0, 1, 0, 1])[:, None] * 1e-14
+    x, y, z = right
+    second, third = b / a, c / a
+    d, e, f, y, z = d - second * b, e - second * c, f - third * c, y - second * x, z - third * x
+    last = e / d
+    found_z = (z - last * y) / (f - last * e)
+    found_y = (y - e * found_z) / d
+    return np.stack([(x - b * found_y - c * found_z) / a, found_y, found_z])
 
 
 def resampled(points: Sequence[Point], *, draws: int = 200, seed: int = 0) -> list[Law]:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import altair as alt
 import jinja2
 
 from stockpot.durable import write_atomically
-from stockpot.judge.drawing import COLOURS, INK, svg
+from stockpot.judge.drawing import COLOURS, INK, legend, svg
 
 __all__ = ["curve_chart", "panel_chart", "path_chart", "score_chart", "write_report"]
 
@@ -32,14 +32,16 @@ def curve_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, 
         y: the same for the vertical axis.
         title: what a screen reader should say.
     """
-    rows = [{"x": a, "y": b, "series": name} for name, points in series.items() for a, b in _finite(points)]
+    shown = {name: list(_finite(points)) for name, points in series.items()}
+    rows = [{"x": a, "y": b, "series": name} for name, points in shown.items() for a, b in points]
+    scale, names = alt.Scale(domain=list(series), range=COLOURS), legend(list(series))
     chart = (
         alt.Chart(alt.InlineData(values=rows))
-        .mark_line(strokeWidth=2)
+        .mark_line(strokeWidth=2, point=_has_lone(shown.values()))
         .encode(
             x=alt.X("x:Q", title=x),
             y=alt.Y("y:Q", title=y, scale=alt.Scale(zero=False)),
-            color=alt.Color("series:N", title=None, scale=alt.Scale(domain=list(series), range=COLOURS)),
+            color=alt.Color("series:N", title=None, scale=scale, legend=names),
         )
     )
     return svg(chart.properties(width=560, height=230), title)
@@ -67,7 +69,8 @@ def path_chart(
         for name, points in paths.items()
         for place, (a, b) in enumerate(_finite(points))
     ]
-    colour = alt.Color("series:N", title=None, scale=alt.Scale(domain=list(paths), range=COLOURS))
+    scale, names = alt.Scale(domain=list(paths), range=COLOURS), legend(list(paths))
+    colour = alt.Color("series:N", title=None, scale=scale, legend=names)
     across, up = alt.X("x:Q", title=x), alt.Y("y:Q", title=y, scale=alt.Scale(zero=False))
     base = alt.Chart(alt.InlineData(values=rows))
     lines = base.mark_line(strokeWidth=2, point=True).encode(x=across, y=up, color=colour, order="at:Q")
@@ -85,12 +88,13 @@ def panel_chart(panels: Mapping[str, Sequence[tuple[float, float]]], *, x: str, 
         x: what the horizontal axes show.
         title: what a screen reader should say.
     """
+    shown = {name: list(_finite(points)) for name, points in panels.items()}
     charts = [
-        alt.Chart(alt.InlineData(values=[{"x": a, "y": b} for a, b in _finite(points)]))
-        .mark_line(strokeWidth=2, color=COLOURS[place % len(COLOURS)])
+        alt.Chart(alt.InlineData(values=[{"x": a, "y": b} for a, b in points]))
+        .mark_line(strokeWidth=2, color=COLOURS[place % len(COLOURS)], point=_has_lone([points]))
         .encode(x=alt.X("x:Q", title=x), y=alt.Y("y:Q", title=name, scale=alt.Scale(zero=False)))
         .properties(width=240, height=130)
-        for place, (name, points) in enumerate(panels.items())
+        for place, (name, points) in enumerate(shown.items())
     ]
     return svg(alt.concat(*charts, columns=2), title)
 
@@ -106,7 +110,8 @@ def score_chart(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
     base = alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
     task = alt.Y("task:N", title=None, sort=None)
     offset = alt.YOffset("model:N", sort=models)
-    colour = alt.Color("model:N", title=None, sort=models, scale=alt.Scale(domain=models, range=COLOURS))
+    scale = alt.Scale(domain=models, range=COLOURS)
+    colour = alt.Color("model:N", title=None, sort=models, scale=scale, legend=legend(models))
     domain = alt.Scale(domain=[0, 1])
     intervals = base.mark_rule(strokeWidth=2).encode(
         x=alt.X("low:Q", title="share right, with 95 % interval", scale=domain),
@@ -123,6 +128,11 @@ def score_chart(rows: Sequence[Mapping[str, Any]], *, title: str) -> str:
         layers.append(chance.mark_tick(color=INK, thickness=2, size=26).encode(x="chance:Q", y=task))
     drawn = alt.layer(*layers).properties(width=460, height=alt.Step(18))
     return svg(drawn.properties(padding={"left": 40, "right": 5, "top": 5, "bottom": 5}), title)
+
+
+def _has_lone(series: Iterable[Sequence[tuple[float, float]]]) -> bool:
+    """Tell whether some series is a single point, of which a line shows nothing."""
+    return any(len(points) == 1 for points in series)
 
 
 def _finite(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
