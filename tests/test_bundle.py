@@ -32,6 +32,14 @@ def test_each_shape_frames_a_text_in_its_own_way(tokenizer):
     assert make(tokenizer, encoder_decoder).encode("the cat") == [*ids, tokenizer.eos_id]
 
 
+def test_it_shows_itself_in_a_line(tokenizer):
+    found = make(tokenizer, encoder_decoder, template=ChatTemplate.of(tokenizer), family="t5")
+    count = found.model.config.parameters()
+    assert repr(found) == (
+        f"Bundle(t5 encoder-decoder, {count:,} parameters, {tokenizer.vocab_size} ids, context 32, with a chat template)"
+    )
+
+
 def test_a_tokenizer_without_special_tokens_frames_nothing():
     plain = Tokenizer.train(["abc"] * 5, kind="byte", vocab_size=256, special_tokens=())
     assert make(plain).encode("abc") == plain.encode("abc")

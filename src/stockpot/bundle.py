@@ -70,6 +70,19 @@ class Bundle:
     embedding: Embedding | None = None
     soft: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        """Say what this is in one line; the fields show every layer and the whole template."""
+        config = self.model.config
+        facts = [
+            f"{self.family or 'stockpot'} {config.shape.replace('_', '-')}",
+            f"{config.parameters():,} parameters",
+            f"{config.vocab_size:,} ids",
+            f"context {config.context:,}",
+            "with a chat template" if self.template else "without a chat template",
+            f"from {self.source}" if self.source else "",
+        ]
+        return f"Bundle({', '.join(filter(None, facts))})"
+
     def encode(
         self, prompt: str | Sequence[Message] | Sequence[str | Image], *, most: int | None = None
     ) -> list[int]:

@@ -195,6 +195,13 @@ def test_piped_lines_are_answered_and_commands_obeyed(models, tmp_path):
     assert found.stdout == first[2]["content"] + "\n" + second[2]["content"] + "\n"
 
 
+def test_a_command_that_does_not_exist_is_told_and_not_asked_of_the_model(models):
+    found = ask("chat", models / "chat", "--max-tokens", 3, typed="/rest\n/exit\n")
+    assert (found.exit_code, found.stdout) == (0, "")
+    assert "There is no /rest here" in found.stderr and "/quit leaves" in found.stderr
+    assert ask("chat", models / "chat", "--max-tokens", 3, typed="/etc/hosts is what?\n").stdout
+
+
 def test_chat_saves_what_was_said_when_it_ends(models, tmp_path):
     ask("chat", models / "chat", "--max-tokens", 3, "--save", tmp_path / "x.jsonl", typed="hello\n")
     assert json.loads((tmp_path / "x.jsonl").read_text())["messages"][0] == {

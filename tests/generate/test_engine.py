@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -514,6 +515,27 @@ def test_who_fails_takes_nothing_from_others(bundle, monkeypatch):
     while engine.pending:
         found += [id for chunk in engine.step() if chunk.request == number for id in chunk.ids]
     assert tuple(found) == alone.ids
+
+
+def test_threads_that_share_an_engine_get_what_each_would_alone(bundle):
+    engine, texts = Engine(bundle), ["the cat", "one two three", "dogs ran far", "two"]
+    asked = Sampling(temperature=0, max_tokens=24, min_tokens=24)
+    written = [Engine(bundle).generate([text], asked)[0].text for text in texts]
+    vector, score = Engine(bundle).embed(["the cat"]), Engine(bundle).score([("the", " cat")])
+
+    def streamed(text):
+        return "".join(chunk.text for chunk in engine.stream(text, asked))
+
+    def all_of_it(number):
+        found = [engine.generate([texts[number]], asked)[0].text, streamed(texts[number])]
+        torch.testing.assert_close(engine.embed(["the cat"]), vector)
+        assert engine.score([("the", " cat")])[0].log_prob == pytest.approx(score[0].log_prob, abs=1e-5)
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(all_of_it, [0, 1, 2, 3] * 3)):
+            assert found == [written[number % 4]] * 2
+    assert engine.pending == 0
 
 
 @pytest.mark.parametrize("choices", [{"temperature": 0}, {"seed": 1, "top_p": 0.9}, {"beams": 2}])

@@ -111,6 +111,15 @@ def test_a_bad_file_is_skipped_with_its_reason_and_the_rest_indexed(docs, tmp_pa
     assert opened.passages == 3
 
 
+def test_files_of_kinds_that_are_not_read_are_counted(docs, tmp_path, encoder):
+    """Whoever has slides in a folder should hear that no answer will come from them."""
+    for name in ("talk.pptx", "talk 2.PPTX", "sums.xlsx", "Makefile", ".hidden.pptx"):
+        (docs / name).write_bytes(b"PK")
+    _, report = index(docs, tmp_path / "idx", SMALL, encoder=encoder)
+    assert report.other_kinds == {".pptx": 2, ".xlsx": 1, "Makefile": 1}
+    assert str(report).endswith("\nof kinds that are not read: 2 .pptx, 1 Makefile, 1 .xlsx")
+
+
 def test_a_path_of_a_person_who_is_not_there_is_a_missing_one(made):
     with pytest.raises(DataError, match="~nobody-here/notes: there is no such file or folder"):
         made[0].update(["~nobody-here/notes"])

@@ -146,6 +146,21 @@ def test_the_first_chat_is_answered_kept_and_found_again(tab):
     assert tab.evaluate("Object.values(localStorage).join()").find("Bearer") < 0
 
 
+def test_a_question_whose_answer_was_lost_with_the_page_is_answered_by_a_button(tab):
+    tab.select_option("#model", "slow")
+    tab.fill("#ask", "one two three")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector(".theirs")
+    tab.reload()
+    tab.wait_for_selector(".mine")
+    assert tab.locator(".theirs").count() == 0
+    tab.select_option("#model", "tiny")
+    tab.get_by_role("button", name="Answer", exact=True).click()
+    tab.wait_for_selector(".theirs .facts")
+    assert tab.locator(".mine").count() == tab.locator(".theirs").count() == 1
+    assert tab.get_by_role("button", name="Answer", exact=True).count() == 0
+
+
 def test_an_answer_streams_and_escape_stops_it(tab, server):
     tab.select_option("#model", "slow")
     tab.fill("#ask", "one two")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -392,6 +393,8 @@ class _Talk:
                     _aside(f"error: {error.filename}: {error.strerror}")
             elif command in ("/help", "/?"):
                 _aside(HELP)
+            elif re.fullmatch(r"/[a-z]+", line.strip()):  # a slip of the finger, not a question
+                _aside(f"There is no {line.strip()} here: {HELP}")
             elif line.strip():
                 self.answer(line)
 

@@ -3,12 +3,13 @@
 Requests share one cache. Each ``step`` writes one token (or a few) for every request that is under way, in one
 call of the model, and reads the prompts of some that wait; ``generate`` and ``stream`` are loops over ``submit`` and
 ``step``, so that every user of the engine runs the same code. How logits become ids is decided in
-``sampling``, when text may leave in ``release``. The engine belongs to one thread, opens no file and never
-changes the model.
+``sampling``, when text may leave in ``release``. Threads take turns at an engine: what one of them asks for with one call
+is done before another's begins, but that pieces of a stream let others in. It opens no file and never changes the model.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -43,6 +44,9 @@ __all__ = ["Engine"]
 
 class Engine:
     """Writes, streams, scores and embeds with one model, for many requests at once.
+
+    Several threads may call it: they wait for each other. What is to be written together goes into one ``generate``, or
+    comes by ``submit``.
 
     Args:
         bundle: the model and its text side.
@@ -87,6 +91,7 @@ class Engine:
             most_bytes=most,
             compiles=compiles,
         )
+        self._lock = threading.RLock()
         self._constraints: Constraints | None = None
         self._early: list[Chunk] = []
         self._numbers = 0
@@ -108,17 +113,18 @@ class Engine:
         sampling = self.defaults() if sampling is None else sampling
         encoded = [self._encode(prompt) for prompt in prompts]
         if sampling.beams is not None:
-            with reading_only(self._model):
+            with self._lock, reading_only(self._model):
                 return [one for ids in encoded for one in self._search(ids, sampling)]
         order = sorted(
             range(len(prompts)), key=lambda i: -len(encoded[i])
         )  # like lengths together: less padding
-        numbers = {
-            (i, index): self.submit(Request(encoded[i], sampling, index))
-            for i in order
-            for index in range(sampling.n)
-        }
-        chunks = self._run({number: [] for number in numbers.values()})
+        with self._lock:
+            numbers = {
+                (i, index): self.submit(Request(encoded[i], sampling, index))
+                for i in order
+                for index in range(sampling.n)
+            }
+            chunks = self._run({number: [] for number in numbers.values()})
         return [
             Completion.of(chunks[numbers[i, index]], len(encoded[i]))
             for i in range(len(prompts))
@@ -155,7 +161,7 @@ class Engine:
         Raises:
             GenerationError: if a completion is empty, a pair exceeds the context, or the model is an encoder.
         """
-        with reading_only(self._model):
+        with self._lock, reading_only(self._model):
             return score_pairs(self.bundle, pairs, self._prefixes)
 
     def embed(self, texts: Sequence[str], pool: Pooling | None = None) -> Tensor:
@@ -171,7 +177,7 @@ class Engine:
         Raises:
             GenerationError: if a text is empty, or the vectors would not be finite.
         """
-        with reading_only(self._model):
+        with self._lock, reading_only(self._model):
             vectors = embed_texts(self.bundle, texts, pool, self._packed)
         if not bool(vectors.isfinite().all()):
             raise DamagedModelError
@@ -187,7 +193,7 @@ class Engine:
         """
         if self._is_seq2seq:
             return refill(self.bundle, text, lambda ids, sampling: self.generate([ids], sampling)[0])
-        with reading_only(self._model):
+        with self._lock, reading_only(self._model):
             return fill_gaps(self.bundle, text, top)
 
     # --- requests ---
@@ -206,19 +212,20 @@ class Engine:
             raise GenerationError(
                 f"logit_bias names id {outside[0]}, but the vocabulary has {self._vocab} ids."
             )
-        self._numbers += 1
-        live = Live.begin(
-            self._numbers,
-            request,
-            ids,
-            limit=min(request.sampling.max_tokens, self._room(ids)),
-            stop_ids=self._stop_ids,
-            text=TextStream(self._decode_ids, request.sampling.stop, self.bundle.tokenizer.piece),
-            constraint=self._constrained(request.sampling),
-            now=self._clock(),
-        )
-        live.is_source = self.bundle.model.config.shape == "encoder_decoder"
-        self._scheduler.add(live)
+        with self._lock:
+            self._numbers += 1
+            live = Live.begin(
+                self._numbers,
+                request,
+                ids,
+                limit=min(request.sampling.max_tokens, self._room(ids)),
+                stop_ids=self._stop_ids,
+                text=TextStream(self._decode_ids, request.sampling.stop, self.bundle.tokenizer.piece),
+                constraint=self._constrained(request.sampling),
+                now=self._clock(),
+            )
+            live.is_source = self.bundle.model.config.shape == "encoder_decoder"
+            self._scheduler.add(live)
         return live.number
 
     def step(self) -> list[Chunk]:
@@ -229,15 +236,15 @@ class Engine:
         Every request's first chunk comes when its prompt has been read. Nothing to do gives an empty list. A request that
         cannot go on ends with a chunk that holds its error; others go on.
         """
-        chunks, self._early = self._early, []
-        with reading_only(self._model):
+        with self._lock, reading_only(self._model):
+            chunks, self._early = self._early, []
             chunks += self._scheduler.step()
         return chunks
 
     def cancel(self, number: int) -> None:
         """Forget a request and free its place at once; one that has ended, or never was, is ignored."""
-        self._early = [chunk for chunk in self._early if chunk.request != number]
-        with reading_only(self._model):
+        with self._lock, reading_only(self._model):
+            self._early = [chunk for chunk in self._early if chunk.request != number]
             self._scheduler.cancel(number)
 
     @property
@@ -268,24 +275,22 @@ class Engine:
 
     def _streamed(self, number: int) -> Iterator[Chunk]:
         held: list[Chunk] = []
-        others: list[Chunk] = []
         try:
             while True:
-                step = self.step()
-                others += [chunk for chunk in step if chunk.request != number]
+                with self._lock:
+                    step = self.step()
+                    self._early = [chunk for chunk in step if chunk.request != number] + self._early
                 for chunk in (chunk for chunk in step if chunk.request == number):
                     if chunk.error is not None:
                         raise chunk.error
                     held.append(chunk)
                     if chunk.text or chunk.finish_reason is not None:
                         joined, held = merged(held), []
-                        self._early, others = others + self._early, []
                         yield joined
                     if chunk.finish_reason is not None:
                         return
         finally:
             self.cancel(number)
-            self._early = others + self._early
 
     def _search(self, ids: list[int], sampling: Sampling) -> list[Completion]:
         """Find the best ``n`` completions by beam search."""

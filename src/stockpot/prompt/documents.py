@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from stockpot.errors import DataError
 from stockpot.home import without_tilde
 from stockpot.prompt.papers import PaperError, read_paper
 
-__all__ = ["Part", "find_documents", "read_document"]
+__all__ = ["Part", "find_documents", "other_kinds", "read_document"]
 
 PAPERS = (".pdf", ".docx")
 PACKED = (".gz", ".zst")
@@ -70,15 +71,25 @@ def find_documents(paths: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
+def other_kinds(paths: Iterable[str | Path]) -> dict[str, int]:
+    """Count the files inside folders that are of no kind that is read, by how their names end; the commonest come first."""
+    folders = [path for path in map(without_tilde, paths) if path.is_dir()]
+    others = {path for folder in folders for path in _visible(folder) if _form(path) is None}
+    return dict(Counter(path.suffix.lower() or path.name for path in sorted(others)).most_common())
+
+
 def _inside(folder: Path) -> Iterator[Path]:
+    return (path for path in _visible(folder) if _form(path) is not None)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Yield the files inside a folder, without hidden ones and links that lead out of it."""
     home = folder.resolve()
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(place) / name
-            if name.startswith(".") or _form(path) is None:
-                continue
-            if path.is_file() and path.resolve().is_relative_to(home):
+            if not name.startswith(".") and path.is_file() and path.resolve().is_relative_to(home):
                 yield path
 
 

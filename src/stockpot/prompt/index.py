@@ -28,7 +28,7 @@ from stockpot.errors import ConfigError, DataError
 from stockpot.generate.engine import Engine
 from stockpot.home import without_tilde
 from stockpot.prompt.chunks import Passage, cut
-from stockpot.prompt.documents import find_documents, read_document
+from stockpot.prompt.documents import find_documents, other_kinds, read_document
 from stockpot.prompt.store import Row, Store
 from stockpot.weights.adapter import checksums
 from stockpot.weights.store import load
@@ -42,6 +42,7 @@ FILE, FORM = "index.json", 1
 FUSION = 60  # Cormack et al. 2009, "Reciprocal rank fusion", SIGIR
 WAIT_S = 30.0
 AT_ONCE = 2_048  # passages that are embedded and added together
+KINDS_TOLD = 6  # endings of files that are not read
 
 
 class IndexConfig(Settings):
@@ -73,6 +74,10 @@ class Hit:
     ranks: dict[str, int]
 
 
+def _told(passages: int) -> str:
+    return f"{passages:,} passage{'' if passages == 1 else 's'}"
+
+
 @dataclass
 class IndexReport:
     """What an update did."""
@@ -82,13 +87,19 @@ class IndexReport:
     removed: list[str] = field(default_factory=list)
     unchanged: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    other_kinds: dict[str, int] = field(default_factory=dict)
     passages: int = 0
     seconds: float = 0.0
 
     def __str__(self) -> str:
         counts = f"{len(self.added)} added, {len(self.changed)} changed, {len(self.removed)} removed"
-        lines = [f"{counts}, {self.unchanged} unchanged; {self.passages:,} passages in {self.seconds:.1f} s"]
-        return "\n".join([*lines, *(f"skipped {path}: {reason}" for path, reason in self.skipped.items())])
+        lines = [f"{counts}, {self.unchanged} unchanged; {_told(self.passages)} in {self.seconds:.1f} s"]
+        lines += [f"skipped {path}: {reason}" for path, reason in self.skipped.items()]
+        if self.other_kinds:
+            named = [f"{count} {ending}" for ending, count in self.other_kinds.items()]
+            told = ", ".join(named[:KINDS_TOLD]) + (", …" if len(named) > KINDS_TOLD else "")
+            lines.append(f"of kinds that are not read: {told}")
+        return "\n".join(lines)
 
 
 class Index:
@@ -197,7 +208,7 @@ class Index:
             found = {str(path.resolve()): path for path in find_documents(given)}
             gone = [name for name in self._facts["files"] if name not in found and _below(name, given)]
             files = {name: one for name, one in self._facts["files"].items() if name not in gone}
-            report.removed = gone
+            report.removed, report.other_kinds = gone, other_kinds(given)
             self._read(found, files, report, progress or (lambda event: None))
             self._facts = self._facts | {"files": files, "skipped": report.skipped}
             write_atomically(self.folder / FILE, json.dumps(self._facts, indent=1, ensure_ascii=False))
@@ -240,7 +251,7 @@ class Index:
             files[name] = {"sha256": checksum, "version": version, "passages": len(passages)}
             waiting += [(name, version, one) for one in passages]
             progress(
-                {"kind": "note", "text": f"{number} of {len(found)}: {path.name}, {len(passages)} passages"}
+                {"kind": "note", "text": f"{number} of {len(found)}: {path.name}, {_told(len(passages))}"}
             )
             if len(waiting) >= AT_ONCE:
                 self._add(waiting)

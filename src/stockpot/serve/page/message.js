@@ -78,7 +78,13 @@ function tools(view, talk, node, isMine) {
     name: "copy",
     onclick: () => tried(() => copyText(node.content).then(() => toast("Copied."))),
   });
-  if (isMine) return [branches, button("Edit and ask again", { name: "edit", onclick: () => view.edit(node) }), copy];
+  if (isMine) {
+    const edit = button("Edit and ask again", { name: "edit", onclick: () => view.edit(node) });
+    // the page was left or loaded anew before the answer was there
+    const isOpen = !Object.values(talk.nodes).some((one) => one.parent === node.id);
+    const answer = isOpen && button("Answer", { name: "again", onclick: () => view.answer(node.id) });
+    return [branches, answer, edit, copy];
+  }
   const thumb = (isUp) =>
     button(isUp ? "Good answer" : "Bad answer", {
       name: isUp ? "up" : "down",
