@@ -307,11 +307,16 @@ def ai_feedback(
         maker.print_plan(config)
         return
 
-    def work(progress: show.Progress) -> Path:
-        stage(config, out=maker.out, progress=progress)
-        return maker.out / "comparisons.jsonl"
-
-    maker.make(work)
+    maker.make(
+        lambda progress: stage(config, out=maker.out, progress=progress),
+        lambda found: {
+            "data": str(maker.out / "comparisons.jsonl"),
+            "pairs": found.pairs,
+            "consistent": found.consistent,
+            "first_chosen": found.first,
+            "agreement": found.agreement,
+        },
+    )
 
 
 @verb("rank", panel=PANEL, flags=Making, without=("dtype",))
@@ -327,7 +332,7 @@ def rank(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
 ) -> None:
     """Have MODEL answer each prompt several times and rank its answers: comparisons of what it writes itself."""
-    from stockpot.stages.rank import FILE, RankConfig
+    from stockpot.stages.rank import RankConfig
     from stockpot.stages.rank import rank as stage
 
     maker = Maker("rank", "rank", flags)
@@ -337,11 +342,16 @@ def rank(
         maker.print_plan(config)
         return
 
-    def work(progress: show.Progress) -> Path:
-        stage(config, out=maker.out, progress=progress)
-        return maker.out / FILE
-
-    maker.make(work)
+    maker.make(
+        lambda progress: stage(config, out=maker.out, progress=progress),
+        lambda found: {
+            "data": str(found.path),
+            "comparisons": found.pairs,
+            "prompts": found.prompts,
+            "rating": found.rating,
+            "best": found.best,
+        },
+    )
 
 
 @verb("cook", panel=PANEL, flags=Resuming)
