@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -189,3 +190,12 @@ def test_the_accuracy_is_that_of_the_model_that_is_kept(config, tmp_path):
 def test_only_so_many_comparisons_are_read(config, tmp_path):
     run = dpo(config.model_copy(update={"max_pairs": 30, "drift_prompts": 0}), out=tmp_path / "run")
     assert sum(run.manifest["comparisons"][side] for side in ("train", "validation")) == 30
+
+
+def test_a_policy_that_has_not_moved_is_as_far_as_its_reference_in_few_bits_too(tiny_base, tmp_path):
+    """The reference was read by other kernels than the policy: in bfloat16 a first step began with a margin."""
+    loop = GentleLoop(steps=1, batch_tokens=1024, dtype="bfloat16")
+    config = DPOConfig(model=str(tiny_base), data="village:preferences:0:60", drift_prompts=0, loop=loop)
+    run = dpo(config, out=tmp_path / "run")
+    assert run.last("train/chosen_shift") == pytest.approx(0.0, abs=1e-3)
+    assert run.last("train/loss") == pytest.approx(math.log(2), abs=1e-4)

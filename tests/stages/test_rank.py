@@ -103,4 +103,6 @@ def test_the_command_says_what_it_wrote(config, tiny_base, tmp_path):
         app, [*words, "--set", "max_tokens=6", "--out", str(tmp_path / "out"), "--json"]
     )
     assert done.exit_code == 0, done.output
-    assert str(tmp_path / "out" / FILE) in done.stdout
+    told = json.loads(done.stdout)
+    assert told["data"] == str(tmp_path / "out" / FILE)
+    assert told["prompts"] == 6 and told["rating"]["value"] <= told["best"]["value"]

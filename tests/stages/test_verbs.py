@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 
 import pytest
@@ -137,6 +138,7 @@ def test_a_model_compares_answers(tiny_base, tmp_path):
     told = ask(*words)
     assert told.exit_code == 0, told.stderr
     assert "the same answer won in both orders" in told.stderr
+    assert re.search(r"first_chosen +\d\.\d+ \[.*\] n=4", told.stdout)
     assert len((out / "comparisons.jsonl").read_text().splitlines()) == 4
 
 

@@ -7,26 +7,16 @@ trains.
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from stockpot.cli import show
-from stockpot.cli.grammar import COMPUTES, Making, Resuming, Settling, tell_how_to_go_on, verb
-
-if TYPE_CHECKING:
-    from stockpot.config import Settings
-    from stockpot.run import Run
-
-    S = TypeVar("S", bound=Settings)
+from stockpot.cli.grammar import COMPUTES, Making, Resuming, verb
+from stockpot.cli.maker import Maker, plan_tuning, train
 
 __all__ = [
     "Data",
-    "Maker",
     "ai_feedback",
     "align_image",
     "cook",
@@ -36,7 +26,6 @@ __all__ = [
     "pretrain",
     "rank",
     "reward",
-    "settle",
     "sft",
     "train_draw",
     "train_tokenizer",
@@ -102,7 +91,7 @@ def pretrain(
     from stockpot.stages.pretrain import pretrain as stage
 
     own = {"start": model, "data": data, "tokenizer": tokenizer, "size": size, "minutes": minutes}
-    _train("pretrain", stage, PretrainConfig, flags, own | {"loop.steps": steps}, plan=plan_pretraining)
+    train("pretrain", stage, PretrainConfig, flags, own | {"loop.steps": steps}, plan=plan_pretraining)
 
 
 @verb("sft", panel=PANEL, flags=Resuming)
@@ -112,7 +101,7 @@ def sft(flags: Resuming, model: Model = None, data: Data = None, steps: Steps = 
     from stockpot.stages.sft import sft as stage
 
     own = {"model": model, "data": data, "loop.steps": steps}
-    _train("sft", stage, SFTConfig, flags, own, plan=_plan_tuning)
+    train("sft", stage, SFTConfig, flags, own, plan=plan_tuning)
 
 
 @verb("reward", panel=PANEL, flags=Resuming)
@@ -122,7 +111,7 @@ def reward(flags: Resuming, model: Model = None, data: Data = None, steps: Steps
     from stockpot.stages.reward import reward as stage
 
     own = {"model": model, "data": data, "loop.steps": steps}
-    _train("reward", stage, RewardConfig, flags, own, plan=_plan_tuning)
+    train("reward", stage, RewardConfig, flags, own, plan=plan_tuning)
 
 
 @verb("dpo", panel=PANEL, flags=Resuming)
@@ -132,7 +121,7 @@ def dpo(flags: Resuming, model: Model = None, data: Data = None, steps: Steps = 
     from stockpot.stages.dpo import dpo as stage
 
     own = {"model": model, "data": data, "loop.steps": steps}
-    _train("dpo", stage, DPOConfig, flags, own, plan=_plan_tuning)
+    train("dpo", stage, DPOConfig, flags, own, plan=plan_tuning)
 
 
 Reward = Annotated[
@@ -153,7 +142,7 @@ def ppo(
     from stockpot.stages.ppo import ppo as stage
 
     own = {"model": model, "reward": reward, "data": data, "loop.steps": steps}
-    _train("ppo", stage, PPOConfig, flags, own)
+    train("ppo", stage, PPOConfig, flags, own)
 
 
 @verb("grpo", panel=PANEL, flags=Resuming)
@@ -165,7 +154,7 @@ def grpo(
     from stockpot.stages.ppo import grpo as stage
 
     own = {"model": model, "reward": reward, "data": data, "loop.steps": steps}
-    _train("grpo", stage, GRPOConfig, flags, own)
+    train("grpo", stage, GRPOConfig, flags, own)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,7 +216,7 @@ def tune_prompt(
     from stockpot.stages.tune_prompt import tune_prompt as stage
 
     own: dict[str, Any] = {"model": model, "length": length, "loop.steps": steps}
-    _train("tune-prompt", stage, PromptTuningConfig, flags, own | flags.questions())
+    train("tune-prompt", stage, PromptTuningConfig, flags, own | flags.questions())
 
 
 @verb("align-image", panel=PANEL, flags=Resuming)
@@ -258,7 +247,7 @@ def align_image(
     from stockpot.stages.align_image import align_image as stage
 
     own = {"model": model, "data": data, "vision": vision, "adapters": adapters, "chat": chat}
-    _train("align-image", stage, AlignImageConfig, flags, own | {"loop.steps": steps})
+    train("align-image", stage, AlignImageConfig, flags, own | {"loop.steps": steps})
 
 
 @verb("train-draw", panel=PANEL, flags=Resuming)
@@ -280,7 +269,7 @@ def train_draw(
     from stockpot.stages.diffusion import DrawConfig
     from stockpot.stages.diffusion import train_draw as stage
 
-    _train("train-draw", stage, DrawConfig, flags, {"encoder": encoder, "data": data, "loop.steps": steps})
+    train("train-draw", stage, DrawConfig, flags, {"encoder": encoder, "data": data, "loop.steps": steps})
 
 
 @verb("ai-feedback", panel=PANEL, flags=Making, without=("dtype",))
@@ -307,11 +296,16 @@ def ai_feedback(
         maker.print_plan(config)
         return
 
-    def work(progress: show.Progress) -> Path:
-        stage(config, out=maker.out, progress=progress)
-        return maker.out / "comparisons.jsonl"
-
-    maker.make(work)
+    maker.make(
+        lambda progress: stage(config, out=maker.out, progress=progress),
+        lambda found: {
+            "data": str(maker.out / "comparisons.jsonl"),
+            "pairs": found.pairs,
+            "consistent": found.consistent,
+            "first_chosen": found.first,
+            "agreement": found.agreement,
+        },
+    )
 
 
 @verb("rank", panel=PANEL, flags=Making, without=("dtype",))
@@ -327,7 +321,7 @@ def rank(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
 ) -> None:
     """Have MODEL answer each prompt several times and rank its answers: comparisons of what it writes itself."""
-    from stockpot.stages.rank import FILE, RankConfig
+    from stockpot.stages.rank import RankConfig
     from stockpot.stages.rank import rank as stage
 
     maker = Maker("rank", "rank", flags)
@@ -337,11 +331,16 @@ def rank(
         maker.print_plan(config)
         return
 
-    def work(progress: show.Progress) -> Path:
-        stage(config, out=maker.out, progress=progress)
-        return maker.out / FILE
-
-    maker.make(work)
+    maker.make(
+        lambda progress: stage(config, out=maker.out, progress=progress),
+        lambda found: {
+            "data": str(found.path),
+            "comparisons": found.pairs,
+            "prompts": found.prompts,
+            "rating": found.rating,
+            "best": found.best,
+        },
+    )
 
 
 @verb("cook", panel=PANEL, flags=Resuming)
@@ -368,143 +367,3 @@ def cook(flags: Resuming, minutes: Minutes = None) -> None:
             "to chat": shlex.join(["stockpot", "chat", str(run.path)]),
         },
     )
-
-
-def _train(
-    verb: str,
-    stage: Callable[..., Run],
-    cls: type[S],
-    flags: Resuming,
-    own: dict[str, Any],
-    *,
-    plan: Callable[[S], tuple[S, Any]] | None = None,
-) -> None:
-    """Do what every verb that trains does: merge its settings, then plan or train.
-
-    Args:
-        verb: what was typed; also the recipe table it reads.
-        stage: trains.
-        cls: the stage's settings.
-        flags: the common flags.
-        own: dotted key → value of the verb's own flags.
-        plan: for a dry run: settles what the settings leave open and says what it takes; None: the general one.
-    """
-    maker = Maker(verb, verb, flags)
-    config = maker.settings(cls, own)
-    if flags.dry_run:
-        maker.print_plan(*(plan(config) if plan else (config,)))
-        return
-    if maker.is_first:
-        maker.check_folder()
-    maker.make(lambda progress: stage(config, out=maker.out, resume=maker.resume, progress=progress))
-
-
-def settle(
-    cls: type[S],
-    table: str | None,
-    flags: Settling,
-    own: dict[str, Any],
-    *,
-    recipes: Sequence[str | Path] | None = None,
-) -> S:
-    """Merge recipes, ``--set`` and flags into the settings of a verb.
-
-    Args:
-        cls: the settings.
-        table: the recipe table that is read; None reads the whole recipe.
-        flags: the common flags.
-        own: dotted key → value of the verb's own flags.
-        recipes: recipe names and files; None: those that the flags name.
-    """
-    from stockpot.config import build, key_named
-
-    named = ((name, key_named(cls, name)) for name in ("device", "dtype", "seed"))
-    standing = {key: getattr(flags, name) for name, key in named if key is not None}
-    return build(
-        cls,
-        table=table,
-        recipe_files=(flags.recipe or ()) if recipes is None else recipes,
-        sets=flags.sets or (),
-        flags=standing | own,
-    )
-
-
-def _plan_tuning(config: Any) -> tuple[Any, Any]:
-    from stockpot.stages.budget import plan_tuning
-
-    return plan_tuning(config)
-
-
-class Maker:
-    """What all makers do around their stage: settings, dry run, progress, how it ended.
-
-    Args:
-        verb: what was typed.
-        table: the recipe table it reads; None reads the whole recipe.
-        flags: the common flags.
-        recipe: what is read when no recipe is named.
-    """
-
-    def __init__(self, verb: str, table: str | None, flags: Making, *, recipe: str | None = None) -> None:
-        self.verb = verb
-        self.table = table
-        self.flags = flags
-        self.recipe = recipe
-        self.out = flags.out or Path("runs") / (recipe or verb)
-        self.is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-        # torchrun runs one command, at the start and after each failure: there it continues what there is, if anything.
-        restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-        self.asks_to_resume = isinstance(flags, Resuming) and flags.resume
-        self.resume = self.asks_to_resume and not (restarts and not self.out.exists())
-
-    def settings(self, cls: type[S], own: dict[str, Any]) -> S:
-        """Merge recipe, ``--set`` and flags; a resumed run reads its own recipe unless another is named."""
-        return settle(cls, self.table, self.flags, own, recipes=self._recipes())
-
-    def _recipes(self) -> list[str | Path]:
-        kept = self.out / "recipe.toml"
-        if self.flags.recipe:
-            return list(self.flags.recipe)
-        if self.asks_to_resume and kept.is_file():
-            return [kept]
-        return [self.recipe] if self.recipe else []
-
-    def check_folder(self) -> None:
-        """Refuse a folder in which the run could not start, before data is read."""
-        from stockpot.run import check_folder
-
-        check_folder(self.out, stage=self.verb, resume=self.resume)
-
-    def make(
-        self,
-        stage: Callable[[show.Progress], Any],
-        ending: Callable[[Any], dict[str, Any]] | None = None,
-    ) -> None:
-        """Run the stage and print what came out; ``ending`` says what to print in place of what can be told of it."""
-        from stockpot.cli.identify import identify
-
-        with tell_how_to_go_on(self.verb, self.out), show.progress(self.flags) as progress:
-            made = stage(progress)
-            if getattr(made, "status", None) == "interrupted":
-                raise KeyboardInterrupt
-        if not self.is_first:
-            return
-        if ending is not None:
-            facts = ending(made)
-        else:
-            found = identify(getattr(made, "path", Path(str(made))))
-            left_out = ("command", "started", "ended", "newest checkpoint")
-            facts = {name: value for name, value in found.facts.items() if name not in left_out}
-            facts = {found.kind: str(found.path)} | facts
-        show.result(self.flags, show.facts(facts), facts)
-
-    def print_plan(self, config: Settings, expected: Any = None, **budget: Any) -> None:
-        """Print the settings, as a recipe that can be run, and what they will take."""
-        from stockpot.config import to_toml
-        from stockpot.stages.budget import plan
-
-        expected = expected or plan(config, **budget)
-        settings = {self.table: config} if self.table else config
-        comment = f"stockpot {self.verb} --recipe THIS_FILE --out {shlex.quote(str(self.out))}\n{expected}"
-        value = {"settings": config.model_dump(mode="json"), "plan": expected}
-        show.result(self.flags, to_toml(settings, comment=comment, explain=True).rstrip("\n"), value)

@@ -12,7 +12,8 @@ import typer
 
 from stockpot.cli import show
 from stockpot.cli.grammar import COMPUTES, Making, Settling, verb
-from stockpot.cli.make import Data, Maker, settle
+from stockpot.cli.make import Data
+from stockpot.cli.maker import Maker, settle
 
 __all__ = ["plan", "prepare", "sweep"]
 

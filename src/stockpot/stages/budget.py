@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from itertools import islice
-from typing import TypeVar
+from typing import TypeAlias
 
 import torch
 
@@ -42,7 +42,7 @@ from stockpot.weights.store import load
 
 __all__ = ["plan", "plan_tuning"]
 
-Tunes = TypeVar("Tunes", SFTConfig, DPOConfig, RewardConfig)
+Tunes: TypeAlias = SFTConfig | DPOConfig | RewardConfig
 
 SAMPLE = 2_000  # documents that a planned tokenizer is tried on
 
@@ -95,12 +95,13 @@ def plan_tuning(config: Tunes) -> tuple[Tunes, Plan]:
     """
     verb = "sft" if isinstance(config, SFTConfig) else "dpo" if isinstance(config, DPOConfig) else "reward"
     bundle = open_to_tune(config.model, config.template, verb=verb)
+    context: int | None = None
     if isinstance(config, SFTConfig):
         found = read_conversations(config, bundle)
-        loop, context = found.config.loop, found.context
+        loop: LoopConfig = found.config.loop
+        context = found.context
     else:
-        tokens = read_comparisons(config, bundle, silent).train.tokens
-        loop, context = with_steps(config.loop, config.passes, tokens), None
+        loop = with_steps(config.loop, config.passes, read_comparisons(config, bundle, silent).train.tokens)
     settled = config.model_copy(update={"loop": loop, "passes": None})
     shape = bundle.model.config
     del bundle  # steps are measured with a model of their own

@@ -29,7 +29,7 @@ from stockpot.model.adapters import LoRA
 from stockpot.model.transformer import Transformer
 from stockpot.run import Run
 from stockpot.stages.assemble import GentleLoop, Progress, as_settings, as_sources, check_length
-from stockpot.train.log_probs import label_log_probs
+from stockpot.train.log_probs import hidden_as_trained, label_log_probs
 from stockpot.train.loop import LoopConfig
 from stockpot.train.parallel import Group
 
@@ -157,7 +157,7 @@ def with_reference(
     named = [pairs.fingerprint for pairs in sides]
     if group.is_first and known.get("of") != named:
         reference = model()
-        values = [_log_probs(pairs, reference, loop, tokens) for pairs in sides]
+        values = [_log_probs(pairs, reference, loop, tokens, is_learned=pairs is sides[0]) for pairs in sides]
         known = {"of": named, "log_probs": [one.tolist() for one in values]}
         write_atomically(file, json.dumps(known))
     said = group.from_first(lambda: known["log_probs"])
@@ -165,15 +165,22 @@ def with_reference(
     return replace(sides[0], reference=first), replace(sides[1], reference=second)
 
 
-@torch.inference_mode()
-def _log_probs(pairs: Pairs, model: Transformer, loop: LoopConfig, tokens: int) -> np.ndarray:
+def _log_probs(
+    pairs: Pairs, model: Transformer, loop: LoopConfig, tokens: int, *, is_learned: bool
+) -> np.ndarray:
+    """Compute as the policy will be: in training's kernels what is learned from, in those that only read what is not.
+
+    Between the two lie tenths of a nat of a long answer in bfloat16, which would be taken for what the policy has learned.
+    """
     was_training = model.training
     model.eval()
     found: list[torch.Tensor] = []
-    with autocast(model.device, loop):
+    reads = torch.no_grad() if is_learned else torch.inference_mode()
+    with reads, autocast(model.device, loop):
         batch: PreferenceBatch
         for batch in FixedPairs(pairs, tokens=tokens):
             texts = batch.texts.to(model.device)
-            found.append(label_log_probs(model, texts).per_answer(texts)[0].cpu())
+            hidden = hidden_as_trained(model, texts) if is_learned else None
+            found.append(label_log_probs(model, texts, hidden=hidden).per_answer(texts)[0].cpu())
     model.train(was_training)
     return torch.cat(found).numpy()

@@ -196,9 +196,8 @@ def read_conversations(config: SFTConfig, bundle: Bundle, *, processes: int = 1)
     loop = config.loop
     if "batch_tokens" not in loop.model_fields_set:
         loop = loop.model_copy(update={"batch_tokens": max(loop.batch_tokens, processes * context)})
-    loop = with_steps(loop, config.passes, train.tokens, usual=PASSES)
-    settled = config.model_copy(update={"loop": loop, "passes": None})
-    return Conversations(settled, context, train, held_out, read)
+    settled = {"loop": with_steps(loop, config.passes, train.tokens, usual=PASSES), "passes": None}
+    return Conversations(config.model_copy(update=settled), context, train, held_out, read)
 
 
 def _all_count(store: TokenStore) -> bool:

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from stockpot.bundle import Bundle
-from stockpot.data.batch import IGNORED, Batch, RolloutBatch
+from stockpot.data.batch import IGNORED, RolloutBatch
 from stockpot.data.branching import Span, Tree, branched, tree_of
 from stockpot.device import World
 from stockpot.errors import ConfigError, DataError, TrainError
@@ -29,7 +29,7 @@ from stockpot.generate.together import complete
 from stockpot.model.adapters import merged_copy, writer_of
 from stockpot.model.transformer import Transformer
 from stockpot.text.chat import Message
-from stockpot.train.log_probs import label_log_probs
+from stockpot.train.log_probs import hidden_as_trained, label_log_probs
 from stockpot.train.losses import Loss, Metrics
 from stockpot.train.parallel import Group
 from stockpot.train.policy import (
@@ -336,7 +336,7 @@ class Rollouts:
             batch, spans = branched([self._tree(phase, group) for group in groups])
             batch = batch.to(policy.device)
             with self.autocast():
-                hidden = _hidden(policy, batch)
+                hidden = hidden_as_trained(policy, batch)
                 found = label_log_probs(policy, batch, hidden=hidden)
                 values = self.model.value(hidden).float() if isinstance(self.model, ActorCritic) else None
             grid = found.spread(found.log_probs, batch.labels).cpu()
@@ -347,7 +347,7 @@ class Rollouts:
             for groups in runs:
                 batch, spans = branched([self._tree(phase, group) for group in groups])
                 batch = batch.to(reference.device)
-                found = label_log_probs(reference, batch, hidden=_hidden(reference, batch))
+                found = label_log_probs(reference, batch, hidden=hidden_as_trained(reference, batch))
                 grid = found.spread(found.log_probs, batch.labels).cpu()
                 phase.reference += [grid[s.row, s.start : s.stop - 1] for s in spans]
         assert len(phase.old) == len(phase.reference) == count * samples
@@ -490,11 +490,3 @@ class Rollouts:
         """Whether the policy has moved so far that the phase's answers say little about it."""
         at_start = self._cursor == 0 or not self._planned()[self._cursor - 1][1]
         return not at_start and self.config.stop_kl is not None and self.kl_step > self.config.stop_kl
-
-
-def _hidden(model: Transformer, batch: Batch) -> Tensor:
-    """Run a model in training's own kernels: by those for models that only read, ratios would be 1 % off in bfloat16."""
-    with torch.enable_grad():
-        found = model(batch.ids, attention_mask=batch.attention_mask, branches=batch.branches, last=0)
-    hidden: Tensor = found.hidden
-    return hidden.detach()
