@@ -51,5 +51,8 @@ CLAIM = Claim(
     "choosing, even though "
     "that one is picked on the questions themselves",
     measure,
+    "The cooks' base models answer in the wording that their text has, “classify”, as often as can be (0.99): nothing beats "
+    "that. On SmolLM2 and 400 sentences of SST-2 twenty vectors are right in 84 to 86 %, the best of 88 ways of asking by hand "
+    "in 79.5 %: +0.055 [0.030, 0.080] over three seeds (`benchmarks/results/ladder.md`).",
     on_base=True,
 )

@@ -44,6 +44,7 @@ __all__ = ["plan", "plan_tuning"]
 
 Tunes: TypeAlias = SFTConfig | DPOConfig | RewardConfig
 
+LEAST_ADAPTER = LoRA(rank=1, targets=("query",))  # costs what a soft prompt before frozen weights does
 SAMPLE = 2_000  # documents that a planned tokenizer is tried on
 
 
@@ -65,7 +66,9 @@ def plan(config: Settings, *, minutes: float | None = None) -> Plan | str:
         case DrawConfig():
             return f"{config.loop.steps:,} steps of {config.loop.batch_tokens} pictures of {config.size} × {config.size}"
         case PromptTuningConfig():
-            return _tuning(_shape("tune-prompt", config.model), config.loop, config.device)
+            return _tuning(
+                _shape("tune-prompt", config.model), config.loop, config.device, adapter=LEAST_ADAPTER
+            )
         case AlignImageConfig():
             return _tuning(_shape("align-image", config.model), config.loop, config.device)
         case PPOConfig():
