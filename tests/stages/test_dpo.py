@@ -104,7 +104,9 @@ def test_the_reference_is_computed_once(config, tmp_path, monkeypatch):
 
     calls = []
     compute = comparisons._log_probs
-    monkeypatch.setattr(comparisons, "_log_probs", lambda *args: calls.append(1) or compute(*args))
+    monkeypatch.setattr(
+        comparisons, "_log_probs", lambda *args, **how: calls.append(1) or compute(*args, **how)
+    )
     dpo(config, out=tmp_path / "run")
     assert len(calls) == 2  # training and validation
     kept = json.loads((tmp_path / "run" / "reference.json").read_text())
