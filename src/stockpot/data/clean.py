@@ -64,9 +64,8 @@ def clean(text: str) -> str:
     signs = set(text) - {"\n", "\t", *_JOINERS}
     unseen = {ord(sign): None for sign in signs if unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs")}
     kept = text.translate(unseen) if unseen else text
-    kept = unicodedata.normalize(
-        "NFC", _LONE_JOINERS.sub("", kept)
-    )  # last: a mark may have lost what kept it apart
+    kept = _LONE_JOINERS.sub("", kept)
+    kept = unicodedata.normalize("NFC", kept)  # last: a mark may have lost what kept it apart
     lines = (line.rstrip() for line in _SPACES.sub(" ", kept).split("\n"))
     return _GAPS.sub("\n\n", "\n".join(lines)).strip()
 

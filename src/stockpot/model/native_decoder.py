@@ -149,9 +149,8 @@ class NativeDecoder:
         self._kernels.write(self._facts, call, writing)
         taken = int(writing.taken)
         cache.end(step._replace(seq=taken, extent=step.extent - going.steps + taken))
-        chosen = logits.gather(1, written[taken - 1].unsqueeze(1)).squeeze(
-            1
-        )  # the first that is no number, if there is one
+        # of logits that are no numbers, greedy choice takes the first
+        chosen = logits.gather(1, written[taken - 1].unsqueeze(1)).squeeze(1)
         return written[:taken].masked_fill_(chosen.isnan(), NO_NUMBER)
 
     def _call(
